@@ -1,0 +1,41 @@
+# Two commands are all the set-up there is: `make demo` and `make test`.
+# Both install what they need into .venv first; nothing else on the machine is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-gpu lint format bench clean
+
+demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
+	$(BIN)/accel-search --config configs/demo.toml
+
+test: $(READY)  ## Run the tests that need no GPU
+	$(BIN)/python -m pytest
+
+test-gpu: $(READY)  ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## Measure what the harness adds to the bare pipeline and scoring calls
+	$(BIN)/python scripts/bench_harness.py
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "accel-search needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build

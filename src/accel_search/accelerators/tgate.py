@@ -1,0 +1,253 @@
+"""T-GATE: stop computing cross-attention at a gate step, and self-attention in most others."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from accel_search.accelerators.base import Accelerator, Parameter
+from accel_search.accelerators.patching import ProcessorWrapper, attention_modules, attribute
+from accel_search.errors import AcceleratorError
+
+if TYPE_CHECKING:
+    from accel_search.accelerators.clock import StepClock
+    from accel_search.records import Params, Workload
+
+COMPUTE, STORE, REUSE = 0, 1, 2
+"""What an attention does in a step: compute; compute and keep the value; return the kept one."""
+
+
+class StepMode(NamedTuple):
+    """What T-GATE does in one step."""
+
+    self_attention: int
+    """COMPUTE, STORE or REUSE."""
+    cross_attention: int
+    """COMPUTE, STORE or REUSE."""
+    mean: bool
+    """What is kept is the mean of the unconditional and the text half."""
+    half: bool
+    """The UNet runs on one half of the guidance batch, and its output is not guided."""
+
+
+@lru_cache(maxsize=256)
+def schedule(
+    steps: int, gate_step: int, sp_interval: int, fi_interval: int, warmup: int
+) -> tuple[StepMode, ...]:
+    """Return what T-GATE does in each of `steps` UNet calls.
+
+    Source:
+        tgate 1.0.0, `tgate_utils.tgate_scheduler`, and `SD.py` for the batch.
+    """
+    modes = []
+    for step in range(steps):
+        if step < gate_step - 1:
+            if step < warmup:
+                own = COMPUTE
+            else:
+                own = STORE if step == warmup or step % sp_interval == 0 else REUSE
+            modes.append(StepMode(own, COMPUTE, mean=False, half=False))
+        elif step == gate_step - 1:
+            modes.append(StepMode(STORE, STORE, mean=True, half=False))
+        else:
+            own = STORE if step % fi_interval == 0 else REUSE
+            modes.append(StepMode(own, REUSE, mean=False, half=True))
+    return tuple(modes)
+
+
+class TGate(Accelerator):
+    """Cache each attention's output and, from `gate_step` on, drop one half of the guidance batch.
+
+    `gate_step` and the intervals count UNet calls. From `gate_step` on the UNet gets the first,
+    unconditional half, and its output is handed back twice: then uncond + g × (text − uncond)
+    is that output, whatever g, in every pipeline. Cross-attention returns what it kept at
+    `gate_step` − 1, the mean over both halves, so that the text still acts. Without guidance
+    nothing is halved nor averaged, and the rest holds.
+
+    Source:
+        Zhang et al., "Faster Diffusion via Temporal Attention Decomposition" (T-GATE),
+        arXiv:2404.02747; tgate 1.0.0, `TgateSDLoader`, `TgateSDXLLoader`. Its loaders, too, go
+        on with the unconditional half (`negative_prompt_embeds`, `negative_add_text_embeds`):
+        for SD the halves only differ in the cross-attention that is reused, for SDXL also in
+        the pooled prompt and the sizes. Deviations: works without guidance, where the package
+        raises; steps count from the first UNet call, where the package subtracts
+        `len(timesteps)` − steps × order (1 for PNDM, −1 for Heun, at which it leaves the modes of
+        every other call unset); with `guidance_rescale`, the guidance's own formula is applied
+        to equal halves, which rounds.
+    """
+
+    name = "tgate"
+    parameters = (
+        Parameter("gate_step", tuple(range(19, 4, -1)), 1, None, "first step without "
+                  "cross-attention and guidance; smaller is faster"),
+        Parameter("sp_interval", tuple(range(2, 10)), 1, None, "before the gate, compute "
+                  "self-attention every n-th step; larger is faster"),
+        Parameter("fi_interval", tuple(range(1, 6)), 1, None, "from the gate on, compute "
+                  "self-attention every n-th step; larger is faster"),
+        Parameter("warmup", (3, 2, 1), 0, None, "first step whose self-attention is kept; "
+                  "smaller is faster"),
+    )  # fmt: skip
+    order = 30
+
+    def allowed(self, parameter: Parameter, value: int | float, workload: Workload) -> bool:
+        """Tell whether there are steps after the gate."""
+        return parameter.name != "gate_step" or value < min(workload.steps, workload.unet_calls)
+
+    def signature(self, params: Params, workload: Workload) -> Hashable | None:
+        """Return what is computed in each step.
+
+        Returns:
+            For each UNet call the one whose self-attention it reuses (None: it computes its
+            own), whether it reuses cross-attention, and whether it runs on half the batch.
+        """
+        kept: int | None = None
+        steps = []
+        for index, mode in enumerate(_schedule(workload.unet_calls, params)):
+            if mode.self_attention == STORE:
+                kept = index
+            source = kept if mode.self_attention == REUSE else None
+            steps.append(
+                (source, mode.cross_attention == REUSE, mode.half and workload.has_guidance)
+            )
+        idle = (None, False, False)
+        return None if all(step == idle for step in steps) else tuple(steps)
+
+    def signature_beside(
+        self, params: Params, workload: Workload, others: frozenset[str]
+    ) -> Hashable | None:
+        """Return the signature with every step at which a value is kept.
+
+        Under an accelerator that skips modules (DeepCache), a module may reuse a value that is
+        not of the latest step: two points that are one alone can differ there.
+        """
+        signature = self.signature(params, workload)
+        if signature is None or not others:
+            return signature
+        return signature, tuple(
+            mode.self_attention == STORE for mode in _schedule(workload.unet_calls, params)
+        )
+
+    @contextmanager
+    def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
+        """Wrap every attention's processor, and the UNet's batch; see `Accelerator.apply`.
+
+        Raises:
+            AcceleratorError: An attention has a residual connection or added keys and values.
+        """
+        state = _State()
+        processors: list[_CachingProcessor] = []
+
+        def on_begin() -> None:
+            state.modes = _schedule(clock.total, params)
+
+        def on_step() -> None:
+            mode = state.modes[clock.index]
+            state.self_attention = mode.self_attention
+            state.cross_attention = mode.cross_attention
+            # Asked at each step, since a callback may end guidance in the middle of a call.
+            guided = bool(getattr(pipe, "do_classifier_free_guidance", False))
+            state.mean = mode.mean and guided
+            state.half = mode.half and guided
+
+        def on_end() -> None:
+            for processor in processors:
+                processor.value = None
+
+        with ExitStack() as stack:
+            for attention in attention_modules(pipe.unet):
+                processor = _CachingProcessor(attention.processor, state)
+                processors.append(processor)
+                stack.enter_context(attribute(attention, "processor", processor))
+            forward = _halved(pipe.unet.forward, state)
+            stack.enter_context(attribute(pipe.unet, "forward", forward))
+            # At both steps every module has to run: to keep its mean, and to see the new batch.
+            gate_step = int(params["gate_step"])
+            restarts = (gate_step - 1, gate_step)
+            stack.enter_context(clock.subscribe(on_begin, on_step, on_end, restarts))
+            yield
+
+
+def _schedule(steps: int, params: Params) -> tuple[StepMode, ...]:
+    return schedule(
+        steps,
+        int(params["gate_step"]),
+        int(params["sp_interval"]),
+        int(params["fi_interval"]),
+        int(params["warmup"]),
+    )
+
+
+class _State:
+    """What the processors of one application share; set before every UNet call."""
+
+    def __init__(self) -> None:
+        self.modes: tuple[StepMode, ...] = ()
+        self.self_attention = self.cross_attention = COMPUTE
+        self.mean = self.half = False
+
+
+class _CachingProcessor(ProcessorWrapper):
+    """Runs `inner`, or returns what it returned in an earlier step."""
+
+    def __init__(self, inner: Any, state: _State) -> None:
+        super().__init__(inner)
+        self.state = state
+        self.value: Any = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Any,
+        encoder_hidden_states: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        state = self.state
+        mode = state.self_attention if encoder_hidden_states is None else state.cross_attention
+        # No value yet where DeepCache skipped this module in the step that kept one: compute.
+        if mode == REUSE and self.value is not None:
+            return self.value
+        output = self.inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+        if mode == STORE:
+            if state.mean:
+                uncond, text = output.chunk(2)
+                self.value = (uncond + text) / 2
+            else:
+                self.value = output
+        return output
+
+
+def _halved(forward: Any, state: _State) -> Any:
+    def halved_forward(*args: Any, **kwargs: Any) -> Any:
+        if not state.half:
+            return forward(*args, **kwargs)
+
+        import torch
+
+        batch = (args[0] if args else kwargs["sample"]).shape[0]
+        if batch % 2:
+            raise AcceleratorError(
+                f"tgate: the UNet got a batch of {batch} under guidance, which is not two halves: "
+                "use a pipeline that batches guidance as [unconditional, text]"
+            )
+        output = forward(
+            *(_first_half(value, batch) for value in args),
+            **{name: _first_half(value, batch) for name, value in kwargs.items()},
+        )
+        if isinstance(output, tuple):
+            return (torch.cat([output[0], output[0]]), *output[1:])
+        return type(output)(sample=torch.cat([output.sample, output.sample]))
+
+    return halved_forward
+
+
+def _first_half(value: Any, batch: int) -> Any:
+    """Return the first half of each tensor in `value` that has `batch` rows."""
+    if isinstance(value, dict):
+        return {key: _first_half(item, batch) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_first_half(item, batch) for item in value)
+    shape = getattr(value, "shape", None)
+    return value[: batch // 2] if shape and shape[0] == batch else value

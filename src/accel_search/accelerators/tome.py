@@ -1,0 +1,170 @@
+"""ToMe: merge alike tokens before self-attention and un-merge them after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from accel_search.accelerators.base import Accelerator, Parameter
+from accel_search.accelerators.patching import ProcessorWrapper, attribute, transformer_blocks
+
+if TYPE_CHECKING:
+    from accel_search.accelerators.clock import StepClock
+    from accel_search.records import Params, Workload
+
+SEED = 0
+"""Seeds the choice of destination tokens at the begin of every pipeline call."""
+
+# Stride of the cells out of which one token each is a destination: tomesd's default.
+STRIDE = 2
+
+
+class ToMe(Accelerator):
+    """Merge `ratio` of the tokens of each self-attention at most `max_downsample` deep.
+
+    The destination tokens are drawn from a generator on the device that starts from `SEED` at
+    every pipeline call: the same seeds give the same images each time. On CUDA that holds up
+    to rounding: tomesd's merge adds with `scatter_reduce`, in no fixed order (seen on an H200).
+
+    Source:
+        Bolya & Hoffman, "Token Merging for Fast Stable Diffusion", CVPR-W 2023; tomesd 0.1.3,
+        `patch.py` (what is merged, and on what measure) and `merge.py` (used as it is).
+        Deviations: the generator is seeded per call (tomesd's lives on, so its second image
+        from the same seed differs); odd batches keep random destinations (tomesd switches them
+        off, though all images of a batch share them), so that an image does not depend on the
+        batch it was made in; the matching is not computed where T-GATE reuses the attention;
+        nothing is merged where tomesd misjudges the token grid (9 × 13 latents at factor 4),
+        for which it raises.
+    """
+
+    name = "tome"
+    parameters = (
+        Parameter("ratio", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.0, 1.0,
+                  "share of the tokens merged, at most 0.75; larger is faster"),
+        Parameter("max_downsample", (1, 2, 3, 4), 1, 8, "deepest downsampling factor at which "
+                  "tokens are merged; smaller is milder, and often faster"),
+    )  # fmt: skip
+    order = 20
+
+    def signature(self, params: Params, workload: Workload) -> Hashable | None:
+        """Return the tokens merged at each level; None when that is none everywhere."""
+        merged = []
+        for factor in workload.attention_downsamples:
+            # A stride-2 convolution rounds up at each level.
+            tokens = math.ceil(workload.latent_height / factor) * math.ceil(
+                workload.latent_width / factor
+            )
+            plan = merge_plan(
+                (workload.latent_height, workload.latent_width),
+                tokens,
+                float(params["ratio"]),
+                int(params["max_downsample"]),
+            )
+            merged.append(0 if plan is None else plan[2])
+        return tuple(merged) if any(merged) else None
+
+    @contextmanager
+    def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
+        """Wrap the processors of all self-attentions; see `Accelerator.apply`."""
+        state = _State(float(params["ratio"]), int(params["max_downsample"]))
+
+        def capture(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            state.block_input = args[0] if args else kwargs["hidden_states"]
+
+        with ExitStack() as stack:
+            for block in transformer_blocks(pipe.unet):
+                processor = _MergingProcessor(block.attn1.processor, state)
+                stack.enter_context(attribute(block.attn1, "processor", processor))
+                hook = block.register_forward_pre_hook(capture, with_kwargs=True)
+                stack.callback(hook.remove)
+            stack.enter_context(
+                clock.subscribe(on_begin=lambda: state.begin(clock.latent_size), on_end=state.drop)
+            )
+            yield
+
+
+def merge_plan(
+    latent_size: tuple[int, int], tokens: int, ratio: float, max_downsample: int
+) -> tuple[int, int, int] | None:
+    """Return how `tokens` tokens of a latent are merged, with tomesd's own arithmetic.
+
+    Args:
+        latent_size: Height and width of the UNet's input.
+        tokens: Tokens of the attention in question.
+        ratio: Share of the tokens to merge.
+        max_downsample: Deepest downsampling factor at which tokens are merged.
+
+    Returns:
+        Width and height of the token grid and the number of tokens merged; None if none is.
+
+    Source:
+        tomesd 0.1.3, `patch.compute_merge` and `merge.bipartite_soft_matching_random2d`.
+    """
+    height, width = latent_size
+    downsample = math.ceil(math.sqrt(height * width // tokens))
+    if downsample > max_downsample:
+        return None
+    w, h = math.ceil(width / downsample), math.ceil(height / downsample)
+    if w * h != tokens:
+        return None
+    destinations = (h // STRIDE) * (w // STRIDE)
+    merged = min(int(tokens * ratio), tokens - destinations)
+    # Without a destination (a grid one token wide) there is nothing to merge into.
+    return (w, h, merged) if merged > 0 and destinations > 0 else None
+
+
+class _State:
+    """What the processors of one application share."""
+
+    def __init__(self, ratio: float, max_downsample: int) -> None:
+        self.ratio = ratio
+        self.max_downsample = max_downsample
+        # The input [B, N, C] of the transformer block that runs. One slot for all blocks: a
+        # block's self-attention takes it, and where T-GATE leaves it, the next one overwrites it.
+        self.block_input: Any = None
+        self.generator: Any = None
+        self.latent_size = (0, 0)
+        self.plans: dict[int, tuple[int, int, int] | None] = {}
+
+    def begin(self, latent_size: tuple[int, int]) -> None:
+        self.latent_size = latent_size
+        self.plans.clear()
+        self.drop()
+
+    def drop(self) -> None:
+        self.block_input = self.generator = None
+
+    def plan(self, tokens: int) -> tuple[int, int, int] | None:
+        if tokens not in self.plans:
+            self.plans[tokens] = merge_plan(
+                self.latent_size, tokens, self.ratio, self.max_downsample
+            )
+        return self.plans[tokens]
+
+
+class _MergingProcessor(ProcessorWrapper):
+    """Runs `inner` on merged tokens and returns its un-merged output."""
+
+    def __init__(self, inner: Any, state: _State) -> None:
+        super().__init__(inner)
+        self.state = state
+
+    def __call__(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        state = self.state
+        metric, state.block_input = state.block_input, None
+        plan = state.plan(metric.shape[1])
+        if plan is None:
+            return self.inner(attn, hidden_states, *args, **kwargs)
+
+        import torch
+        from tomesd.merge import bipartite_soft_matching_random2d
+
+        if state.generator is None:
+            state.generator = torch.Generator(metric.device).manual_seed(SEED)
+        w, h, merged = plan
+        merge, unmerge = bipartite_soft_matching_random2d(
+            metric, w, h, STRIDE, STRIDE, merged, generator=state.generator
+        )
+        return unmerge(self.inner(attn, merge(hidden_states), *args, **kwargs))

@@ -1,0 +1,79 @@
+"""Every error that a user can cause, each with the exit code it ends the program with.
+
+::
+
+    AccelSearchError                1  a defect, unless a subclass says otherwise
+    ├── ConfigurationError          2  invalid arguments, configuration or result file
+    ├── OutOfMemoryError            4  out of memory even at batch size 1
+    ├── LoadError                   5  a model, dataset or scorer could not be loaded
+    ├── ContaminationError          1  an accelerator left the pipeline changed
+    ├── AcceleratorError            2  an accelerator cannot be applied to this pipeline
+    └── TrialFailure                -  one candidate failed; recorded, and the search goes on
+        └── InvalidImage
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ExitCode:
+    """Exit codes of both programs, as the documentation lists them."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    INVALID = 2
+    NOTHING_FOUND = 3
+    OUT_OF_MEMORY = 4
+    NOT_LOADED = 5
+    SWEEP_FAILURES = 6
+    INCONCLUSIVE = 7
+    INTERRUPTED = 130
+
+
+class AccelSearchError(Exception):
+    """Base of the package's errors; the message is one line a user can act on."""
+
+    exit_code: ClassVar[int] = ExitCode.UNEXPECTED
+
+
+class ConfigurationError(AccelSearchError):
+    """An argument, configuration file or result file is not valid."""
+
+    exit_code = ExitCode.INVALID
+
+
+class OutOfMemoryError(AccelSearchError):
+    """The workload does not fit the device even at batch size 1."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+
+class LoadError(AccelSearchError):
+    """A model, dataset or scorer could not be loaded."""
+
+    exit_code = ExitCode.NOT_LOADED
+
+
+class ContaminationError(AccelSearchError):
+    """An accelerator left the pipeline changed, so no later measurement can be trusted."""
+
+
+class AcceleratorError(AccelSearchError):
+    """An accelerator cannot be applied: unsupported pipeline, or already applied."""
+
+    exit_code = ExitCode.INVALID
+
+
+class TrialFailure(AccelSearchError):
+    """One candidate could not be measured; becomes a `Failure` record of `kind`."""
+
+    kind: ClassVar[str] = "unknown_error"
+    seconds: float = 0.0
+    """Wall seconds until it failed; set by whoever timed it."""
+
+
+class InvalidImage(TrialFailure):
+    """An image holds NaN or a single value: never a score."""
+
+    kind = "invalid_image"

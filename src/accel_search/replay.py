@@ -1,0 +1,150 @@
+"""Recorded trials in place of a pipeline: any strategy, in a second, with no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
+from accel_search.search import Split
+from accel_search.space import JointSpace, Key
+from accel_search.trials_file import TrialsFile, read_trials
+
+_NOTHING = Measurement((), (), (), 1)
+
+
+class RecordedFailure(TrialFailure):
+    """The recorded trial failed; `kind` is what the file says."""
+
+    def __init__(self, kind: str, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.kind = kind  # type: ignore[misc]
+        self.seconds = seconds
+
+
+class ReplayEvaluator:
+    """Answers from a file of trials; each answer is charged the seconds recorded in it.
+
+    Args:
+        recorded: The file.
+        space: Space that the file's candidates are points of.
+    """
+
+    def __init__(self, recorded: TrialsFile, space: JointSpace) -> None:
+        self.workload = recorded.workload or unknown_workload(recorded.workload_fields)
+        self._recorded = recorded
+        self._space = space
+        self._trials: dict[Key, Trial] = {
+            space.key(trial.candidate): trial for trial in recorded.trials
+        }
+        self._held_out = {space.key(each): value for each, value in recorded.held_out.items()}
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Return None: the samples were taken elsewhere."""
+        return None
+
+    def baseline(self, split: Split = "search") -> Measurement:
+        """Return the recorded baseline; empty where no held-out prompts were recorded."""
+        if split == "search":
+            return self._recorded.baseline
+        return self._recorded.held_out_baseline or _NOTHING
+
+    @property
+    def baselines(self) -> dict[Split, Measurement]:
+        """Return what `baseline` returns, for both parts."""
+        return {"search": self.baseline("search"), "held_out": self.baseline("held_out")}
+
+    def check(self) -> None:
+        """Do nothing: there is no pipeline that could have changed."""
+
+    def measure(
+        self, candidate: Candidate, split: Split = "search", steps: int | None = None
+    ) -> Measurement:
+        """Return what was recorded.
+
+        Raises:
+            RecordedFailure: The trial failed when it was recorded, or was not recorded.
+        """
+        if steps is not None:
+            if steps not in self._recorded.rivals:
+                raise RecordedFailure("unknown_error", f"{steps} steps were not recorded", 0.0)
+            return self._recorded.rivals[steps]
+        key = self._space.key(candidate)
+        if split == "held_out":
+            if key not in self._held_out:
+                raise RecordedFailure("unknown_error", "not recorded on held-out prompts", 0.0)
+            return self._held_out[key]
+        if key not in self._trials:
+            raise RecordedFailure("unknown_error", "this candidate was not recorded", 0.0)
+        trial = self._trials[key]
+        if trial.failure is not None:
+            failure = trial.failure
+            raise RecordedFailure(failure.kind, failure.message, failure.seconds)
+        assert trial.measurement is not None  # a trial holds one or the other
+        return trial.measurement
+
+
+def open_replay(path: Path, targets: tuple[str, ...]) -> tuple[ReplayEvaluator, JointSpace]:
+    """Return an evaluator for a file of trials, and the space of its candidates.
+
+    Raises:
+        ConfigurationError: The file is not valid, or holds no trial of exactly `targets`.
+    """
+    recorded = read_trials(path)
+    if not any(set(trial.candidate) == set(targets) for trial in recorded.trials):
+        held = sorted({",".join(trial.candidate) for trial in recorded.trials})
+        raise ConfigurationError(
+            f"--replay {path}: holds no trial of --targets {','.join(targets)}, but of {held}"
+        )
+    space = replay_space(recorded, targets)
+    return ReplayEvaluator(recorded, space), space
+
+
+def replay_space(recorded: TrialsFile, targets: tuple[str, ...]) -> JointSpace:
+    """Return the space of the recorded candidates that use exactly `targets`.
+
+    Points that the file does not hold are left out, so every strategy chooses among recorded
+    ones, and the values need not be the accelerators' own.
+    """
+    wanted = [trial.candidate for trial in recorded.trials if set(trial.candidate) == set(targets)]
+    values: dict[str, dict[str, list[int | float]]] = {}
+    for candidate in wanted:
+        for name, params in candidate.items():
+            for key, value in params.items():
+                seen = values.setdefault(name, {}).setdefault(key, [])
+                if value not in seen:
+                    seen.append(value)
+    ordered = {
+        name: {key: sorted(each) for key, each in params.items()} for name, params in values.items()
+    }
+    everything = JointSpace(targets, recorded.workload, ordered)
+    return JointSpace(
+        targets, recorded.workload, ordered, only={everything.key(each) for each in wanted}
+    )
+
+
+def unknown_workload(given: Mapping[str, Any]) -> Workload:
+    """Return what a file says of its workload, `unknown` and 0 for what it does not say.
+
+    It serves to name the result; no two points are taken as one by such a workload.
+    """
+    steps = int(given.get("steps", 0))
+    return Workload(
+        pipeline=str(given.get("pipeline", "unknown")),
+        pipeline_class=str(given.get("pipeline_class", "unknown")),
+        scheduler_class=str(given.get("scheduler_class", "unknown")),
+        steps=steps,
+        unet_calls=int(given.get("unet_calls", steps)),
+        height=int(given.get("height", 0)),
+        width=int(given.get("width", 0)),
+        batch_size=int(given.get("batch_size", 1)),
+        guidance_scale=float(given.get("guidance_scale", 0.0)),
+        dtype=str(given.get("dtype", "unknown")),
+        device=str(given.get("device", "unknown")),
+        latent_height=0,
+        latent_width=0,
+        attention_downsamples=(),
+    )

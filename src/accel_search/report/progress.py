@@ -1,0 +1,126 @@
+"""The lines and the bar of a running search."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+
+from tqdm import tqdm
+
+from accel_search.records import Candidate, Measurement
+from accel_search.report.wording import factor, figures, percent
+from accel_search.search import AssessedTrial, Rival
+from accel_search.statistics import Assessment, is_feasible, noise_floor
+
+
+class Progress:
+    """Writes one line a trial to the log, and draws a bar below the lines.
+
+    Args:
+        logger: Receives the lines.
+        total: Trials expected; the bar's length.
+        bound: Largest score loss allowed, to tell what is best so far.
+        show_bar: Whether a bar is drawn on standard error.
+    """
+
+    def __init__(self, logger: logging.Logger, total: int, bound: float, *, show_bar: bool):
+        self._logger = logger
+        self._total = total
+        self._bound = bound
+        self._number = 0
+        self._best: AssessedTrial | None = None
+        self._bar = tqdm(
+            total=total,
+            disable=not show_bar,
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{n_fmt}/{total_fmt} {bar:12} {elapsed} < {remaining}  {desc}",
+        )
+
+    def __enter__(self) -> Progress:
+        """Return self; the bar is cleared at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Clear the bar."""
+        self._bar.close()
+
+    def on_baseline(self, baseline: Measurement) -> None:
+        """Write what the bare pipeline does and how far timings can be trusted here."""
+        seconds = sum(baseline.seconds_per_image) / len(baseline.seconds_per_image)
+        floor = noise_floor(baseline, len(baseline.baseline_seconds_per_image))
+        score = sum(baseline.scores) / len(baseline.scores)
+        self._logger.info(
+            "baseline: %.4g s an image, score %.2f over %d prompts; "
+            "timing noise ±%.1f %% (baseline against itself)",
+            seconds,
+            score,
+            len(baseline.scores),
+            100 * floor,
+        )
+
+    def on_resume(self, history: Sequence[AssessedTrial]) -> None:
+        """Write how many trials are taken over from an earlier run."""
+        self._number = len(history)
+        for each in history:
+            self._take(each)
+        self._logger.info("resumed: %d finished trials are not measured again", len(history))
+        # `initial` keeps them out of the bar's estimate of the time left.
+        self._bar.initial = len(history)
+        self._bar.update(len(history))
+
+    def on_start(self, candidate: Candidate) -> None:
+        """Show the candidate in hand."""
+        best = "" if self._best is None else f"best {self._speedup(self._best):.2f}x  "
+        self._bar.set_description_str(f"{best}now {candidate}")
+
+    def on_trial(self, assessed: AssessedTrial) -> None:
+        """Write a trial's line."""
+        self._number += 1
+        self._take(assessed)
+        if assessed.assessment is not None:
+            said = figures(assessed.assessment)
+        else:
+            failure = assessed.trial.failure
+            said = f"failed: {failure.kind}: {failure.message}" if failure else "failed"
+        self._logger.info(
+            "trial %d/%d  %s  %s", self._number, self._total, assessed.trial.candidate, said
+        )
+        self._bar.update()
+
+    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
+        """Write how a candidate did on held-out prompts."""
+        said = "failed there" if held_out is None else figures(held_out)
+        self._logger.info(
+            "held-out prompts: %s  %s  %s",
+            assessed.trial.candidate,
+            said,
+            "confirmed" if ok else "refuted, the next one is tried",
+        )
+
+    def on_rival(self, rival: Rival) -> None:
+        """Write what fewer steps do."""
+        self._logger.info(
+            "bare pipeline at %d steps: speedup: %s  score loss: %s",
+            rival.steps,
+            factor(rival.assessment.speedup),
+            percent(rival.assessment.score_loss),
+        )
+
+    def _take(self, assessed: AssessedTrial) -> None:
+        """Remember the best so far."""
+        if assessed.assessment is None:
+            return
+        feasible = is_feasible(assessed.trial, assessed.assessment, self._bound)
+        if feasible and (self._best is None or self._speedup(assessed) > self._speedup(self._best)):
+            self._best = assessed
+
+    @staticmethod
+    def _speedup(assessed: AssessedTrial) -> float:
+        return assessed.assessment.speedup.value if assessed.assessment else 0.0

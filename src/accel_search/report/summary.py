@@ -1,0 +1,175 @@
+"""The summary at the end of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accel_search.records import Candidate
+from accel_search.report.wording import duration, factor, percent
+from accel_search.search import AssessedTrial, Outcome
+from accel_search.settings import Settings
+from accel_search.space import JointSpace
+
+SHOWN = 5
+"""Trials in the table of the best few."""
+
+
+def summary(outcome: Outcome, settings: Settings, space: JointSpace) -> str:
+    """Return the text that ends a search: the winner, the best few, the rival, how to use it."""
+    return "\n\n".join(
+        part
+        for part in (
+            _headline(outcome, settings),
+            _best_few(outcome),
+            _rival(outcome),
+            _coverage(outcome, space),
+            _use(outcome, settings),
+        )
+        if part
+    )
+
+
+def _headline(outcome: Outcome, settings: Settings) -> str:
+    bound = f"{100 * settings.req_score_loss:g} %"
+    goal = (
+        "largest speedup"
+        if settings.req_speedup is None
+        else f"first speedup of {settings.req_speedup:g} or more"
+    )
+    if outcome.winner is None or outcome.winner.assessment is None:
+        return f"No candidate meets the goal: {goal} within {bound} of the baseline's score."
+    found = outcome.winner.assessment
+    lines = [
+        f"The {goal} within {bound} of the baseline's score:",
+        "",
+        *(f"  {line}" for line in _settings_lines(outcome.winner.trial.candidate)),
+        "",
+        f"  speedup: {factor(found.speedup)}",
+        f"  score loss: {percent(found.score_loss)}  {found.verdict}, {found.prompts} prompts",
+    ]
+    if outcome.held_out is not None:
+        held = outcome.held_out
+        lines += [
+            f"  on {held.prompts} prompts the search never saw: speedup: {factor(held.speedup)}",
+            f"    score loss: {percent(held.score_loss)}  {held.verdict}",
+        ]
+    for candidate in outcome.refuted:
+        lines.append(f"  faster, but not confirmed on those: {candidate}")
+    return "\n".join(lines)
+
+
+def _settings_lines(candidate: Candidate) -> list[str]:
+    width = max(len(name) for name in candidate)
+    return [
+        f"{name:{width}}  " + "  ".join(f"{key}={value}" for key, value in params.items())
+        for name, params in candidate.items()
+    ]
+
+
+def _best_few(outcome: Outcome) -> str:
+    """Return the fastest few within the bound, and the fastest of all for comparison."""
+    measured = [each for each in outcome.trials if each.assessment is not None]
+    if not measured:
+        return ""
+    # Those that pass come first, then those that cannot be told from the bound.
+    order = {"pass": 0, "inconclusive": 1, "fail": 2}
+    ranked = sorted(
+        measured,
+        key=lambda each: (
+            order[str(each.assessment.verdict)],  # type: ignore[union-attr]
+            -each.assessment.speedup.value,  # type: ignore[union-attr]
+        ),
+    )
+    shown = ranked[:SHOWN]
+    if outcome.winner is not None and outcome.winner not in shown:
+        shown = [outcome.winner, *shown[:-1]]
+    return "\n".join(
+        [f"  {'speedup':17}  {'score loss':18}  verdict", *(_row(each, outcome) for each in shown)]
+    )
+
+
+def _row(each: AssessedTrial, outcome: Outcome) -> str:
+    assert each.assessment is not None
+    mark = "*" if each == outcome.winner else " "
+    return (
+        f"{mark} {factor(each.assessment.speedup):17}  {percent(each.assessment.score_loss):18}  "
+        f"{each.assessment.verdict!s:12}  {short(each.trial.candidate)}"
+    )
+
+
+def short(candidate: Candidate) -> str:
+    """Write a candidate in little room: `deepcache(3, 0)`, values in the parameters' order."""
+    return " ".join(
+        f"{name}({', '.join(str(value) for value in params.values())})"
+        for name, params in candidate.items()
+    )
+
+
+def _rival(outcome: Outcome) -> str:
+    """Say what the winner costs and gains against fewer steps, the rival that costs nothing."""
+    if outcome.winner is None or outcome.winner.assessment is None or not outcome.rivals:
+        return ""
+    lines = ["The bare pipeline with fewer steps:"]
+    for rival in outcome.rivals:
+        lines.append(
+            f"  {rival.steps} steps: speedup: {factor(rival.assessment.speedup)}  "
+            f"score loss: {percent(rival.assessment.score_loss)}"
+        )
+    equal = [rival.steps for rival in outcome.rivals if rival.rivals(outcome.winner)]
+    if equal:
+        lines.append(
+            f"  {max(equal)} steps are as fast, and their score is not shown to be lower:\n"
+            "  on these prompts fewer steps do as well, with nothing to install."
+        )
+    else:
+        lines.append("  None is as fast without a lower score: the winner is worth its trouble.")
+    return "\n".join(lines)
+
+
+def _coverage(outcome: Outcome, space: JointSpace) -> str:
+    measured = sum(each.assessment is not None for each in outcome.trials)
+    failed = len(outcome.trials) - measured
+    return (
+        f"{space.point_count:,} points, {len(space):,} distinct; {measured:,} measured"
+        + (f", {failed} failed" if failed else "")
+        + (f", {outcome.resumed} of them in an earlier run" if outcome.resumed else "")
+        + f", in {duration(outcome.seconds)}. {outcome.stopped[0].upper()}{outcome.stopped[1:]}."
+    )
+
+
+def _use(outcome: Outcome, settings: Settings) -> str:
+    if outcome.winner is None:
+        return ""
+    return "\n".join(["Use it:", *(f"  {line}" for line in snippet(settings))])
+
+
+def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
+    """Return the text that answers from a stored result."""
+    evidence = entry.get("evidence") or {}
+    date = (entry.get("provenance") or {}).get("date", "an unknown date")
+    low, high = (100 * each for each in evidence.get("score_loss_interval", (0, 0)))
+    lines = [
+        f"{settings.output} holds this search's result, measured on this machine on {date}:",
+        "",
+        *(f"  {line}" for line in _settings_lines(Candidate(entry["settings"]))),
+        "",
+        f"  speedup: {entry['speedup']:.2f}",
+        f"  score loss: {100 * entry['score_loss']:.1f} % [{low:.1f}, {high:.1f}]  "
+        f"{evidence.get('verdict', '')}",
+        "",
+        "Use it:",
+        *(f"  {line}" for line in snippet(settings)),
+        "",
+        "--force searches again.",
+    ]
+    return "\n".join(lines)
+
+
+def snippet(settings: Settings) -> Sequence[str]:
+    """Return the two lines of Python that apply the stored result."""
+    steps = f", steps={settings.steps}"
+    return (
+        "from accel_search import accelerate, load_best",
+        f'accelerate(pipe, **load_best("{settings.output}", pipe{steps}))',
+    )

@@ -1,0 +1,37 @@
+"""How figures are written, the same everywhere."""
+
+from __future__ import annotations
+
+from accel_search.statistics import Assessment, Estimate
+
+
+def factor(estimate: Estimate) -> str:
+    """Write a speedup with its interval: `2.13 [2.05, 2.21]`."""
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def percent(estimate: Estimate) -> str:
+    """Write a loss with its interval: `0.7 % [0.1, 1.4]`."""
+    # Adding zero turns -0.0 into 0.0.
+    value, low, high = (
+        round(100 * each, 1) + 0.0 for each in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def figures(assessment: Assessment) -> str:
+    """Write what is said of a trial, in the words that scripts look for."""
+    return (
+        f"speedup: {factor(assessment.speedup)}  "
+        f"score loss: {percent(assessment.score_loss)}  {assessment.verdict}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as `42 s`, `3 min 20 s` or `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

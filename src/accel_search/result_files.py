@@ -1,0 +1,106 @@
+"""JSON result files that several processes share and none can leave half written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from accel_search.errors import ConfigurationError
+
+LOCK_SECONDS = 60.0
+"""How long a writer waits for another; a dead process's lock is released by the system."""
+
+_logger = logging.getLogger(__name__)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a result file; `{}` where there is no file.
+
+    A file that does not hold a JSON object is moved aside, with a warning that names it.
+
+    Raises:
+        ConfigurationError: The file cannot be read at all.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+        reason = "it is not a JSON object"
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
+    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+    path.replace(aside)
+    _logger.warning("%s does not parse (%s); it is kept as %s", path, reason, aside)
+    return {}
+
+
+def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Read a result file, change its object and replace the file, under its lock.
+
+    A reader sees the old file or the new one, never a part, and two writers never lose each
+    other's entries.
+
+    Args:
+        path: The file; its folder is made.
+        change: Changes the object in place.
+
+    Raises:
+        ConfigurationError: The folder cannot be written to, or another process holds the lock.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+            content = read_json(path)
+            change(content)
+            write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    except Timeout as error:
+        raise ConfigurationError(
+            f"{path}: another process has held its lock for {LOCK_SECONDS:.0f} s; "
+            f"if none is running, delete {path}.lock"
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one.
+
+    Raises:
+        OSError: The folder cannot be written to, or the disk is full; the old file is intact.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; a result file is as readable as any other.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,233 @@
+"""`search_params.json`: what a finished search writes and a later one is answered from."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accel_search.errors import ConfigurationError
+from accel_search.records import Provenance, Workload
+from accel_search.result_files import read_json, update_json
+from accel_search.search import Outcome
+from accel_search.settings import UPPER_BOUND, Settings
+from accel_search.space import JointSpace, search_key
+from accel_search.statistics import Assessment, Verdict, prompts_needed
+
+
+def entry_of(
+    outcome: Outcome,
+    settings: Settings,
+    space: JointSpace,
+    provenance: Provenance | None,
+    study: str,
+) -> dict[str, Any]:
+    """Return the value that stands in the result file for a search that found a winner."""
+    winner = outcome.winner
+    assert winner is not None and winner.assessment is not None and winner.trial.measurement
+    assessment = winner.assessment
+    rivals = [
+        {
+            "steps": rival.steps,
+            **_figures(rival.assessment),
+            "does_as_well": rival.rivals(winner),
+        }
+        for rival in outcome.rivals
+    ]
+    evidence: dict[str, Any] = {
+        "goal": settings.goal,
+        "req_score_loss": settings.req_score_loss,
+        **_intervals(assessment),
+        "held_out": None if outcome.held_out is None else _figures(outcome.held_out),
+        "noise_floor": _rounded(assessment.noise_floor),
+        "fewer_steps": rivals,
+        "baseline_score": _rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
+        "refuted_on_held_out": [each.as_dict() for each in outcome.refuted],
+        "strategy": settings.strategy,
+        "search": _search_identity(settings, space),
+        "space_points": space.point_count,
+        "space_distinct": len(space),
+        "trials_measured": sum(each.assessment is not None for each in outcome.trials),
+        "trials_failed": sum(each.assessment is None for each in outcome.trials),
+        "trials_resumed": outcome.resumed,
+        "exhausted": outcome.exhausted,
+        "stopped": outcome.stopped,
+        "seconds": round(outcome.seconds, 1),
+        "peak_memory_bytes": winner.trial.measurement.peak_memory_bytes,
+        "study": study,
+    }
+    if assessment.verdict is Verdict.INCONCLUSIVE:
+        evidence["prompts_needed"] = prompts_needed(
+            outcome.baseline.scores, winner.trial.measurement.scores, settings.req_score_loss
+        )
+    return {
+        "speedup": _rounded(assessment.speedup.value),
+        "score_loss": _rounded(assessment.score_loss.value),
+        **winner.trial.candidate.flat(),
+        "settings": winner.trial.candidate.as_dict(),
+        "evidence": evidence,
+        "provenance": None
+        if provenance is None
+        else provenance.as_dict() | {"batch_size": winner.trial.measurement.batch_size},
+    }
+
+
+def save(path: Path, workload: Workload, settings: Settings, entry: Mapping[str, Any]) -> list[str]:
+    """Write a finished search's entry under its keys, and return them.
+
+    A search for the upper bound is written under that goal and under the speedup reached; one
+    for a required speedup stopped early, so it is written under the speedup reached alone.
+    """
+    goals: list[str | float] = [round(float(entry["speedup"]), 2)]
+    if settings.req_speedup is None:
+        goals.insert(0, UPPER_BOUND)
+    keys = [search_key(workload, goal, settings.req_score_loss, settings.targets) for goal in goals]
+    update_json(path, lambda content: content.update(dict.fromkeys(keys, entry)))
+    return keys
+
+
+def stored_answer(
+    path: Path,
+    workload: Workload,
+    settings: Settings,
+    space: JointSpace,
+    provenance: Provenance | None,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Look for a finished search that answers this one.
+
+    For a required speedup any stored result that reached it will do, the fastest first.
+
+    Returns:
+        The entry, or None; and the fields in which the entries that were passed over differ
+        from this machine, so that the user can be told that they were measured elsewhere.
+    """
+    content = read_json(path)
+    passed_over: list[str] = []
+    for entry in _answering(content, workload, settings):
+        stored = entry.get("provenance")
+        if provenance is None or not isinstance(stored, dict):
+            continue
+        differences = provenance.differences(stored)
+        if not differences and _same_search(entry, settings, space):
+            return entry, []
+        passed_over = passed_over or differences
+    return None, passed_over
+
+
+def _answering(
+    content: Mapping[str, Any], workload: Workload, settings: Settings
+) -> list[dict[str, Any]]:
+    """Return the entries whose key is this search's, the fastest first."""
+    wanted = ast.literal_eval(
+        search_key(workload, UPPER_BOUND, settings.req_score_loss, settings.targets)
+    )
+    found: list[dict[str, Any]] = []
+    for text, entry in content.items():
+        key = _parsed_key(text)
+        if (
+            key is None
+            or not isinstance(entry, dict)
+            or key[:3] + key[4:] != wanted[:3] + wanted[4:]
+        ):
+            continue
+        if settings.req_speedup is None:
+            if key[3] == UPPER_BOUND:
+                found.append(entry)
+        elif isinstance(key[3], float) and key[3] >= settings.req_speedup:
+            found.append(entry)
+    return sorted(found, key=lambda entry: -float(entry.get("speedup", 0)))
+
+
+def _parsed_key(text: str) -> tuple[Any, ...] | None:
+    """Return a key as a tuple, None where it is not one; literals only, nothing is run."""
+    try:
+        key = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return key if isinstance(key, tuple) and len(key) == 6 else None
+
+
+def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
+    """Return what was searched and how far: two upper bounds that differ in it are not one."""
+    return {
+        "values": space.values(),
+        "max_trials": settings.max_trials,
+        "time_budget": settings.time_budget,
+    }
+
+
+def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace) -> bool:
+    """Tell whether an entry's search went at least as far as this one asks for.
+
+    A requirement is met by any result that meets it. An upper bound answers only if it is of
+    the same space, and of all of it unless this search has the same budget.
+    """
+    if settings.req_speedup is not None:
+        return True
+    evidence = entry.get("evidence") or {}
+    found, wanted = evidence.get("search") or {}, _search_identity(settings, space)
+    if found.get("values") != wanted["values"]:
+        return False
+    return bool(evidence.get("exhausted")) or found == wanted
+
+
+def find_settings(
+    path: Path,
+    pipeline_class: str | None = None,
+    scheduler_class: str | None = None,
+    steps: int | None = None,
+    targets: Sequence[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return the settings of the fastest stored result that fits.
+
+    Args:
+        path: The result file.
+        pipeline_class: Class name of the pipeline; None takes any.
+        scheduler_class: Class name of the scheduler; None takes any.
+        steps: Denoising steps; None takes any.
+        targets: Accelerators that may be used; None takes any.
+
+    Raises:
+        ConfigurationError: No stored result fits.
+    """
+    fitting: list[dict[str, Any]] = []
+    for text, entry in read_json(path).items():
+        key = _parsed_key(text)
+        if key is None or not isinstance(entry, dict) or "settings" not in entry:
+            continue
+        wanted = (pipeline_class, scheduler_class, None if steps is None else str(steps))
+        matches = all(want in (None, got) for want, got in zip(wanted, key[:3], strict=True))
+        if matches and (targets is None or sorted(targets) == key[5]):
+            fitting.append(entry)
+    if not fitting:
+        asked = ", ".join(str(each) for each in (pipeline_class, scheduler_class, steps) if each)
+        raise ConfigurationError(
+            f"{path}: holds no result for {asked or 'anything'}; run accel-search for it first"
+        )
+    best: dict[str, dict[str, Any]] = max(fitting, key=lambda each: float(each["speedup"]))[
+        "settings"
+    ]
+    return best
+
+
+def _figures(assessment: Assessment) -> dict[str, Any]:
+    return {
+        "speedup": _rounded(assessment.speedup.value),
+        "score_loss": _rounded(assessment.score_loss.value),
+        **_intervals(assessment),
+    }
+
+
+def _intervals(assessment: Assessment) -> dict[str, Any]:
+    return {
+        "speedup_interval": [_rounded(end) for end in assessment.speedup.as_list()],
+        "score_loss_interval": [_rounded(end) for end in assessment.score_loss.as_list()],
+        "verdict": str(assessment.verdict),
+        "prompts": assessment.prompts,
+    }
+
+
+def _rounded(value: float) -> float:
+    """Round to five places: more than any interval here is worth, and short to read."""
+    return round(float(value), 5)

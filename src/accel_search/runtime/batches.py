@@ -1,0 +1,71 @@
+"""Which prompts go into which pipeline call, and what of it is timed. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The prompts of one pipeline call."""
+
+    index: int
+    """Position among the batches of its part and size."""
+    prompts: tuple[int, ...]
+    """Indices into the part's prompts."""
+    scored: int
+    """How many of the images, from the front, count; the rest fill up a batch."""
+    timed: bool
+    """Whether it is of full size, so that its time may be compared."""
+
+
+def plan_batches(prompts: int, batch_size: int) -> list[Batch]:
+    """Cut a part of the prompts into batches.
+
+    What is left over at the end makes a smaller batch, which is scored and never timed. A part
+    with fewer prompts than one batch fills it by going round its prompts again, since a sample
+    of another size could not be compared.
+
+    Args:
+        prompts: Prompts of the part.
+        batch_size: Images a call.
+    """
+    if 0 < prompts < batch_size:
+        return [Batch(0, tuple(i % prompts for i in range(batch_size)), prompts, timed=True)]
+    batches = []
+    for index, start in enumerate(range(0, prompts, batch_size)):
+        members = tuple(range(start, min(start + batch_size, prompts)))
+        batches.append(Batch(index, members, len(members), timed=len(members) == batch_size))
+    return batches
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch in the order of measuring."""
+
+    batch: Batch
+    is_new: bool
+    """Whether its images are still to be scored."""
+    paired: bool
+    """Whether the baseline is timed beside it."""
+    baseline_first: bool
+    """Order within a pair; alternates, so that neither side always runs on the warmer device."""
+
+
+def plan_steps(batches: list[Batch], pairs: int) -> Iterator[Step]:
+    """Yield the batches in the order of measuring.
+
+    Full batches come first, the first `pairs` of them paired; if there are fewer, they are gone
+    round again until there are as many pairs. Batches of another size come last, unpaired.
+
+    Args:
+        batches: As `plan_batches` returned them.
+        pairs: Baseline calls to be timed beside the candidate's.
+    """
+    full = [batch for batch in batches if batch.timed]
+    for call in range(max(len(full), pairs) if full else 0):
+        yield Step(full[call % len(full)], call < len(full), call < pairs, call % 2 == 0)
+    for batch in batches:
+        if not batch.timed:
+            yield Step(batch, True, False, False)

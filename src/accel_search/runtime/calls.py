@@ -1,0 +1,170 @@
+"""Timed pipeline calls, bare or under a candidate, and where an evaluator's time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from accel_search.errors import AccelSearchError, TrialFailure
+from accel_search.records import Candidate, Measurement, Params, Prompt, Workload
+from accel_search.runtime.generation import Call, prepare
+from accel_search.runtime.memory import PeakMeter, is_out_of_memory
+from accel_search.runtime.quiet import first_line
+from accel_search.runtime.timing import timed, warm_up_steps
+
+Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
+"""Applies a candidate to a pipeline for the length of a `with` block."""
+
+BASELINE = Candidate()
+
+
+@dataclass
+class Accounting:
+    """Where an evaluator's wall time went."""
+
+    pipeline_seconds: float = 0.0
+    """Pipeline calls, warm-ups and checks among them."""
+    scoring_seconds: float = 0.0
+    """CLIP scoring."""
+    total_seconds: float = 0.0
+    """Everything that was measured, from call to return."""
+    _started: float | None = field(default=None, repr=False)
+
+    @property
+    def harness_seconds(self) -> float:
+        """Return what is neither a pipeline call nor scoring."""
+        return self.total_seconds - self.pipeline_seconds - self.scoring_seconds
+
+    @property
+    def harness_share(self) -> float | None:
+        """Return the harness's seconds over the bare calls'; None before anything was measured."""
+        bare = self.pipeline_seconds + self.scoring_seconds
+        return self.harness_seconds / bare if bare else None
+
+    def start(self) -> None:
+        """Begin to count one measurement."""
+        self._started = perf_counter()
+
+    def elapsed(self) -> float:
+        """Return the seconds since `start`; 0 where nothing is counted."""
+        return 0.0 if self._started is None else perf_counter() - self._started
+
+    def stop(self) -> None:
+        """End counting one measurement."""
+        self.total_seconds += self.elapsed()
+        self._started = None
+
+
+@dataclass
+class Samples:
+    """What one measurement has gathered so far."""
+
+    peak: PeakMeter
+    """Watches the calls that are measured, not the baseline's beside them."""
+    seconds_per_image: list[float] = field(default_factory=list)
+    baseline_seconds_per_image: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def measurement(self, batch_size: int, seconds: float) -> Measurement:
+        """Return the finished measurement.
+
+        Args:
+            batch_size: Images a call.
+            seconds: Wall seconds it took, everything included.
+        """
+        return Measurement(
+            seconds_per_image=tuple(self.seconds_per_image),
+            baseline_seconds_per_image=tuple(self.baseline_seconds_per_image),
+            scores=tuple(self.scores),
+            batch_size=batch_size,
+            peak_memory_bytes=self.peak.peak_bytes,
+            seconds=seconds,
+        )
+
+
+class Caller:
+    """Calls one pipeline, each call under a candidate or bare.
+
+    Args:
+        pipe: A bare pipeline on its device.
+        apply: Applies a candidate. Entered and left around each call, outside its time.
+        accounting: Is charged every call.
+    """
+
+    def __init__(self, pipe: Any, apply: Apply, accounting: Accounting) -> None:
+        self.last_applied: Candidate | None = None
+        """The candidate that touched the pipeline last; None before any did."""
+        self._pipe = pipe
+        self._apply = apply
+        self._accounting = accounting
+        self._device = torch.device(pipe.device)
+
+    def call(
+        self,
+        workload: Workload,
+        prompts: Sequence[Prompt],
+        candidate: Candidate = BASELINE,
+        steps: int | None = None,
+        peak: PeakMeter | None = None,
+    ) -> tuple[torch.Tensor, float]:
+        """Make one image for each prompt in one pipeline call.
+
+        Args:
+            workload: What is made.
+            prompts: One image is made for each.
+            candidate: Settings to apply; the empty one leaves the pipeline as it is.
+            steps: Denoising steps; None takes the workload's.
+            peak: Is shown the call's memory.
+
+        Returns:
+            Images `[B, 3, H, W]`, float32, 0..1, and the call's wall seconds per image.
+
+        Raises:
+            TrialFailure: The accelerated pipeline raised.
+        """
+        images, seconds = self._run(prepare(self._pipe, workload, prompts, steps), candidate, peak)
+        return images.float(), seconds / len(prompts)
+
+    def warm_up(
+        self, workload: Workload, prompts: Sequence[Prompt], candidate: Candidate = BASELINE
+    ) -> None:
+        """Make the untimed call that goes before a configuration's first timed one.
+
+        Policy and reasons: `timing.warm_up_steps`. A short warm-up of a candidate leaves out
+        the decoder, which no accelerator touches and the baseline's warm-up has met.
+        """
+        steps = warm_up_steps(self._device, workload.steps)
+        decode = steps == workload.steps or not candidate
+        self._run(prepare(self._pipe, workload, prompts, steps, decode=decode), candidate, None)
+
+    def _run(
+        self, call: Call, candidate: Candidate, peak: PeakMeter | None
+    ) -> tuple[torch.Tensor, float]:
+        watch = nullcontext() if peak is None else peak.watch()
+        if candidate:
+            images, seconds = self._run_accelerated(call, candidate, watch)
+        else:
+            with watch:
+                images, seconds = timed(call, self._device)
+        self._accounting.pipeline_seconds += seconds
+        return images, seconds
+
+    def _run_accelerated(
+        self, call: Call, candidate: Candidate, watch: AbstractContextManager[None]
+    ) -> tuple[torch.Tensor, float]:
+        self.last_applied = candidate
+        try:
+            with self._apply(self._pipe, candidate), watch:
+                return timed(call, self._device)
+        except AccelSearchError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # One candidate that raises must not end a search of a hundred.
+            raise TrialFailure(f"{candidate} raised {first_line(error)}") from error

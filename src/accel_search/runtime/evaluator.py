@@ -1,0 +1,348 @@
+"""Measures candidates on a real pipeline, beside the baseline, and proves it comes back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from accel_search.errors import InvalidImage, OutOfMemoryError, TrialFailure
+from accel_search.records import Candidate, Measurement, Prompt, PromptSet, Provenance, Workload
+from accel_search.runtime import memory
+from accel_search.runtime.batches import Batch, plan_batches, plan_steps
+from accel_search.runtime.calls import Accounting, Apply, Caller, Samples
+from accel_search.runtime.contamination import References
+from accel_search.runtime.devices import resolve_device, set_threads
+from accel_search.runtime.generation import check_images
+from accel_search.runtime.pipelines import describe_workload, load_pipeline
+from accel_search.runtime.prompts import load_prompts
+from accel_search.runtime.provenance import describe
+from accel_search.runtime.quiet import quiet_libraries
+from accel_search.runtime.scoring import ClipScorer, load_scorer
+from accel_search.runtime.timing import timed
+from accel_search.settings import Settings
+
+T = TypeVar("T")
+Split = Literal["search", "held_out"]
+
+
+class PipelineEvaluator:
+    """Measures candidates by making and scoring images.
+
+    Every call whose time counts has full batch size. The accelerator is entered and left around
+    each candidate call, outside its time, so that each baseline call beside it runs on the bare
+    pipeline; its images have to be bit-identical to those made before any accelerator was
+    applied, which is how one that leaves something behind is found out.
+
+    A batch that does not fit the device is halved, for good: the baseline of the part in hand is
+    measured again at the new size (`baselines` holds it), then the candidate.
+
+    Args:
+        pipe: A bare pipeline on its device, in eval mode.
+        scorer: Scores images against texts.
+        prompts: What is scored on.
+        workload: What is measured.
+        provenance: Where and with what.
+        timing_pairs: Baseline calls timed beside each candidate's own.
+        apply: Applies a candidate; None takes `accelerators.compose.apply_candidate`.
+        log: Gets warnings.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        scorer: ClipScorer,
+        prompts: PromptSet,
+        workload: Workload,
+        provenance: Provenance,
+        *,
+        timing_pairs: int = 3,
+        apply: Apply | None = None,
+        log: logging.Logger | None = None,
+    ) -> None:
+        if apply is None:
+            from accel_search.accelerators.compose import apply_candidate
+
+            apply = apply_candidate
+        self.workload = workload
+        self.provenance = provenance
+        self.prompts = prompts
+        self.accounting = Accounting()
+        self.baselines: dict[Split, Measurement] = {}
+        """The latest baseline of each part."""
+        self._caller = Caller(pipe, apply, self.accounting)
+        self._scorer = scorer
+        self._pairs = timing_pairs
+        self._log = log or logging.getLogger(__name__)
+        self._device = torch.device(pipe.device)
+        self._growth = memory.GrowthWatch(self._device, self._log)
+        self._references = References(self._log)
+        self._warmed_sizes: set[int] = set()
+        if len(prompts.search) < workload.batch_size:
+            self._log.warning(
+                "--batch_size %d is more than --num_samples %d: measuring at batch size %d",
+                workload.batch_size,
+                len(prompts.search),
+                len(prompts.search),
+            )
+            self._set_batch_size(len(prompts.search))
+
+    @property
+    def batch_size(self) -> int:
+        """Images a call, as of now."""
+        return self.workload.batch_size
+
+    def baseline(self, split: Split = "search") -> Measurement:
+        """Measure the bare pipeline on every prompt of a part, and against itself.
+
+        Args:
+            split: Part of the prompts.
+
+        Returns:
+            Scores of every prompt and a sample a full batch; each of the first `timing_pairs`
+            batches is run a second time right after, as its `baseline_seconds_per_image`. A part
+            without prompts has neither.
+
+        Raises:
+            InvalidImage: The bare pipeline itself makes no valid image.
+            OutOfMemoryError: It does not fit the device even at batch size 1.
+            ContaminationError: The pipeline is no longer what it was.
+        """
+        if not self._part(split):
+            return Measurement((), (), (), self.batch_size)
+        with self._session():
+            return self._until_it_fits(lambda: self._measure_baseline(split))
+
+    def measure(
+        self, candidate: Candidate, split: Split = "search", steps: int | None = None
+    ) -> Measurement:
+        """Measure a candidate beside the baseline on every prompt of a part.
+
+        Args:
+            candidate: Settings to apply.
+            split: Part of the prompts.
+            steps: Denoising steps of the bare pipeline, for the rival that has no accelerator;
+                None takes the workload's.
+
+        Raises:
+            TrialFailure: The candidate cannot be measured; others can.
+            OutOfMemoryError: It does not fit the device even at batch size 1.
+            ContaminationError: The pipeline is no longer what it was.
+        """
+        if candidate and steps is not None:
+            raise ValueError("steps are for the bare pipeline: give no candidate with them")
+        if not self._part(split):
+            raise ValueError(f"there are no {split} prompts to measure on")
+        name = str(candidate) if steps is None else f"{steps} steps"
+        with self._session():
+            try:
+                result = self._until_it_fits(
+                    lambda: self._measure_candidate(candidate, split, steps)
+                )
+            except TrialFailure:
+                self._growth.after_trial(name)
+                raise
+            self._growth.after_trial(name)
+            return result
+
+    def check(self) -> None:
+        """Check that the pipeline still makes the image it made before the first candidate.
+
+        Raises:
+            ContaminationError: It does not.
+        """
+        with self._session():
+            self._check_sentinel()
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        self.accounting.start()
+        try:
+            with quiet_libraries():
+                yield
+        except TrialFailure as error:
+            error.seconds = self.accounting.elapsed()
+            raise
+        finally:
+            self.accounting.stop()
+
+    def _until_it_fits(self, run: Callable[[], T]) -> T:
+        while True:
+            try:
+                return run()
+            except RuntimeError as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                message = str(error)
+            # Outside the handler: the error's traceback would keep the failed call's tensors.
+            self._halve(message)
+
+    def _halve(self, message: str) -> None:
+        memory.release(self._device)
+        shortage = memory.parse_shortage(message)
+        size, load = self.batch_size, self.workload
+        if size == 1:
+            raise OutOfMemoryError(
+                f"--pipe {load.pipeline} at {load.height} × {load.width} pixels does not fit "
+                f"{load.device} even at batch size 1 ({shortage}): lower --height and --width, "
+                "or free memory on the device"
+            )
+        self._set_batch_size(size // 2)
+        self._log.warning(
+            "out of memory at batch size %d (%s): going on at batch size %d, where the baseline "
+            "is measured again",
+            size,
+            shortage,
+            self.batch_size,
+        )
+
+    def _set_batch_size(self, size: int) -> None:
+        self.workload = replace(self.workload, batch_size=size)
+        self.provenance = replace(self.provenance, batch_size=size)
+
+    def _measure_baseline(self, split: Split) -> Measurement:
+        self._make_ready()
+        if self._caller.last_applied is not None:
+            self._check_sentinel()  # References may be about to be made.
+        samples = Samples(memory.PeakMeter(self._device))
+        for step in plan_steps(self._batches(split), self._pairs):
+            images, seconds = self._call_bare(split, step.batch, samples.peak)
+            if step.batch.timed:
+                samples.seconds_per_image.append(seconds)
+            if step.paired:
+                _, seconds = self._call_bare(split, step.batch, samples.peak)
+                samples.baseline_seconds_per_image.append(seconds)
+            if step.is_new:
+                self._check_bare(split, step.batch, images)
+                samples.scores += self._score(split, step.batch, images)
+        result = samples.measurement(self.batch_size, self.accounting.elapsed())
+        self.baselines[split] = result
+        return result
+
+    def _measure_candidate(
+        self, candidate: Candidate, split: Split, steps: int | None
+    ) -> Measurement:
+        self._make_ready()
+        known = self.baselines.get(split)
+        if known is not None and known.batch_size != self.batch_size:
+            self._measure_baseline(split)
+        plan = list(plan_steps(self._batches(split), self._pairs))
+        self._make_references(split, [step.batch for step in plan if step.paired])
+        samples = Samples(memory.PeakMeter(self._device))
+        for step in plan:
+            prompts = self._prompts(split, step.batch)
+            if step.paired and step.baseline_first:
+                samples.baseline_seconds_per_image.append(self._call_bare(split, step.batch)[1])
+            if candidate and not samples.seconds_per_image:
+                # After the first baseline call, which vouches for the candidate before this one.
+                self._caller.warm_up(self.workload, prompts, candidate)
+            images, seconds = self._caller.call(
+                self.workload, prompts, candidate, steps, samples.peak
+            )
+            if step.paired and not step.baseline_first:
+                samples.baseline_seconds_per_image.append(self._call_bare(split, step.batch)[1])
+            if step.batch.timed:
+                samples.seconds_per_image.append(seconds)
+            if step.is_new:
+                check_images(images, prompts, step.batch.prompts)
+                samples.scores += self._score(split, step.batch, images)
+        return samples.measurement(self.batch_size, self.accounting.elapsed())
+
+    def _call_bare(
+        self, split: Split, batch: Batch, peak: memory.PeakMeter | None = None
+    ) -> tuple[torch.Tensor, float]:
+        """Call the bare pipeline, compare its images to their reference; seconds are per image."""
+        images, seconds = self._caller.call(self.workload, self._prompts(split, batch), peak=peak)
+        key = (split, batch.index, len(batch.prompts))
+        self._references.compare(key, images, self._caller.last_applied)
+        return images, seconds
+
+    def _check_bare(self, split: Split, batch: Batch, images: torch.Tensor) -> None:
+        try:
+            check_images(images, self._prompts(split, batch), batch.prompts)
+        except InvalidImage as error:
+            raise InvalidImage(
+                f"{error}, made by the bare pipeline: use --dtype float32 or bfloat16, or mend "
+                "the model"
+            ) from error
+
+    def _make_ready(self) -> None:
+        """Before the first call of a batch size: warm up, and prove that the pipeline is bare."""
+        if self.batch_size not in self._warmed_sizes:
+            prompts = self._prompts("search", self._batches("search")[0])
+            self._caller.warm_up(self.workload, prompts)
+            self._check_sentinel()
+            self._warmed_sizes.add(self.batch_size)
+
+    def _check_sentinel(self) -> None:
+        # One image, at the one batch size that fits if any does: it vouches for the pipeline
+        # where references are to be made after candidates were applied.
+        images, _ = self._caller.call(self.workload, self.prompts.search[:1])
+        self._references.compare("sentinel", images, self._caller.last_applied)
+
+    def _make_references(self, split: Split, batches: list[Batch]) -> None:
+        """Make the references of a resumed search, whose baseline an earlier run measured."""
+        missing = {
+            batch.index: batch
+            for batch in batches
+            if (split, batch.index, len(batch.prompts)) not in self._references
+        }
+        if missing and self._caller.last_applied is not None:
+            self._check_sentinel()
+        for batch in missing.values():
+            self._call_bare(split, batch)
+
+    def _part(self, split: Split) -> tuple[Prompt, ...]:
+        return self.prompts.search if split == "search" else self.prompts.held_out
+
+    def _batches(self, split: Split) -> list[Batch]:
+        return plan_batches(len(self._part(split)), self.batch_size)
+
+    def _prompts(self, split: Split, batch: Batch) -> list[Prompt]:
+        part = self._part(split)
+        return [part[index] for index in batch.prompts]
+
+    def _score(self, split: Split, batch: Batch, images: torch.Tensor) -> list[float]:
+        texts = [prompt.text for prompt in self._prompts(split, batch)[: batch.scored]]
+        scores, seconds = timed(
+            lambda: self._scorer.score(images[: batch.scored], texts), self._device
+        )
+        self.accounting.scoring_seconds += seconds
+        return scores
+
+
+def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator:
+    """Load prompts, scorer and pipeline, cheapest first, and return what measures them.
+
+    Raises:
+        LoadError: One of them, or the device, is not there.
+        ConfigurationError: There are too few prompts, or the pipeline cannot make such images.
+        OutOfMemoryError: Their weights do not fit the device.
+    """
+    device = resolve_device(settings.device)
+    prompts = load_prompts(settings)
+    threads = set_threads(settings.threads, device)
+    scorer = load_scorer(settings, device)
+    pipe, folder = load_pipeline(settings, log)
+    workload = describe_workload(pipe, settings, folder)
+    provenance = describe(
+        pipe,
+        workload,
+        prompts,
+        revision=folder.revision,
+        clip_model=scorer.name,
+        threads=threads,
+    )
+    return PipelineEvaluator(
+        pipe,
+        scorer,
+        prompts,
+        workload,
+        provenance,
+        timing_pairs=settings.timing_pairs,
+        log=log,
+    )

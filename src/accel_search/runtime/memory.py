@@ -1,0 +1,156 @@
+"""Device memory: the peak of a trial, growth across trials, and what an allocator said."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+ALLOWANCE_BYTES = 256 * 2**20
+"""Growth across trials that is not worth a word."""
+
+SETTLING_TRIALS = 3
+"""Trials after which everything that is cached once and for all should be."""
+
+_UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = r"(\d+(?:\.\d+)?) (bytes|B|KiB|MiB|GiB|TiB)"
+_SIGNS = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """What is known of an allocation that failed."""
+
+    bytes_asked: int | None
+    """None if the allocator does not say."""
+    bytes_free: int | None
+    """Bytes free on the device at that moment; None if the allocator does not say."""
+
+    def __str__(self) -> str:
+        asked = "an unknown number of" if self.bytes_asked is None else f"{self.bytes_asked:,}"
+        free = "an unknown number" if self.bytes_free is None else f"{self.bytes_free:,}"
+        return f"{asked} bytes asked, {free} free"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that the device's memory is exhausted.
+
+    cuDNN, cuBLAS and the CPU's allocator report it as a plain RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def parse_shortage(message: str) -> Shortage:
+    """Read the bytes asked for and the bytes free out of an allocator's message.
+
+    Source:
+        torch's CUDACachingAllocator: "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of
+        79.11 GiB of which 1.50 GiB is free."; its CPU allocator: "you tried to allocate 8 bytes".
+    """
+
+    def find(pattern: str) -> int | None:
+        match = re.search(pattern, message)
+        return round(float(match[1]) * _UNITS[match[2]]) if match else None
+
+    return Shortage(find(rf"[Tt]ried to allocate {_SIZE}"), find(rf"of which {_SIZE} is free"))
+
+
+def release(device: torch.device) -> None:
+    """Give back what no tensor needs any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class PeakMeter:
+    """Keeps the most bytes allocated on a GPU within its `watch` blocks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.peak_bytes: int | None = None
+        """None on the CPU, and before the first block."""
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Take the block's peak into account."""
+        if self._device.type != "cuda":
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats(self._device)
+        yield
+        peak = torch.cuda.max_memory_allocated(self._device)
+        self.peak_bytes = max(peak, self.peak_bytes or 0)
+
+
+class GrowthWatch:
+    """Warns, once, when memory that trials leave behind grows beyond an allowance.
+
+    The level after the first three trials is what the search needs anyway. Garbage is collected
+    only then and when the allowance is exhausted: it would cost a share of every trial.
+
+    Args:
+        device: On a GPU the bytes allocated there are watched, else the process's resident set.
+        log: Gets the warning.
+        allowance: Bytes of growth that are not warned of.
+    """
+
+    def __init__(
+        self, device: torch.device, log: logging.Logger, allowance: int = ALLOWANCE_BYTES
+    ) -> None:
+        self._device = device
+        self._log = log
+        self._allowance = allowance
+        self._trials = 0
+        self._level = 0
+        self._began: str | None = None
+        self._warned = False
+
+    def after_trial(self, name: str) -> None:
+        """Look at the level a trial left.
+
+        Args:
+            name: The trial's, for the warning.
+        """
+        if self._warned:
+            return
+        self._trials += 1
+        if self._trials <= SETTLING_TRIALS:
+            if self._trials == SETTLING_TRIALS:
+                release(self._device)
+                self._level = self.bytes_in_use()
+            return
+        growth = self.bytes_in_use() - self._level
+        if growth > self._allowance:
+            release(self._device)
+            growth = self.bytes_in_use() - self._level
+        # Growth began with the trial after which the level never came back, which may be long
+        # before the one that exhausts the allowance.
+        if growth <= self._allowance // 8:
+            self._began = None
+            return
+        self._began = self._began or f"trial {self._trials} ({name})"
+        if growth > self._allowance:
+            self._warned = True
+            self._log.warning(
+                "memory in use has grown by %d MiB since trial %d, beginning with %s: an "
+                "accelerator may be keeping tensors; if it goes on, end the search and run the "
+                "same command again to resume in a fresh process",
+                growth // 2**20,
+                SETTLING_TRIALS,
+                self._began,
+            )
+
+    def bytes_in_use(self) -> int:
+        """Return the bytes allocated on the GPU, or the process's resident set on the CPU."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.memory_allocated(self._device))
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)

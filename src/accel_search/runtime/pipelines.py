@@ -1,0 +1,205 @@
+"""Load a pipeline, bare and ready to be measured, and describe the workload it makes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from typing import Any
+
+import torch
+
+from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError
+from accel_search.records import Workload
+from accel_search.runtime.demo import default_guidance
+from accel_search.runtime.devices import dtype_name, resolve_device, resolve_dtype
+from accel_search.runtime.folders import PipelineFolder, find_pipeline
+from accel_search.runtime.memory import is_out_of_memory, parse_shortage
+from accel_search.runtime.quiet import first_line, quiet_libraries
+from accel_search.settings import Settings
+
+GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
+"""Guidance scale that each class uses unless told otherwise."""
+
+
+def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, PipelineFolder]:
+    """Load the pipeline that `settings.pipe` names, with the scheduler asked for.
+
+    Only safetensors weights and classes of diffusers and transformers are loaded. The safety
+    checker is left out: it would be timed, and would blacken pictures. So is SDXL's invisible
+    watermark, which is there or not depending on a package that happens to be installed.
+
+    Args:
+        settings: What is to be loaded, where to, and in what precision.
+        log: Is told that a safety checker is left out.
+
+    Returns:
+        The pipeline and the folder that it was loaded from.
+
+    Raises:
+        LoadError: It cannot be found, fetched or safely loaded, or the device is not there.
+        OutOfMemoryError: Its weights do not fit the device.
+    """
+    import diffusers
+
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    with quiet_libraries():
+        folder = find_pipeline(settings, half=dtype is not torch.float32)
+        xl = folder.pipeline_class == "StableDiffusionXLPipeline"
+        cls = getattr(diffusers, folder.pipeline_class)
+        options: dict[str, Any] = (
+            {"add_watermarker": False}
+            if xl
+            else {"safety_checker": None, "requires_safety_checker": False}
+        )
+        try:
+            pipe = cls.from_pretrained(
+                folder.path,
+                dtype=dtype,  # Named, or transformers would keep the text encoder's own.
+                variant=folder.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                **options,
+            )
+            pipe.scheduler = build_scheduler(settings.scheduler_class, pipe.scheduler)
+            pipe.to(device)
+        except Exception as error:  # Broken files raise errors of six libraries.
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"--pipe {settings.pipe}: its weights do not fit {device} "
+                    f"({parse_shortage(str(error))}): use a GPU with more memory free"
+                ) from error
+            raise LoadError(
+                f"--pipe {settings.pipe}: {folder.path} could not be loaded "
+                f"({first_line(error)}): fetch or save it again"
+            ) from error
+    if folder.has_safety_checker and not xl:
+        log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
+    _make_bare(pipe)
+    return pipe, folder
+
+
+def build_scheduler(class_name: str, own: Any) -> Any:
+    """Return a scheduler of another class, configured as the pipeline's own one.
+
+    DDIM clips the predicted sample unless told not to, and configurations of other classes do
+    not tell; the pipelines forbid it, but only look at the scheduler that they are made with.
+
+    Args:
+        class_name: diffusers class.
+        own: The pipeline's own scheduler.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, class_name)
+    takes_it = "clip_sample" in inspect.signature(cls.__init__).parameters
+    options = {"clip_sample": False} if takes_it and "clip_sample" not in own.config else {}
+    return cls.from_config(own.config, **options)
+
+
+def _make_bare(pipe: Any) -> None:
+    pipe.set_progress_bar_config(disable=True)
+    pipe.disable_attention_slicing()
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+            component.requires_grad_(False)
+
+
+def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder) -> Workload:
+    """Return the facts of what is to be made faster.
+
+    Args:
+        pipe: As `load_pipeline` returned it; it is not changed.
+        settings: What was asked.
+        folder: Where the pipeline came from.
+
+    Raises:
+        ConfigurationError: The scheduler cannot make so many steps, or the size does not suit
+            the pipeline.
+    """
+    factor = pipe.vae_scale_factor
+    height, width = _default_size(pipe)
+    height, width = settings.height or height, settings.width or width
+    for name, value in (("height", height), ("width", width)):
+        multiple = max(factor, 8)
+        if value % multiple:
+            raise ConfigurationError(
+                f"--{name} {value}: expected a multiple of {multiple} for this pipeline"
+            )
+    guidance_scale = settings.guidance_scale
+    if guidance_scale is None:
+        guidance_scale = default_guidance(folder.path)
+    if guidance_scale is None:
+        guidance_scale = GUIDANCE_SCALES[folder.pipeline_class]
+    return Workload(
+        pipeline=settings.pipe,
+        pipeline_class=type(pipe).__name__,
+        scheduler_class=type(pipe.scheduler).__name__,
+        steps=settings.steps,
+        unet_calls=count_unet_calls(pipe.scheduler, settings.steps),
+        height=height,
+        width=width,
+        batch_size=settings.batch_size,
+        guidance_scale=guidance_scale,
+        dtype=dtype_name(pipe.unet.dtype),
+        device=str(pipe.device),
+        latent_height=height // factor,
+        latent_width=width // factor,
+        attention_downsamples=attention_downsamples(pipe.unet),
+    )
+
+
+def _default_size(pipe: Any) -> tuple[int, int]:
+    """Return the height and width in pixels that the UNet was made for."""
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+def count_unet_calls(scheduler: Any, steps: int) -> int:
+    """Return the UNet calls of one pipeline call; the scheduler is not changed.
+
+    Raises:
+        ConfigurationError: The scheduler refuses so many steps.
+    """
+    trial = copy.deepcopy(scheduler)
+    most = trial.config.num_train_timesteps
+    try:
+        if steps > most:  # Some schedulers take it and then repeat timesteps.
+            raise ValueError
+        trial.set_timesteps(steps)
+    except (ValueError, IndexError) as error:
+        raise ConfigurationError(
+            f"--steps {steps}: {type(scheduler).__name__} cannot make so many; its model was "
+            f"trained with {most} timesteps"
+        ) from error
+    return len(trial.timesteps)
+
+
+def attention_downsamples(unet: Any) -> tuple[int, ...]:
+    """Return the downsampling factors at which the UNet has transformer blocks, ascending.
+
+    Read off the blocks that are there rather than the config's names for them.
+    """
+    from diffusers.models.attention import BasicTransformerBlock
+
+    def attends(block: Any) -> bool:
+        return any(isinstance(module, BasicTransformerBlock) for module in block.modules())
+
+    found = set()
+    factor = 1
+    for block in unet.down_blocks:
+        if attends(block):
+            found.add(factor)
+        if getattr(block, "downsamplers", None) is not None:
+            factor *= 2
+    if unet.mid_block is not None and attends(unet.mid_block):
+        found.add(factor)
+    for block in unet.up_blocks:
+        if attends(block):
+            found.add(factor)
+        if getattr(block, "upsamplers", None) is not None:
+            factor //= 2
+    return tuple(sorted(found))

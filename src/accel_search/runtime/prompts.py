@@ -1,0 +1,176 @@
+"""Prompts to score on, chosen and seeded the same way on every machine. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accel_search.errors import ConfigurationError, LoadError
+from accel_search.records import Prompt, PromptSet
+from accel_search.runtime.demo import demo_part
+from accel_search.runtime.quiet import first_line, quiet_hub
+from accel_search.settings import Settings
+
+COCO_DATASET = "phiyodr/coco2017"
+COCO_SPLIT = "validation"
+COLUMNS = ("prompt", "caption", "captions", "text", "Prompt")
+"""Columns that a table's prompts are looked for in, in this order."""
+SUFFIXES = (".txt", ".csv", ".json", ".jsonl", ".parquet")
+
+
+def load_prompts(settings: Settings) -> PromptSet:
+    """Return the prompts to search on and disjoint ones to confirm on.
+
+    Raises:
+        LoadError: The source cannot be read.
+        ConfigurationError: It holds too few distinct prompts.
+    """
+    source = settings.prompts
+    if source == "auto":
+        source = "builtin" if settings.pipe == "demo" else "coco"
+    held_out = settings.held_out_samples
+    return choose(
+        _texts(source),
+        source,
+        settings.seed,
+        settings.num_samples,
+        settings.num_samples if held_out is None else held_out,
+    )
+
+
+def choose(
+    texts: Iterable[str], source: str, seed: int, num_samples: int, held_out_samples: int
+) -> PromptSet:
+    """Choose and seed prompts by nothing but `seed` and their text.
+
+    Distinct prompts are put in the order of a hash; the search takes them from the front and
+    the held-out part from the back. So neither the order of the source nor what else it holds
+    decides which noise a prompt gets, more prompts of one part contain the fewer, and asking for
+    more to search on does not exchange the held-out ones.
+
+    Args:
+        texts: Candidates; blank ones are dropped, repeated ones count once.
+        source: Name for the record and for messages.
+        seed: Another seed chooses other prompts and draws other noise.
+        num_samples: Prompts to search on.
+        held_out_samples: Prompts to confirm on.
+
+    Raises:
+        ConfigurationError: There are too few distinct prompts.
+    """
+    distinct = {text.strip() for text in texts} - {""}
+    if len(distinct) < num_samples + held_out_samples:
+        raise ConfigurationError(
+            f"--prompts {source} holds {len(distinct)} distinct prompts, but --num_samples "
+            f"{num_samples} and {held_out_samples} held-out ones need "
+            f"{num_samples + held_out_samples}: lower --num_samples or --held_out_samples, or "
+            "give more prompts"
+        )
+    ordered = sorted(distinct, key=lambda text: _digest("choice", seed, text))
+    prompts = [Prompt(text, _noise_seed(seed, text)) for text in ordered]
+    return PromptSet(
+        source, tuple(prompts[:num_samples]), tuple(prompts[len(prompts) - held_out_samples :])
+    )
+
+
+def _digest(purpose: str, seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{purpose}\0{seed}\0{text}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _noise_seed(seed: int, text: str) -> int:
+    # 48 bits: exact in JSON readers that know only doubles.
+    return int.from_bytes(_digest("noise", seed, text)[:6], "big")
+
+
+def _texts(source: str) -> list[str]:
+    if source == "builtin":
+        return _lines(demo_part("prompts.txt"))
+    if source == "coco":
+        return _coco()
+    path = Path(source)
+    if not path.is_file():
+        raise LoadError(
+            f"--prompts {source}: no such file; give builtin, coco or a file ending in "
+            f"{', '.join(SUFFIXES)}"
+        )
+    if path.suffix.lower() not in SUFFIXES:
+        raise LoadError(f"--prompts {source}: expected a file ending in {', '.join(SUFFIXES)}")
+    try:
+        return _from_file(path)
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: JSON, Unicode and Arrow errors
+        raise LoadError(
+            f"--prompts {source}: cannot be read as {path.suffix[1:]}: {first_line(error)}"
+        ) from error
+
+
+def _coco() -> list[str]:
+    """Return the first caption of each COCO picture of the validation split."""
+    try:
+        import datasets
+
+        # The captions alone: the dataset's other columns are metadata, the pictures are not in it.
+        with quiet_hub():
+            rows = datasets.load_dataset(COCO_DATASET, split=COCO_SPLIT)["captions"]
+        return [_first(captions) for captions in rows]
+    except Exception as error:  # The library raises its own, huggingface_hub's and httpx's errors.
+        raise LoadError(
+            f"--prompts coco: the dataset {COCO_DATASET} could not be loaded "
+            f"({first_line(error, 160)}): check the network, or use --prompts builtin or a file"
+        ) from error
+
+
+def _from_file(path: Path) -> list[str]:
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        return _lines(path)
+    if suffix == ".parquet":
+        import pyarrow.parquet  # type: ignore[import-untyped]
+
+        column = _column(path, pyarrow.parquet.read_schema(path).names)
+        table = pyarrow.parquet.read_table(path, columns=[column])
+        return [_first(value) for value in table.column(column).to_pylist()]
+    text = path.read_text(encoding="utf-8-sig")
+    if suffix == ".csv":
+        return _from_rows(path, list(csv.DictReader(text.splitlines(keepends=True))))
+    if suffix == ".jsonl":
+        return _from_rows(path, [json.loads(line) for line in text.splitlines() if line.strip()])
+    return _from_rows(path, json.loads(text))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8-sig").splitlines()
+
+
+def _from_rows(path: Path, rows: Any) -> list[str]:
+    """Return the prompts of a list of texts, a list of objects, or an object of columns."""
+    if isinstance(rows, Mapping):
+        values = rows[_column(path, rows)]
+        return [_first(value) for value in (values if isinstance(values, list) else [values])]
+    if not isinstance(rows, list):
+        raise LoadError(f"--prompts {path}: expected a list of texts or of objects with a prompt")
+    found = []
+    for row in rows:
+        found.append(_first(row[_column(path, row)] if isinstance(row, Mapping) else row))
+    return found
+
+
+def _column(path: Path, names: Iterable[str]) -> str:
+    available = list(names)
+    for column in COLUMNS:
+        if column in available:
+            return column
+    raise LoadError(
+        f"--prompts {path}: no column {', '.join(COLUMNS)}; it has "
+        f"{', '.join(str(name) for name in available[:8]) or 'none'}: rename one to prompt"
+    )
+
+
+def _first(value: Any) -> str:
+    """Return a prompt, or the first of several captions of one picture; blank for a missing one."""
+    if isinstance(value, list | tuple):
+        value = value[0] if value else ""
+    return "" if value is None else str(value)

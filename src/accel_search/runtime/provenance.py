@@ -1,0 +1,118 @@
+"""Where and with what a result is measured."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel_search.records import PromptSet, Provenance, Workload
+
+PACKAGES = (
+    "accel-search",
+    "deepcache",
+    "diffusers",
+    "open_clip_torch",
+    "tgate",
+    "tomesd",
+    "torch",
+    "transformers",
+)
+"""Packages that can change a picture or a timing."""
+
+
+def describe(
+    pipe: Any,
+    workload: Workload,
+    prompts: PromptSet,
+    *,
+    revision: str | None,
+    clip_model: str,
+    threads: int | None,
+) -> Provenance:
+    """Return the provenance of what is measured from now on.
+
+    Args:
+        pipe: The pipeline, on its device.
+        workload: What it is made to do.
+        prompts: What it is scored on.
+        revision: Commit of the hub repository it came from, if it did.
+        clip_model: What identifies the scorer and its weights.
+        threads: CPU threads; None on a GPU.
+    """
+    device = torch.device(workload.device)
+    return Provenance(
+        device_name=device_name(device),
+        driver=driver_version() if device.type == "cuda" else None,
+        threads=threads,
+        versions=package_versions(),
+        dtype=workload.dtype,
+        height=workload.height,
+        width=workload.width,
+        batch_size=workload.batch_size,
+        guidance_scale=workload.guidance_scale,
+        attention_backend=attention_backend(pipe.unet),
+        model_id=model_id(workload.pipeline),
+        revision=revision,
+        prompt_set_hash=prompts.digest,
+        clip_model=clip_model,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def model_id(pipeline: str) -> str:
+    """Return the hub id behind a short name; anything else as it was given."""
+    from accel_search.runtime.folders import HUB_IDS
+
+    return HUB_IDS.get(pipeline, pipeline)
+
+
+def package_versions() -> dict[str, str]:
+    """Return package -> version; a package that is not installed is left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's model, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def driver_version() -> str | None:
+    """Return the GPU driver's version; None where nvidia-smi cannot tell."""
+    try:
+        output = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = output.strip().splitlines()
+    return lines[0].strip() if lines else None
+
+
+def attention_backend(unet: Any) -> str:
+    """Return `native` for torch's own attention, else the names of the processors in use."""
+    names = {type(processor).__name__ for processor in unet.attn_processors.values()}
+    return "native" if names <= {"AttnProcessor2_0"} else "+".join(sorted(names))

@@ -1,0 +1,196 @@
+"""CLIP score of images against their own prompts, by open_clip."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.transforms import Normalize  # type: ignore[import-untyped]
+
+from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError
+from accel_search.runtime.demo import demo_part
+from accel_search.runtime.memory import is_out_of_memory, parse_shortage
+from accel_search.runtime.quiet import first_line, quiet_libraries
+from accel_search.settings import Settings
+
+DEFAULT_MODEL = "ViT-L-14"
+DEFAULT_PRETRAINED = "openai"
+LOCAL_DIR = "local-dir:"
+
+
+class ClipScorer:
+    """Scores images with one open_clip model, in float32.
+
+    Args:
+        model: An open_clip model in eval mode.
+        transform: Its own preprocessing for inference (a torchvision Compose).
+        tokenizer: Its tokenizer; it cuts texts to the context length.
+        name: What identifies model and weights, for the provenance.
+    """
+
+    def __init__(self, model: Any, transform: Any, tokenizer: Any, name: str) -> None:
+        self.name = name
+        self._model = model.eval().requires_grad_(False)
+        self._transform = transform
+        self._tokenizer = tokenizer
+        self._device = next(model.parameters()).device
+        # The same prompts come again in every trial.
+        self._text_features: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def score(self, images: torch.Tensor, texts: Sequence[str]) -> list[float]:
+        """Return 100 × the cosine similarity of each image with its text; higher is better.
+
+        Args:
+            images: `[B, 3, H, W]`, 0..1.
+            texts: One for each image.
+        """
+        features = self._model.encode_image(self.preprocess(images), normalize=True)
+        cosines = (features * self._encode(texts)).sum(dim=1)
+        return [float(cosine) for cosine in (100.0 * cosines).tolist()]
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images as the model wants them, by its own steps.
+
+        Rounded to 8 bits first, so that a picture scores as it would from a PNG file, and
+        clipped after resizing, since bicubic interpolation overshoots and 8-bit images cannot.
+
+        Args:
+            images: `[B, 3, H, W]`, 0..1.
+
+        Returns:
+            `[B, 3, h, w]`, float32, normalised, on the model's device.
+        """
+        images = images.to(device=self._device, dtype=torch.float32)
+        images = (images.clamp(0, 1) * 255).round() / 255
+        for step in self._transform.transforms:
+            if isinstance(step, Normalize):
+                images = images.clamp(0, 1)
+            images = step(images)
+        return images
+
+    def _encode(self, texts: Sequence[str]) -> torch.Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self._text_features]
+        if new:
+            tokens = self._tokenizer(new).to(self._device)
+            features = self._model.encode_text(tokens, normalize=True)
+            self._text_features.update(zip(new, features, strict=True))
+        return torch.stack([self._text_features[text] for text in texts])
+
+
+def load_scorer(settings: Settings, device: torch.device) -> ClipScorer:
+    """Load the scorer that the settings name: the demo's for the demo, else ViT-L-14/openai.
+
+    Raises:
+        LoadError: It cannot be found, fetched or loaded.
+        ConfigurationError: The model has no such weights, or none are named.
+    """
+    model, pretrained = settings.clip_model, settings.clip_pretrained
+    if model is None and pretrained is None and settings.pipe == "demo":
+        return _from_folder(demo_part("scorer"), "demo", device)
+    if model is not None:
+        folder = Path(model.removeprefix(LOCAL_DIR)).expanduser()
+        if model.startswith(LOCAL_DIR) or folder.is_dir():
+            if pretrained is not None:
+                raise ConfigurationError(
+                    f"--clip_pretrained {pretrained}: --clip_model {model} is a folder with "
+                    "weights of its own: give one of the two"
+                )
+            return _from_folder(folder, model, device)
+    return _from_name(model or DEFAULT_MODEL, pretrained, device)
+
+
+def _from_folder(folder: Path, name: str, device: torch.device) -> ClipScorer:
+    config = folder / "open_clip_config.json"
+    given = f"--clip_model {name}"
+    if not config.is_file():
+        raise LoadError(
+            f"{given}: {config} is missing; give an open_clip model name, or a folder that "
+            "holds open_clip_config.json and its weights"
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if len(weights) != 1:
+        raise LoadError(
+            f"{given}: {folder} holds {len(weights)} .safetensors files; expected just one, with "
+            "the weights"
+        )
+    try:
+        text = json.loads(config.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+        own_code = bool(text.get("tokenizer_kwargs", {}).get("trust_remote_code"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(
+            f"{given}: {config} is no open_clip configuration ({first_line(error, 120)})"
+        ) from error
+    if own_code:
+        raise LoadError(f"{given}: its tokenizer wants to run code of its own, which is refused")
+    digest = hashlib.sha256(weights[0].read_bytes()).hexdigest()[:12]
+    label = name if name == "demo" else folder.resolve().name
+    return _load(f"{LOCAL_DIR}{folder}", None, f"{label}@{digest}", given, device)
+
+
+def _from_name(model: str, pretrained: str | None, device: torch.device) -> ClipScorer:
+    import open_clip
+
+    known = open_clip.list_models()
+    if model not in known:
+        raise LoadError(
+            f"--clip_model {model}: neither a folder nor one of open_clip's {len(known)} models, "
+            f"e.g. {DEFAULT_MODEL} or ViT-B-32"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained is None:
+        if DEFAULT_PRETRAINED not in tags:
+            raise ConfigurationError(
+                f"--clip_model {model} needs --clip_pretrained: {', '.join(tags) or 'a file'}"
+            )
+        pretrained = DEFAULT_PRETRAINED
+    name = f"{model}/{pretrained}"
+    if pretrained not in tags:
+        file = Path(pretrained).expanduser()
+        if not file.is_file():
+            raise LoadError(
+                f"--clip_pretrained {pretrained}: for {model} give one of {', '.join(tags)}, or "
+                "a file"
+            )
+        pretrained = str(file)
+        name = f"{model}/{file.name}@{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+    return _load(model, pretrained, name, f"--clip_model {model}", device)
+
+
+def _load(
+    model: str, pretrained: str | None, name: str, given: str, device: torch.device
+) -> ClipScorer:
+    """Create model, preprocessing and tokenizer; any failure is one LoadError."""
+    import open_clip
+
+    # OpenAI's weights were trained with another GELU than open_clip's models of the same name
+    # use: open_clip only warns, and would score with the wrong one.
+    config = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+    try:
+        with quiet_libraries():
+            net, _, transform = open_clip.create_model_and_transforms(
+                model,
+                pretrained,
+                precision="fp32",
+                device=device,
+                force_quick_gelu=bool(config.get("quick_gelu")),
+                pretrained_text=False,
+            )
+            tokenizer = open_clip.get_tokenizer(model)
+    except Exception as error:  # Networks and broken files fail in many classes.
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"{given}: the scorer does not fit {device} beside the pipeline "
+                f"({parse_shortage(str(error))}): use a GPU with more memory free"
+            ) from error
+        raise LoadError(
+            f"{given}: {name} could not be loaded ({first_line(error, 160)}): check the network, "
+            "or give a folder"
+        ) from error
+    logging.getLogger("accel_search").debug("scoring with %s", name)
+    return ClipScorer(net, transform, tokenizer, name)

@@ -1,0 +1,159 @@
+"""Trials in an Optuna storage: what a killed search goes on from.
+
+Each finished trial is one transaction, so a kill loses the trial in hand and nothing else.
+The raw samples are the record; the objective values stand there for Optuna's own tools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel_search.errors import ConfigurationError
+from accel_search.records import Candidate, Failure, Measurement, Trial
+from accel_search.space import JointSpace
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from accel_search.statistics import Assessment
+
+_RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
+
+
+def study_name(identity: Mapping[str, Any]) -> str:
+    """Return the name shared by all searches whose trials can be taken for one another's.
+
+    Args:
+        identity: All that a measurement depends on, as plain JSON types.
+    """
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return f"accel-search-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class TrialStore:
+    """The trials of one study, and notes beside them.
+
+    Args:
+        url: Optuna storage URL, e.g. `sqlite:///runs/trials.db`; None keeps trials in memory.
+        name: Study name, from `study_name`.
+        space: Declares each parameter's values to Optuna.
+        fresh: Leave stored trials alone and begin a study beside them.
+
+    Raises:
+        ConfigurationError: The storage cannot be opened.
+    """
+
+    def __init__(self, url: str | None, name: str, space: JointSpace, *, fresh: bool = False):
+        import optuna
+        from optuna.distributions import CategoricalDistribution
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._distributions = {
+            f"{axis.accelerator.name}.{parameter.name}": CategoricalDistribution(values)
+            for axis in space.axes
+            for parameter, values in zip(axis.parameters, axis.values, strict=True)
+        }
+        try:
+            storage = optuna.storages.get_storage(url)
+            existing = [
+                study.study_name
+                for study in storage.get_all_studies()
+                if study.study_name.rpartition("-run")[0] == name
+            ]
+            number = max((int(each.rpartition("-run")[2]) for each in existing), default=0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study = optuna.create_study(
+                    storage=storage,
+                    study_name=f"{name}-run{number + 1 if fresh or not number else number}",
+                    directions=["maximize", "minimize"],
+                    load_if_exists=True,
+                )
+                self._study.set_metric_names(["speedup", "score_loss"])
+        except Exception as error:  # Any database driver may raise its own.
+            first_line = str(error).strip().partition("\n")[0]
+            raise ConfigurationError(f"--storage {url}: cannot be opened: {first_line}") from error
+
+    @property
+    def name(self) -> str:
+        """Return the study's name, to find it in Optuna's own tools."""
+        return self._study.study_name
+
+    def trials(self) -> list[Trial]:
+        """Return the finished trials, other machines' too, in the order they were stored."""
+        found = self._study.get_trials(deepcopy=False)
+        return [_from_optuna(trial) for trial in found if _RECORD in trial.user_attrs]
+
+    def add(self, trial: Trial, assessment: Assessment | None) -> None:
+        """Store a finished trial; it is on disk when this returns.
+
+        Args:
+            trial: The candidate with its raw samples or its failure.
+            assessment: What follows from the samples; None for a failure.
+        """
+        import optuna
+
+        params = {
+            f"{name}.{key}": value
+            for name, values in trial.candidate.items()
+            for key, value in values.items()
+        }
+        record = {
+            "candidate": trial.candidate.as_dict(),
+            "measurement": None if trial.measurement is None else asdict(trial.measurement),
+            "failure": None if trial.failure is None else asdict(trial.failure),
+        }
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.COMPLETE
+                if assessment
+                else optuna.trial.TrialState.FAIL,
+                params=params,
+                distributions={key: self._distributions[key] for key in params},
+                values=[assessment.speedup.value, assessment.score_loss.value]
+                if assessment
+                else None,
+                user_attrs={_RECORD: record},
+            )
+        )
+
+    def remember(self, name: str, measurement: Measurement) -> None:
+        """Keep a measurement that is no trial: the baseline, a confirmation, a rival."""
+        self._study.set_user_attr(name, asdict(measurement))
+
+    def recall(self, name: str) -> Measurement | None:
+        """Return what `remember` kept under that name, None if nothing."""
+        return self.remembered().get(name)
+
+    def remembered(self) -> dict[str, Measurement]:
+        """Return everything that `remember` kept, by name."""
+        return {name: Measurement.from_dict(kept) for name, kept in self._study.user_attrs.items()}
+
+
+def default_url(run_dir: str | Path) -> str:
+    """Return the URL of the SQLite database in a run folder, which is made.
+
+    Raises:
+        ConfigurationError: The folder cannot be made.
+    """
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
+    return f"sqlite:///{Path(run_dir) / 'trials.db'}"
+
+
+def _from_optuna(trial: FrozenTrial) -> Trial:
+    record = trial.user_attrs[_RECORD]
+    measurement, failure = record["measurement"], record["failure"]
+    return Trial(
+        Candidate(record["candidate"]),
+        None if measurement is None else Measurement.from_dict(measurement),
+        None if failure is None else Failure(**failure),
+    )

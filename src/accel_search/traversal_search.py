@@ -1,0 +1,184 @@
+"""Entry of `accel-search`: parse, wire, exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel_search.errors import AccelSearchError, ConfigurationError, ExitCode
+from accel_search.settings import Settings, build_parser, from_command_line
+
+if TYPE_CHECKING:
+    from accel_search.search import Evaluator, Outcome
+    from accel_search.space import JointSpace
+    from accel_search.store import TrialStore
+
+DESCRIPTION = (
+    "Find the fastest settings of DeepCache, ToMe and T-GATE for a Stable Diffusion pipeline "
+    "that lose at most a stated part of its CLIP score, measured on this machine."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `accel-search` and return its exit code; every user error is one line."""
+    from accel_search import __version__
+
+    debug = False
+    try:
+        settings = from_command_line(
+            build_parser("accel-search", DESCRIPTION, __version__), arguments
+        )
+        debug = settings.log_level == "DEBUG"
+        # A polite kill ends as Ctrl-C does: what is finished is stored, nothing is half done.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return run(settings)
+    except AccelSearchError as error:
+        print(f"accel-search: error: {error}", file=sys.stderr)
+        if debug or error.exit_code == ExitCode.UNEXPECTED:
+            traceback.print_exc()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("accel-search: interrupted; run the same command again to resume", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+def run(settings: Settings) -> int:
+    """Carry out one search as the settings say, and return the exit code."""
+    from accel_search import results
+    from accel_search.report.summary import summary
+
+    logger = _set_up_logging(settings)
+    evaluator, space = _open(settings, logger)
+    output = Path(settings.output)
+    if not settings.force and settings.replay is None:
+        entry, differences = results.stored_answer(
+            output, evaluator.workload, settings, space, evaluator.provenance
+        )
+        if entry is not None:
+            return _answer_from(entry, settings)
+        if differences:
+            logger.warning(
+                "%s holds such a result, but measured elsewhere (other %s); searching here",
+                output,
+                ", ".join(differences),
+            )
+    store = _open_store(settings, evaluator, space)
+    outcome = _search(settings, logger, evaluator, space, store)
+    if settings.trials_out is not None:
+        _write_trials(settings.trials_out, space, evaluator, outcome, store)
+    entry = None
+    if outcome.winner is not None:
+        entry = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
+        if settings.replay is None:
+            keys = results.save(output, evaluator.workload, settings, entry)
+            logger.debug("written to %s under %s", output, " and ".join(keys))
+    if settings.json:
+        print(json.dumps(entry or {"speedup": None, "stopped": outcome.stopped}, allow_nan=False))
+    else:
+        print("\n" + summary(outcome, settings, space))
+    return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
+
+
+def _set_up_logging(settings: Settings) -> logging.Logger:
+    """Send the search's lines and the package's warnings to the log file and the console."""
+    from accel_search.logging_utils import setup_logger
+
+    console = not (settings.json or settings.quiet)
+    try:
+        # The package's own modules log under its name; both write to one file.
+        setup_logger("accel_search", settings.log_file, settings.log_level, console=console)
+        return setup_logger(
+            "traversal_search", settings.log_file, settings.log_level, console=console
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"--log_file {settings.log_file}: cannot be written: {error.strerror}"
+        ) from error
+
+
+def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
+    """Return what measures, a pipeline or a file of recorded trials, and the space searched."""
+    from accel_search.space import JointSpace
+
+    if settings.replay is not None:
+        from accel_search.replay import open_replay
+
+        return open_replay(Path(settings.replay), settings.targets)
+    from accel_search.runtime.evaluator import open_evaluator
+
+    evaluator = open_evaluator(settings, logger)
+    return evaluator, JointSpace(settings.targets, evaluator.workload, settings.space)
+
+
+def _open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
+    """Open the study of all searches that measure the same thing; a replay's is in memory."""
+    from accel_search.store import TrialStore, default_url, study_name
+
+    if settings.replay is not None:
+        return TrialStore(None, "replay", space)
+    provenance = evaluator.provenance
+    identity = {
+        "workload": asdict(evaluator.workload),
+        "provenance": None if provenance is None else provenance.identity(),
+        "timing_pairs": settings.timing_pairs,
+        "values": space.values(),
+    }
+    url = settings.storage or default_url(settings.run_dir)
+    return TrialStore(url, study_name(identity), space, fresh=settings.force)
+
+
+def _search(
+    settings: Settings,
+    logger: logging.Logger,
+    evaluator: Evaluator,
+    space: JointSpace,
+    store: TrialStore,
+) -> Outcome:
+    from accel_search import strategies
+    from accel_search.report.progress import Progress
+    from accel_search.search import Budget, Goal, Search
+
+    strategy = strategies.get(settings.strategy)(space, settings.seed)
+    budget = Budget(settings.max_trials, settings.time_budget)
+    goal = Goal(settings.req_score_loss, settings.req_speedup)
+    total = min(len(space), settings.max_trials or len(space))
+    show_bar = sys.stderr.isatty() and not (settings.json or settings.quiet)
+    with Progress(logger, total, goal.max_score_loss, show_bar=show_bar) as progress:
+        return Search(evaluator, strategy, store, goal, budget, progress).run()
+
+
+def _write_trials(
+    path: str, space: JointSpace, evaluator: Evaluator, outcome: Outcome, store: TrialStore
+) -> None:
+    from accel_search.trials_file import write_trials
+
+    write_trials(
+        Path(path),
+        space,
+        evaluator.workload,
+        outcome.baseline,
+        [each.trial for each in outcome.trials],
+        store.remembered(),
+    )
+
+
+def _answer_from(entry: dict[str, Any], settings: Settings) -> int:
+    """Answer from a finished search's result."""
+    from accel_search.report.summary import stored_summary
+
+    if settings.json:
+        print(json.dumps(entry, allow_nan=False))
+    else:
+        print(stored_summary(entry, settings))
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

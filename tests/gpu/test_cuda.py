@@ -1,0 +1,237 @@
+"""What only a CUDA device can show: real timings, real memory, real shortage, half precision.
+
+Run with `make test-gpu`. The pipelines are random: nothing here is about quality.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from accel_search.accelerators.compose import apply_candidate  # noqa: E402
+from accel_search.errors import ExitCode, OutOfMemoryError  # noqa: E402
+from accel_search.records import Candidate, Prompt, PromptSet  # noqa: E402
+from accel_search.runtime.evaluator import PipelineEvaluator  # noqa: E402
+from accel_search.runtime.generation import generate  # noqa: E402
+from accel_search.runtime.pipelines import describe_workload, load_pipeline  # noqa: E402
+from accel_search.runtime.provenance import describe  # noqa: E402
+from accel_search.runtime.scoring import load_scorer  # noqa: E402
+from accel_search.runtime.timing import timed  # noqa: E402
+from accel_search.settings import Settings  # noqa: E402
+from tests.runtime import making  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+LOG = logging.getLogger("tests.gpu")
+SETTINGS = {
+    "deepcache": {"cache_interval": 3, "cache_branch_id": 0},
+    "tgate": {"gate_step": 5, "sp_interval": 3, "fi_interval": 2, "warmup": 1},
+    "tome": {"ratio": 0.5, "max_downsample": 2},
+}
+NAMES = ["deepcache", "tgate", "tome", "deepcache,tgate", "deepcache,tome", "tgate,tome"]
+NAMES.append("deepcache,tgate,tome")
+
+
+def candidate(names):
+    return Candidate({name: SETTINGS[name] for name in names.split(",")})
+
+
+def repeats(first, second, names):
+    """Tell whether a second call made the first one's images.
+
+    tomesd merges tokens with `scatter_reduce`, whose additions CUDA does in no fixed order.
+    """
+    if "tome" in names:
+        return torch.allclose(first, second, rtol=0.05, atol=0.05 * float(first.abs().max()))
+    return torch.equal(first, second)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    making.make_sd(folder / "sd")
+    making.make_sdxl(folder / "sdxl")
+    making.make_scorer(folder / "scorer")
+    making.make_prompts(folder / "prompts.txt")
+    return folder
+
+
+def evaluator(made, kind="sd", **changes):
+    """Return an evaluator as a search opens it, on the GPU."""
+    settings = Settings(
+        pipe=str(made / kind),
+        clip_model=str(made / "scorer"),
+        prompts=str(made / "prompts.txt"),
+        device="cuda",
+        num_samples=8,
+        held_out_samples=0,
+        **({"steps": 8} | changes),
+    )
+    scorer = load_scorer(settings, torch.device("cuda"))
+    pipe, folder = load_pipeline(settings, LOG)
+    workload = describe_workload(pipe, settings, folder)
+    prompts = PromptSet(
+        "test", tuple(Prompt(text, i) for i, text in enumerate(making.PROMPTS[:8])), ()
+    )
+    provenance = describe(pipe, workload, prompts, revision=None, clip_model="t", threads=None)
+    return PipelineEvaluator(pipe, scorer, prompts, workload, provenance, log=LOG), pipe
+
+
+def test_a_call_is_timed_until_the_device_has_done_its_work():
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def work():
+        begin.record()
+        for _ in range(60):
+            matrix @ matrix
+        end.record()
+
+    timed(work, torch.device("cuda"))
+    _, seconds = timed(work, torch.device("cuda"))
+    assert seconds >= 0.98 * begin.elapsed_time(end) / 1000 > 0.01
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_candidates_are_measured_in_half_precision_with_their_peak_memory(made, kind):
+    measures, pipe = evaluator(made, kind)
+    assert pipe.unet.dtype == torch.float16
+    assert measures.provenance.device_name == torch.cuda.get_device_name()
+    assert measures.provenance.driver
+    baseline = measures.baseline()
+    assert baseline.peak_memory_bytes > 0
+    for names in NAMES:
+        measured = measures.measure(candidate(names))
+        assert len(measured.scores) == 8 and measured.peak_memory_bytes > 0
+    measures.check()
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_baseline_after_every_combination_is_bit_identical(made, kind):
+    measures, pipe = evaluator(made, kind)
+    prompts = list(measures.prompts.search[:4])
+    before = generate(pipe, measures.workload, prompts)
+    for names in NAMES:
+        with apply_candidate(pipe, candidate(names)):
+            first = generate(pipe, measures.workload, prompts)
+            assert repeats(first, generate(pipe, measures.workload, prompts), names), names
+        assert torch.equal(before, generate(pipe, measures.workload, prompts)), names
+
+
+@pytest.fixture
+def limit():
+    """Return a function that limits this process's share of the device's memory."""
+
+    def set_bytes(count):
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(count / total)
+
+    yield set_bytes
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def peak_bytes(measures, pipe, batch):
+    """Return the most bytes reserved by a call of so many images."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    generate(
+        pipe, replace(measures.workload, batch_size=batch), list(measures.prompts.search[:batch])
+    )
+    return torch.cuda.max_memory_reserved()
+
+
+def test_a_real_shortage_halves_the_batch_and_measures_the_baseline_again(made, limit, caplog):
+    measures, pipe = evaluator(made, height=128, width=128, steps=2)
+    whole, half = peak_bytes(measures, pipe, 4), peak_bytes(measures, pipe, 2)
+    assert whole > 1.2 * half
+    limit((whole + half) // 2)
+    baseline = measures.baseline()
+    assert baseline.batch_size == 2 and len(baseline.scores) == 8
+    measured = measures.measure(candidate("deepcache"))
+    assert measured.batch_size == 2
+    assert "out of memory at batch size 4" in caplog.text
+    assert measures.provenance.batch_size == 2
+
+
+def test_a_shortage_at_batch_size_1_ends_with_code_4_and_names_the_bytes(made, limit):
+    measures, pipe = evaluator(made, height=128, width=128, steps=2)
+    limit(int(peak_bytes(measures, pipe, 1) * 0.7))
+    with pytest.raises(OutOfMemoryError, match=r"[\d,]+ bytes asked, [\d,]+ free") as ended:
+        measures.baseline()
+    assert ended.value.exit_code == ExitCode.OUT_OF_MEMORY
+
+
+def test_memory_does_not_grow_over_trials(made):
+    measures, _ = evaluator(made, steps=4)
+    measures.baseline()
+    levels = []
+    for _ in range(12):
+        measures.measure(candidate("deepcache,tgate,tome"))
+        levels.append(torch.cuda.memory_allocated())
+    assert max(levels[3:]) <= levels[2] + 2**20
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_full_size_sd15_is_deterministic_and_comes_back(names, sd15):
+    pipe, embeds = sd15
+
+    def images():
+        noise = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+        return pipe(
+            prompt_embeds=embeds,
+            negative_prompt_embeds=-embeds,
+            latents=noise.to("cuda", torch.float16),
+            num_inference_steps=8,
+            output_type="latent",
+        ).images
+
+    before = images()
+    with apply_candidate(pipe, candidate(names)):
+        accelerated = images()
+        assert repeats(accelerated, images(), names)
+    assert torch.isfinite(accelerated).all()
+    assert not torch.equal(accelerated, before)
+    assert torch.equal(before, images())
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    """Return SD1.5 at its full size with random weights, in half precision, and embeddings."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).half().eval()
+        vae = (
+            AutoencoderKL(
+                block_out_channels=(32, 32, 32, 32),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+            )
+            .half()
+            .eval()
+        )
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    embeds = torch.randn(2, 77, 768, generator=torch.Generator().manual_seed(1))
+    return pipe, embeds.to("cuda", torch.float16)

@@ -1,0 +1,345 @@
+"""Loading: what comes out, and one clear line for everything that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from accel_search.errors import ConfigurationError, ExitCode, LoadError, OutOfMemoryError
+from accel_search.runtime import devices, folders
+from accel_search.runtime.pipelines import (
+    attention_downsamples,
+    count_unet_calls,
+    describe_workload,
+    load_pipeline,
+)
+from tests.runtime.conftest import LOG
+
+
+@pytest.mark.parametrize(
+    "kind, class_name, downsamples, guidance",
+    [
+        ("sd", "StableDiffusionPipeline", (1, 2, 4), 7.5),
+        ("sdxl", "StableDiffusionXLPipeline", (2,), 5.0),
+    ],
+)
+def test_a_folder_is_loaded_and_described(loaded, kind, class_name, downsamples, guidance):
+    pipe, workload = loaded(kind)
+
+    assert type(pipe).__name__ == workload.pipeline_class == class_name
+    assert workload.attention_downsamples == downsamples
+    assert workload.guidance_scale == guidance
+    assert (workload.height, workload.width) == (32, 32)
+    assert (workload.latent_height, workload.latent_width) == (16, 16)
+    assert (workload.device, workload.dtype) == ("cpu", "float32")
+    assert workload.steps == workload.unet_calls == 3
+    assert not pipe.unet.training
+    assert not any(p.requires_grad for p in pipe.unet.parameters())
+    assert pipe._progress_bar_config == {"disable": True}
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DPM-Solver++", "UniPC"])
+def test_the_scheduler_asked_for_is_built_from_the_pipelines_own_config(settings_for, name):
+    settings = settings_for(sched=name)
+
+    pipe, folder = load_pipeline(settings, LOG)
+
+    assert type(pipe.scheduler).__name__ == settings.scheduler_class
+    assert pipe.scheduler.config.beta_schedule == "scaled_linear"
+    # DDIM's own default would clip latents, which the other classes' configurations never say.
+    assert not pipe.scheduler.config.get("clip_sample", False)
+    before = dict(vars(pipe.scheduler))
+    assert describe_workload(pipe, settings, folder).unet_calls == 3
+    assert vars(pipe.scheduler) == before
+
+
+def test_a_second_order_scheduler_makes_more_unet_calls_than_steps():
+    from diffusers import HeunDiscreteScheduler
+
+    assert count_unet_calls(HeunDiscreteScheduler(), 10) == 19
+
+
+def test_more_steps_than_the_model_was_trained_with_are_refused(settings_for):
+    pipe, folder = load_pipeline(settings_for(), LOG)
+
+    with pytest.raises(ConfigurationError, match=r"--steps 1001.*1000"):
+        describe_workload(pipe, settings_for(steps=1001), folder)
+
+
+def test_attention_only_in_the_mid_block_is_seen():
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+    )
+
+    assert attention_downsamples(unet) == (2,)
+
+
+def test_size_and_guidance_can_be_given(settings_for, loaded):
+    pipe, _ = loaded("sd")
+    settings = settings_for(height=64, width=48, guidance_scale=0.0)
+    folder = folders.find_pipeline(settings, half=False)
+
+    workload = describe_workload(pipe, settings, folder)
+
+    assert (workload.latent_height, workload.latent_width) == (32, 24)
+    assert workload.guidance_scale == 0.0
+
+
+def test_guidance_comes_from_a_demo_json_beside_the_folder(made, tmp_path, settings_for):
+    shutil.copytree(made / "sd", tmp_path / "pipeline")
+    (tmp_path / "demo.json").write_text('{"default_guidance_scale": 4.0}')
+    settings = settings_for(pipe=str(tmp_path / "pipeline"))
+
+    pipe, folder = load_pipeline(settings, LOG)
+
+    assert describe_workload(pipe, settings, folder).guidance_scale == 4.0
+
+
+def test_half_precision_files_are_loaded_in_the_dtype_asked_for(made, tmp_path, settings_for):
+    # transformers alone would take the text encoder's dtype from its weights.
+    pipe, _ = load_pipeline(settings_for(dtype="float16"), LOG)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+
+    pipe, folder = load_pipeline(settings_for(pipe=str(tmp_path)), LOG)
+
+    assert folder.variant == "fp16"
+    dtypes = {p.dtype for m in (pipe.unet, pipe.vae, pipe.text_encoder) for p in m.parameters()}
+    assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "files, half, expected",
+    [
+        (["unet/a.safetensors", "unet/a.fp16.safetensors"], True, "fp16"),
+        (["unet/a.safetensors", "unet/a.fp16.safetensors"], False, None),
+        (["unet/a.fp16.safetensors"], False, "fp16"),
+        (["unet/a.safetensors", "vae/a.fp16.safetensors"], True, None),
+        (["unet/a.fp16-00001-of-00002.safetensors", "unet/b.safetensors"], True, "fp16"),
+    ],
+)
+def test_the_half_precision_variant_is_chosen_where_it_serves(files, half, expected):
+    assert folders.choose_variant(files, half) == expected
+
+
+def test_a_safety_checker_is_left_out_and_said_so(made, tmp_path, settings_for, caplog):
+    shutil.copytree(made / "sd", tmp_path / "sd")
+    index = tmp_path / "sd" / "model_index.json"
+    entry = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | entry))
+
+    with caplog.at_level(logging.INFO, LOG.name):
+        pipe, _ = load_pipeline(settings_for(pipe=str(tmp_path / "sd")), LOG)
+
+    assert pipe.safety_checker is None
+    assert [r.message for r in caplog.records if "safety checker" in r.message] != []
+
+
+def test_loading_leaves_logging_as_it_was(settings_for, capfd):
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+
+    load_pipeline(settings_for(), LOG)
+
+    assert (root.level, list(root.handlers)) == before
+    assert capfd.readouterr() == ("", "")
+
+
+# Broken folders
+
+
+def _edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _pickle_only(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.with_suffix(".bin").write_bytes(pickle.dumps({}))
+
+
+def _shard_missing(folder: Path) -> None:
+    unet = folder / "unet"
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "one.safetensors")
+
+
+def _truncate(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+BROKEN = {
+    "no index": (lambda f: (f / "model_index.json").unlink(), "no diffusers pipeline"),
+    "broken index": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read"),
+    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "class None"),
+    "other class": (
+        lambda f: _edit(f / "model_index.json", _class_name="FluxPipeline"),
+        "'FluxPipeline'; only StableDiffusionPipeline and StableDiffusionXLPipeline",
+    ),
+    "class of a custom pipeline": (
+        lambda f: _edit(f / "model_index.json", _class_name=["mine", "MyPipeline"]),
+        "only StableDiffusionPipeline",
+    ),
+    "component of another library": (
+        lambda f: _edit(f / "model_index.json", unet=["os", "system"]),
+        "never a repository's own code",
+    ),
+    "component with code": (
+        lambda f: (f / "unet" / "diffusers.py").write_text("raise SystemExit"),
+        "Python code, which is never run",
+    ),
+    "no component": (lambda f: shutil.rmtree(f / "vae"), "incomplete"),
+    "no config": (lambda f: (f / "unet" / "config.json").unlink(), "lacks its config.json"),
+    "no scheduler": (
+        lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
+        "lacks its scheduler_config.json",
+    ),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "lacks its tokenizer files"),
+    "no weights": (
+        lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
+        "no .safetensors weights",
+    ),
+    "pickled weights": (_pickle_only, "only pickled weights (diffusion_pytorch_model.bin)"),
+    "missing shard": (_shard_missing, "lacks two.safetensors"),
+    "cut-off weights": (_truncate, "could not be loaded"),
+    "weights of another shape": (
+        lambda f: _edit(f / "unet" / "config.json", block_out_channels=[8, 16, 32]),
+        "could not be loaded",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
+    break_it, expected = BROKEN[name]
+    shutil.copytree(made / "sd", tmp_path / "sd")
+    break_it(tmp_path / "sd")
+
+    with pytest.raises(LoadError) as caught:
+        load_pipeline(settings_for(pipe=str(tmp_path / "sd")), LOG)
+
+    message = str(caught.value)
+    assert expected in message
+    assert message.startswith(f"--pipe {tmp_path / 'sd'}: ")
+    assert "\n" not in message
+    assert caught.value.exit_code == ExitCode.NOT_LOADED
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/b/c", "/no/where"])
+def test_a_name_that_is_neither_folder_nor_hub_id(settings_for, name):
+    with pytest.raises(LoadError, match=r"no such folder; give demo, SD1.5, SD2.1, SDXL"):
+        load_pipeline(settings_for(pipe=name), LOG)
+
+
+def _hub_errors():
+    import httpx2
+    from huggingface_hub import errors
+
+    response = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface.co"))
+    long = "first line\nsecond line"
+    return {
+        "is gated": errors.GatedRepoError(long, response=response),
+        "does not exist or is private": errors.RepositoryNotFoundError(long, response=response),
+        "no such revision": errors.RevisionNotFoundError(long, response=response),
+        "cannot be reached": errors.LocalEntryNotFoundError(long),
+        "no diffusers pipeline": errors.RemoteEntryNotFoundError(long, response=response),
+        "could not be fetched (OSError: No space left)": OSError("No space left\non device"),
+    }
+
+
+@pytest.mark.parametrize("expected", list(_hub_errors()))
+def test_each_way_the_hub_fails_is_one_clear_line(settings_for, monkeypatch, expected):
+    def fail(*args, **kwargs):
+        raise _hub_errors()[expected]
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+
+    with pytest.raises(LoadError) as caught:
+        load_pipeline(settings_for(pipe="SDXL", revision="v9"), LOG)
+
+    message = str(caught.value)
+    assert expected in message
+    assert message.startswith("--pipe SDXL: the hub repository stabilityai/stable-diffusion-xl")
+    assert "revision v9" in message
+    assert "\n" not in message
+
+
+def test_a_hub_repository_is_fetched_with_its_variant_and_no_pickles(
+    made, settings_for, monkeypatch
+):
+    asked = {}
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda *a, **k: str(made / "sd" / "model_index.json")
+    )
+    monkeypatch.setattr(
+        "huggingface_hub.list_repo_files",
+        lambda *a, **k: ["unet/x.safetensors", "unet/x.fp16.safetensors"],
+    )
+
+    def download(name, **options):
+        asked.update(options, name=name)
+        return str(made / "sd")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+
+    found = folders.find_pipeline(settings_for(pipe="SD1.5", revision="main"), half=True)
+
+    assert asked["name"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (asked["variant"], asked["revision"]) == ("fp16", "main")
+    assert asked["use_safetensors"] is True
+    assert asked["safety_checker"] is None
+    assert "trust_remote_code" not in asked
+    assert found.revision == "sd"  # the snapshot folder's name, which is the commit
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there(settings_for, name):
+    with pytest.raises(LoadError, match=rf"--device {name}: .*no CUDA device"):
+        load_pipeline(settings_for(device=name), LOG)
+
+
+def test_weights_that_do_not_fit_the_device(settings_for, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.to", fail)
+
+    with pytest.raises(OutOfMemoryError, match=r"2,097,152 bytes asked, an unknown number free"):
+        load_pipeline(settings_for(), LOG)
+
+
+def test_threads_default_to_the_cores_this_process_may_use(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        assert devices.set_threads(1, torch.device("cpu")) == 1
+        monkeypatch.setattr(devices, "available_cores", lambda: 2)
+        assert devices.set_threads(None, torch.device("cpu")) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_containers_share_limits_the_cores(tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+
+    assert devices._cgroup_quota(tmp_path / "cpu.max") == 2
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert devices._cgroup_quota(tmp_path / "cpu.max") is None
+    assert devices._cgroup_quota(tmp_path / "absent") is None
+    monkeypatch.setattr(devices, "_cgroup_quota", lambda: 1)
+    assert devices.available_cores() == 1

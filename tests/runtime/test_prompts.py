@@ -1,0 +1,159 @@
+"""Prompts: the same ones everywhere, disjoint, from any source."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from accel_search.errors import ConfigurationError, ExitCode, LoadError
+from accel_search.runtime import prompts
+from accel_search.runtime.prompts import choose, load_prompts
+from accel_search.settings import Settings
+
+TEXTS = [f"prompt {i}" for i in range(40)]
+
+
+def test_search_and_held_out_prompts_are_distinct_and_disjoint():
+    chosen = choose([*TEXTS, *TEXTS, "", "  "], "test", 0, 15, 25)
+
+    texts = [p.text for p in (*chosen.search, *chosen.held_out)]
+    assert len(chosen.search) == 15
+    assert len(chosen.held_out) == 25
+    assert sorted(texts) == sorted(TEXTS)
+    assert len({p.seed for p in (*chosen.search, *chosen.held_out)}) == 40
+
+
+def test_the_choice_depends_on_the_seed_and_on_nothing_else():
+    chosen = choose(TEXTS, "test", 0, 10, 10)
+
+    assert choose(TEXTS[::-1], "test", 0, 10, 10) == chosen
+    assert choose(TEXTS, "test", 1, 10, 10).search != chosen.search
+    # Pinned: another machine or another version must not choose otherwise.
+    assert (chosen.search[0].text, chosen.search[0].seed) == ("prompt 15", 196580869931117)
+
+
+def test_a_prompts_noise_does_not_depend_on_how_many_others_there_are():
+    few, many = choose(TEXTS, "test", 0, 5, 5), choose(TEXTS, "test", 0, 20, 20)
+
+    assert many.search[:5] == few.search
+    assert many.held_out[-5:] == few.held_out
+
+
+def test_too_few_prompts_say_how_many_there_are():
+    with pytest.raises(ConfigurationError, match=r"holds 40 distinct prompts.*need 41") as caught:
+        choose(TEXTS, "test", 0, 21, 20)
+    assert caught.value.exit_code == ExitCode.INVALID
+
+
+def test_no_held_out_prompts_can_be_asked_for():
+    assert choose(TEXTS, "test", 0, 40, 0).held_out == ()
+
+
+FILES = {
+    "lines.txt": "\ufeffone\n\n  two  \nthree, with a comma\n",
+    "table.csv": 'id,caption\n1,one\n2,two\n3,"three, with a comma"\n4,\n',
+    "list.json": json.dumps(["one", "two", "three, with a comma", None]),
+    "objects.json": json.dumps(
+        [{"id": 1, "text": "one"}, {"text": "two"}, {"prompt": "three, with a comma", "text": "x"}]
+    ),
+    "columns.json": json.dumps({"Prompt": ["one", "two", "three, with a comma"], "id": [1, 2, 3]}),
+    "lines.jsonl": '{"captions": ["one", "uno"]}\n\n{"captions": ["two"]}\n'
+    '{"captions": ["three, with a comma"]}\n{"captions": []}\n',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_format_is_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(FILES[name], encoding="utf-8")
+
+    chosen = load_prompts(Settings(prompts=str(path), num_samples=2, held_out_samples=1))
+
+    texts = {p.text for p in (*chosen.search, *chosen.held_out)}
+    assert texts == {"one", "two", "three, with a comma"}
+    assert chosen.source == str(path)
+
+
+def test_parquet_is_read(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"id": [1, 2, 3], "captions": [["one", "uno"], ["two"], []]})
+    pyarrow.parquet.write_table(table, tmp_path / "table.parquet")
+
+    chosen = load_prompts(
+        Settings(prompts=str(tmp_path / "table.parquet"), num_samples=2, held_out_samples=0)
+    )
+
+    assert {p.text for p in chosen.search} == {"one", "two"}
+
+
+BROKEN = {
+    "broken.json": (b"{", "cannot be read as json"),
+    "number.json": (b"3", "expected a list"),
+    "broken.parquet": (b"PAR1", "cannot be read as parquet"),
+    "other.csv": (b"id,name\n1,one\n", "no column prompt, caption, captions, text, Prompt; it has"),
+    "binary.txt": (b"\xff\xfe\x00", "cannot be read as txt"),
+    "table.xlsx": (b"", "ending in .txt, .csv, .json, .jsonl, .parquet"),
+    "broken.jsonl": (b'{"prompt": "one"}\n{', "cannot be read as jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path, name):
+    content, expected = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(LoadError) as caught:
+        load_prompts(Settings(prompts=str(tmp_path / name)))
+
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith(f"--prompts {tmp_path / name}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_the_choices():
+    with pytest.raises(LoadError, match=r"--prompts cocoo: no such file; give builtin, coco or"):
+        load_prompts(Settings(prompts="cocoo"))
+
+
+def test_coco_takes_each_pictures_first_caption(monkeypatch):
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return {"captions": [[f"picture {i} ", "other words"] for i in range(10)]}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+
+    chosen = load_prompts(Settings(pipe="SDXL", num_samples=4, held_out_samples=6))
+
+    assert asked == [("phiyodr/coco2017", "validation")]
+    assert chosen.source == "coco"
+    texts = {p.text for p in (*chosen.search, *chosen.held_out)}
+    assert texts == {f"picture {i}" for i in range(10)}
+
+
+def test_coco_without_a_network_names_the_way_out(monkeypatch):
+    def load_dataset(name, split):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+
+    with pytest.raises(
+        LoadError, match=r"could not be loaded .*use --prompts builtin or a file"
+    ) as c:
+        load_prompts(Settings(prompts="coco"))
+    assert "\n" not in str(c.value)
+
+
+def test_choosing_prompts_imports_no_torch():
+    code = (
+        "import sys, accel_search.runtime.prompts, accel_search.runtime.batches;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert prompts.COCO_SPLIT == "validation"

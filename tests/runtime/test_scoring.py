@@ -1,0 +1,211 @@
+"""CLIP score: the same number as open_clip's own pipeline gives for a saved picture."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from accel_search.errors import ConfigurationError, LoadError
+from accel_search.runtime import scoring
+from accel_search.runtime.scoring import ClipScorer, load_scorer
+from tests.runtime.conftest import CPU
+
+TEXTS = ["a small red ring", "a large blue star", "many words " * 50]
+
+
+def _images(height, width):
+    """Smooth random pictures, with some noise: `[3, 3, H, W]`."""
+    torch.manual_seed(0)
+    coarse = torch.rand(3, 3, 5, 5)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+    return (smooth + 0.1 * torch.rand_like(smooth)).clamp(0, 1)
+
+
+def _direct(made, images):
+    """Score as open_clip's documentation does, from 8-bit PIL pictures."""
+    name = f"local-dir:{made / 'scorer'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    pictures = [
+        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()) for image in images
+    ]
+    inputs = torch.stack([preprocess(picture) for picture in pictures])
+    with torch.no_grad():
+        image_features = model.eval().encode_image(inputs)
+        text_features = model.encode_text(open_clip.get_tokenizer(name)(TEXTS))
+    image_features /= image_features.norm(dim=-1, keepdim=True)
+    text_features /= text_features.norm(dim=-1, keepdim=True)
+    return inputs, 100 * (image_features * text_features).sum(-1)
+
+
+@pytest.mark.parametrize("size, levels", [((32, 32), 0.01), ((64, 64), 1.01), ((48, 80), 1.01)])
+def test_preprocessing_and_score_agree_with_open_clips_own(made, scorer, size, levels):
+    images = _images(*size)
+    inputs, scores = _direct(made, images)
+
+    own = scorer.preprocess(images)
+
+    # PIL rounds to 8 bits after resizing along each axis; the deviation's least is 0.2.
+    assert own.shape == inputs.shape
+    assert (own - inputs).abs().max() <= levels / 255 / 0.2
+    found = scorer.score(images, TEXTS)
+    assert found == pytest.approx(scores.tolist(), abs=1e-3 if size == (32, 32) else 0.3)
+    assert all(isinstance(score, float) for score in found)
+
+
+def test_a_score_does_not_depend_on_the_batch(scorer):
+    images = _images(32, 32)
+
+    alone = [scorer.score(images[i : i + 1], TEXTS[i : i + 1])[0] for i in range(3)]
+
+    assert scorer.score(images, TEXTS) == pytest.approx(alone, abs=1e-3)
+
+
+def test_a_text_is_scored_against_its_own_image(scorer):
+    images = _images(32, 32)
+
+    scores = scorer.score(images, TEXTS)
+
+    assert scorer.score(images.flip(0), TEXTS[::-1]) == pytest.approx(scores[::-1], abs=1e-3)
+    assert scorer.score(images.flip(0), TEXTS)[0] != pytest.approx(scores[0], abs=1e-2)
+
+
+def test_the_scorer_identifies_its_weights(made, tmp_path, settings_for):
+    shutil.copytree(made / "scorer", tmp_path / "scorer")
+    same = load_scorer(settings_for(clip_model=str(tmp_path / "scorer")), CPU)
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "scorer" / "open_clip_model.safetensors"
+    weights = load_file(file)
+    weights["logit_scale"] += 1
+    save_file(weights, file)
+    other = load_scorer(settings_for(clip_model=f"local-dir:{tmp_path / 'scorer'}"), CPU)
+
+    assert same.name == load_scorer(settings_for(), CPU).name
+    assert same.name.startswith("scorer@")
+    assert other.name != same.name
+
+
+def test_loading_is_quiet_and_leaves_logging_as_it_was(settings_for, capfd, caplog):
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+
+    load_scorer(settings_for(), CPU)
+
+    assert (root.level, list(root.handlers)) == before
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def _edit_config(folder, change):
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+
+
+BROKEN = {
+    "no config": (lambda f: (f / "open_clip_config.json").unlink(), "is missing; give"),
+    "broken config": (
+        lambda f: (f / "open_clip_config.json").write_text("{"),
+        "no open_clip configuration",
+    ),
+    "other config": (
+        lambda f: (f / "open_clip_config.json").write_text("{}"),
+        "no open_clip configuration",
+    ),
+    "no weights": (
+        lambda f: (f / "open_clip_model.safetensors").rename(f / "model.bin"),
+        "0 .safetensors files",
+    ),
+    "cut-off weights": (
+        lambda f: (f / "open_clip_model.safetensors").write_bytes(b"\0" * 100),
+        "could not be loaded",
+    ),
+    "weights of another shape": (
+        lambda f: _edit_config(f, lambda c: c["model_cfg"].update(embed_dim=8)),
+        "could not be loaded",
+    ),
+    "tokenizer with code": (
+        lambda f: _edit_config(
+            f,
+            lambda c: c["model_cfg"]["text_cfg"].update(tokenizer_kwargs={"trust_remote_code": 1}),
+        ),
+        "run code of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
+    break_it, expected = BROKEN[name]
+    shutil.copytree(made / "scorer", tmp_path / "scorer")
+    break_it(tmp_path / "scorer")
+
+    with pytest.raises(LoadError) as caught:
+        load_scorer(settings_for(clip_model=str(tmp_path / "scorer")), CPU)
+
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith("--clip_model ")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_not_known_say_what_is(settings_for):
+    with pytest.raises(LoadError, match="--clip_model ViT-X: neither a folder nor one of"):
+        load_scorer(settings_for(clip_model="ViT-X"), CPU)
+    with pytest.raises(LoadError, match="--clip_pretrained mine: for ViT-L-14 give one of openai"):
+        load_scorer(settings_for(clip_model=None, clip_pretrained="mine"), CPU)
+    with pytest.raises(ConfigurationError, match="ViT-H-14 needs --clip_pretrained: laion2b_s32b"):
+        load_scorer(settings_for(clip_model="ViT-H-14"), CPU)
+    with pytest.raises(ConfigurationError, match="is a folder with weights of its own"):
+        load_scorer(settings_for(clip_pretrained="openai"), CPU)
+
+
+def test_openais_weights_are_loaded_with_the_gelu_they_were_trained_with(settings_for, monkeypatch):
+    asked = {}
+
+    def create(name, pretrained, **options):
+        asked.update(options, name=name, pretrained=pretrained)
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr("open_clip.create_model_and_transforms", create)
+
+    with pytest.raises(LoadError, match=r"ViT-L-14/openai could not be loaded") as caught:
+        load_scorer(settings_for(clip_model=None), CPU)
+    assert (asked["name"], asked["pretrained"]) == ("ViT-L-14", "openai")
+    assert asked["force_quick_gelu"] is True
+    assert asked["precision"] == "fp32"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pretrained_file_is_taken(made, settings_for, tmp_path):
+    # A real named model with weights of its own file: the smallest that open_clip has.
+    name = "ViT-S-32-alt"
+    model = open_clip.create_model(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+
+    scorer = load_scorer(
+        settings_for(clip_model=name, clip_pretrained=str(tmp_path / "weights.pt")), CPU
+    )
+
+    assert scorer.name.startswith("ViT-S-32-alt/weights.pt@")
+    assert len(scorer.score(_images(32, 32)[:1], TEXTS[:1])) == 1
+
+
+def test_texts_are_encoded_once(scorer, monkeypatch):
+    fresh = ClipScorer(scorer._model, scorer._transform, scorer._tokenizer, "fresh")
+    seen = []
+    monkeypatch.setattr(
+        fresh, "_tokenizer", lambda texts: seen.extend(texts) or scorer._tokenizer(texts)
+    )
+
+    first = fresh.score(_images(32, 32), ["x", "y", "x"])
+
+    assert fresh.score(_images(32, 32), ["x", "y", "x"]) == first
+    assert seen == ["x", "y"]
+    assert scoring.DEFAULT_MODEL == "ViT-L-14"

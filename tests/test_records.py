@@ -1,0 +1,51 @@
+"""Candidates and records."""
+
+from dataclasses import asdict
+
+import pytest
+
+from accel_search.records import Candidate, Failure, Measurement, Prompt, PromptSet, Trial
+from tests.fakes import PROVENANCE
+
+
+def test_candidates_are_equal_however_they_are_written():
+    one = Candidate(
+        {"tome": {"ratio": 0.5, "max_downsample": 1}, "deepcache": {"cache_interval": 2}}
+    )
+    other = Candidate(
+        {"deepcache": {"cache_interval": 2}, "tome": {"max_downsample": 1, "ratio": 0.5}}
+    )
+    assert one == other and hash(one) == hash(other)
+    assert Candidate(one.as_dict()) == one
+    assert list(one) == ["deepcache", "tome"]
+    assert one.flat() == {"cache_interval": 2, "ratio": 0.5, "max_downsample": 1}
+    assert str(Candidate()) == "baseline"
+
+
+def test_a_measurement_comes_back_from_plain_json_types():
+    measured = Measurement((0.5, 0.6), (1.0,), (30.0, 31.0), 4, None, 3.0)
+    assert Measurement.from_dict(asdict(measured)) == measured
+
+
+def test_a_trial_is_measured_or_failed_never_both_nor_neither():
+    measured = Measurement((0.5,), (1.0,), (30.0,), 4)
+    with pytest.raises(ValueError, match="either"):
+        Trial(Candidate(), measured, Failure("timeout", "too long", 1.0))
+    with pytest.raises(ValueError, match="either"):
+        Trial(Candidate(), None)
+
+
+def test_provenance_differs_by_anything_but_the_date():
+    stored = PROVENANCE.as_dict()
+    assert PROVENANCE.differences({**stored, "date": "2030-01-01"}) == []
+    assert PROVENANCE.differences({**stored, "device_name": "NVIDIA H200"}) == ["device_name"]
+    assert "versions" in PROVENANCE.differences({**stored, "versions": {"torch": "9"}})
+    del stored["dtype"]
+    assert PROVENANCE.differences(stored) == ["dtype"]
+
+
+def test_the_prompt_digest_depends_on_texts_seeds_and_parts():
+    first = PromptSet("x", (Prompt("a", 1),), (Prompt("b", 2),))
+    assert first.digest == PromptSet("y", (Prompt("a", 1),), (Prompt("b", 2),)).digest
+    assert first.digest != PromptSet("x", (Prompt("a", 2),), (Prompt("b", 2),)).digest
+    assert first.digest != PromptSet("x", (Prompt("a", 1), Prompt("b", 2)), ()).digest

@@ -1,0 +1,161 @@
+"""Recorded trials in place of a pipeline, through the whole program."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from accel_search.errors import ConfigurationError
+from accel_search.records import Candidate
+from accel_search.replay import open_replay
+from accel_search.traversal_search import main
+from accel_search.trials_file import FORMAT, read_trials
+from tests.fakes import WORKLOAD
+
+
+def recorded(**changes):
+    """Return the content of a file in the plainest form that the format allows."""
+    trials = []
+    for interval in (2, 3, 5):
+        loss = {2: 0.0, 3: 0.01, 5: 0.1}[interval]
+        trials.append(
+            {
+                "candidate": {"deepcache": {"cache_interval": interval, "cache_branch_id": 0}},
+                "seconds_per_image": [0.5 / interval, 0.501 / interval],
+                "scores": [30 * (1 - loss), 31 * (1 - loss), 32 * (1 - loss)],
+                "failure": None,
+            }
+        )
+    content = {
+        "format": FORMAT,
+        "workload": {"pipeline": "SDXL", "steps": 20, "batch_size": 4},
+        "baseline": {"seconds_per_image": [0.5, 0.501, 0.499, 0.5], "scores": [30, 31, 32]},
+        "trials": trials,
+    }
+    return content | changes
+
+
+@pytest.fixture
+def replay(tmp_path, monkeypatch):
+    """Return a function that writes a file and runs the program on it."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(content, *arguments):
+        (tmp_path / "trials.json").write_text(
+            content if isinstance(content, str) else json.dumps(content)
+        )
+        return main(["--replay", "trials.json", *arguments])
+
+    return run
+
+
+@pytest.mark.parametrize("strategy", ["grid", "random"])
+def test_a_plain_file_is_searched(replay, capsys, strategy):
+    assert replay(recorded(), "--strategy", strategy, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cache_interval"] == 3
+    assert found["speedup"] == pytest.approx(3, rel=0.01)
+    assert found["provenance"] is None
+
+
+def test_a_replay_never_writes_a_result_file(replay, tmp_path):
+    assert replay(recorded(), "--quiet") == 0
+    assert not (tmp_path / "search_params.json").exists()
+
+
+def test_nothing_within_the_bound_is_code_3(replay, capsys):
+    assert replay(recorded(), "--req_speedup", "9", "--json") == 3
+    assert json.loads(capsys.readouterr().out)["speedup"] is None
+
+
+def test_recorded_seconds_are_charged_to_the_budget(replay, capsys):
+    # The baseline is charged 8 s (4 calls of 4 images); the first trial exceeds the rest.
+    assert replay(recorded(), "--time_budget", "8.1", "--json") in (0, 3)
+    capsys.readouterr()
+    assert replay(recorded(), "--time_budget", "8.1") in (0, 3)
+    assert capsys.readouterr().out.count("speedup: ") >= 1
+
+
+def test_a_recorded_failure_is_a_failed_trial(replay, capsys):
+    content = recorded()
+    content["trials"][1] = {
+        "candidate": content["trials"][1]["candidate"],
+        "seconds_per_image": [],
+        "scores": [],
+        "failure": {"kind": "cuda_oom", "message": "tried to allocate 2 GiB", "seconds": 3.0},
+    }
+    assert replay(content) == 0
+    out = capsys.readouterr().out
+    assert "failed: cuda_oom: tried to allocate 2 GiB" in out
+    assert "cache_interval=2" in out
+
+
+def test_what_a_search_writes_is_what_a_replay_reads(replay, tmp_path, capsys):
+    assert replay(recorded(), "--trials_out", "out.json", "--quiet") == 0
+    written = read_trials(tmp_path / "out.json")
+    assert len(written.trials) == 3
+    assert {str(t.candidate) for t in written.trials} == {
+        str(Candidate(t["candidate"])) for t in recorded()["trials"]
+    }
+    capsys.readouterr()
+    assert main(["--replay", "out.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cache_interval"] == 3
+
+
+def test_coinciding_points_are_one_where_the_workload_is_known(tmp_path):
+    content = recorded(
+        workload={**vars(WORKLOAD), "attention_downsamples": [1, 2, 4]},
+        trials=[
+            {
+                "candidate": {"tome": {"ratio": ratio, "max_downsample": level}},
+                "seconds_per_image": [0.4],
+                "scores": [30, 31, 32],
+                "failure": None,
+            }
+            for ratio, level in ((0.8, 2), (0.9, 3), (0.3, 1))
+        ],
+    )
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    _, space = open_replay(path, ("tome",))
+    assert len(space) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("not json", "cannot be read"),
+        ("[1]", "format is None"),
+        (json.dumps({"format": "other/2"}), "other/2"),
+        (json.dumps({"format": FORMAT}), "workload"),
+        (json.dumps(recorded(baseline={"seconds_per_image": [], "scores": []})), "no samples"),
+        (json.dumps(recorded(trials=[{"candidate": {}}])), "seconds_per_image"),
+        (json.dumps(recorded(trials=[])), "no trial"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_code_2(replay, capsys, content, says):
+    assert replay(content) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_scores_of_another_number_of_prompts_are_refused(tmp_path):
+    content = recorded()
+    content["trials"][0]["scores"] = [30]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match="1 scores, the baseline has 3"):
+        read_trials(path)
+
+
+def test_a_replay_loads_no_torch(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps(recorded()))
+    code = (
+        "import sys\nfrom accel_search.traversal_search import main\n"
+        "assert main(['--replay', 't.json', '--quiet']) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL
+    )

@@ -1,0 +1,145 @@
+"""search_params.json: its keys, what answers a later search, what `load_best` finds."""
+
+import ast
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+
+from accel_search.api import load_best
+from accel_search.errors import ConfigurationError
+from accel_search.report.progress import Progress
+from accel_search.results import entry_of, find_settings, save, stored_answer
+from accel_search.search import Budget, Goal, Search
+from accel_search.settings import Settings
+from accel_search.space import JointSpace
+from accel_search.store import TrialStore
+from accel_search.strategies import get
+from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+
+
+def searched(path, settings, provenance=PROVENANCE):
+    """Run a search on the fake and save its result; return the entry."""
+    space = JointSpace(settings.targets, WORKLOAD, settings.space)
+    store = TrialStore(None, "study", space)
+    with Progress(logging.getLogger("test"), 16, 0.02, show_bar=False) as observer:
+        outcome = Search(
+            FakeEvaluator(),
+            get("grid")(space, 0),
+            store,
+            Goal(settings.req_score_loss, settings.req_speedup),
+            Budget(settings.max_trials),
+            observer,
+        ).run()
+    entry = entry_of(outcome, settings, space, provenance, store.name)
+    save(path, WORKLOAD, settings, entry)
+    return entry
+
+
+def answer(path, settings, provenance=PROVENANCE):
+    space = JointSpace(settings.targets, WORKLOAD, settings.space)
+    return stored_answer(path, WORKLOAD, settings, space, provenance)
+
+
+def test_an_upper_bound_is_stored_under_both_kinds_of_key(tmp_path):
+    path = tmp_path / "search_params.json"
+    searched(path, Settings())
+    content = json.loads(path.read_text())
+    goals = [ast.literal_eval(key)[3] for key in content]
+    assert goals == ["upbound_speedup", 1.9]
+    assert all(ast.literal_eval(key)[5] == ["deepcache"] for key in content)
+
+
+def test_a_requirement_is_stored_under_the_speedup_it_reached(tmp_path):
+    path = tmp_path / "search_params.json"
+    entry = searched(path, Settings(req_speedup=1.5))
+    goals = [ast.literal_eval(key)[3] for key in json.loads(path.read_text())]
+    assert goals == [round(entry["speedup"], 2)]
+
+
+def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
+    entry = searched(tmp_path / "f.json", Settings())
+    assert (entry["cache_interval"], entry["cache_branch_id"]) == (4, 3)
+    assert entry["settings"] == {"deepcache": {"cache_interval": 4, "cache_branch_id": 3}}
+    evidence = entry["evidence"]
+    low, high = evidence["speedup_interval"]
+    assert low <= entry["speedup"] <= high
+    assert evidence["held_out"]["prompts"] == 32
+    assert evidence["trials_measured"] == 16 and evidence["exhausted"]
+    assert evidence["fewer_steps"] and evidence["noise_floor"] > 0
+    assert entry["provenance"] == PROVENANCE.as_dict()
+    json.dumps(entry, allow_nan=False)
+
+
+def test_the_same_search_is_answered_from_the_file(tmp_path):
+    path = tmp_path / "f.json"
+    entry = searched(path, Settings())
+    assert answer(path, Settings()) == (json.loads(json.dumps(entry)), [])
+    assert answer(path, Settings(seed=1))[0] is not None  # the prompt set is in the provenance
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Settings(req_score_loss=0.01),
+        Settings(targets=("tome",)),
+        Settings(req_speedup=5.0),
+        Settings(space={"deepcache": {"cache_interval": (2, 3)}}),
+    ],
+)
+def test_another_search_is_not_answered_from_the_file(tmp_path, other):
+    path = tmp_path / "f.json"
+    searched(path, Settings())
+    assert answer(path, other)[0] is None
+
+
+def test_a_requirement_is_answered_by_any_result_that_reached_it(tmp_path):
+    path = tmp_path / "f.json"
+    searched(path, Settings())
+    assert answer(path, Settings(req_speedup=1.5))[0]["speedup"] == pytest.approx(1.9, rel=0.02)
+
+
+def test_part_of_a_space_does_not_answer_for_all_of_it(tmp_path):
+    path = tmp_path / "f.json"
+    searched(path, Settings(max_trials=6))
+    assert answer(path, Settings())[0] is None
+    assert answer(path, Settings(max_trials=8))[0] is None
+    assert answer(path, Settings(max_trials=6))[0] is not None
+
+
+def test_a_result_from_elsewhere_is_named_and_not_reused(tmp_path):
+    path = tmp_path / "f.json"
+    searched(path, Settings())
+    elsewhere = replace(PROVENANCE, device_name="NVIDIA H200", driver="580")
+    entry, differences = answer(path, Settings(), elsewhere)
+    assert entry is None and differences == ["device_name", "driver"]
+
+
+def test_keys_that_are_no_tuples_are_passed_over(tmp_path):
+    path = tmp_path / "f.json"
+    searched(path, Settings())
+    content = json.loads(path.read_text())
+    strange = {"__import__('os').system('touch hacked')": {}, "(1,": 3, "()": {}, "x": None}
+    path.write_text(json.dumps(strange | content))
+    assert answer(path, Settings())[0] is not None
+    assert not (tmp_path / "hacked").exists()
+
+
+class Pipeline:
+    """Only its class name and its scheduler's are looked at."""
+
+
+def test_load_best_takes_the_fastest_that_fits(tmp_path):
+    path = tmp_path / "f.json"
+    searched(path, Settings())
+    searched(path, Settings(req_score_loss=0.2))
+    pipe = type("StableDiffusionPipeline", (), {"scheduler": type("DDIMScheduler", (), {})()})()
+    assert load_best(path, pipe, steps=20) == {
+        "deepcache": {"cache_interval": 5, "cache_branch_id": 0}
+    }
+    assert find_settings(path, targets=["deepcache"]) == load_best(path)
+    with pytest.raises(ConfigurationError, match="no result for .*50"):
+        load_best(path, pipe, steps=50)
+    with pytest.raises(ConfigurationError, match="no such file"):
+        load_best(tmp_path / "none.json")

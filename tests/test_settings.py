@@ -1,0 +1,135 @@
+"""Options: one declaration, two spellings, one line for each mistake."""
+
+from dataclasses import fields
+
+import pytest
+
+from accel_search.errors import ConfigurationError
+from accel_search.settings import Settings, build_parser, from_command_line, parse_seconds
+
+
+def parse(*arguments):
+    return from_command_line(build_parser("accel-search", "", "0"), arguments)
+
+
+def test_no_arguments_give_the_defaults():
+    assert parse() == Settings()
+
+
+@pytest.mark.parametrize(
+    "option", [each for each in fields(Settings) if each.metadata], ids=lambda each: each.name
+)
+def test_both_spellings_of_every_option_work(option):
+    values = {
+        "sched": "UniPC",
+        "targets": "tome",
+        "strategy": "random",
+        "time_budget": "30m",
+        "device": "cuda:1",
+        "dtype": "float16",
+        "log_level": "DEBUG",
+        "height": "512",
+        "width": "512",
+        "req_score_loss": "0.5",
+    }
+    value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
+    with_underscores = parse(f"--{option.name}", *value)
+    with_hyphens = parse(f"--{option.name.replace('_', '-')}", *value)
+    assert with_underscores == with_hyphens != Settings()
+
+
+def test_the_original_scripts_spellings_are_understood():
+    settings = parse("--search_targets", "tome,deepcache", "--sched", "UniPCMultistepScheduler")
+    assert settings.targets == ("deepcache", "tome")
+    assert settings.sched == "UniPC" and settings.scheduler_class == "UniPCMultistepScheduler"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--steps", "0"], ["--steps", "0", "1 or more"]),
+        (["--steps", "x"], ["--steps", "'x'", "whole number"]),
+        (["--batch_size", "-1"], ["--batch_size", "1 or more"]),
+        (["--num_samples", "1"], ["--num_samples", "2 or more"]),
+        (["--height", "100"], ["--height", "multiple of 8"]),
+        (["--req_score_loss", "2"], ["--req_score_loss", "fraction"]),
+        (["--req_score_loss", "nan"], ["--req_score_loss", "fraction"]),
+        (["--req_speedup", "0.5"], ["--req_speedup", "1 or more"]),
+        (["--guidance_scale", "inf"], ["--guidance_scale"]),
+        (["--time_budget", "soon"], ["--time_budget", "'soon'", "30m"]),
+        (["--sched", "Euler"], ["--sched", "'Euler'", "DDIM"]),
+        (["--device", "tpu"], ["--device", "'tpu'", "cuda"]),
+        (["--dtype", "int8"], ["--dtype", "float16"]),
+        (["--targets", "deepcache,magic"], ["'magic'", "deepcache", "tome", "tgate"]),
+        (["--targets", ","], ["--targets", "deepcache"]),
+        (["--strategy", "luck"], ["'luck'", "grid", "random"]),
+        (["--log_level", "LOUD"], ["--log_level", "INFO"]),
+        (["--json", "--quiet"], ["--json", "--quiet"]),
+        (["--nonsense"], ["--nonsense", "--help"]),
+        (["--step", "20"], ["--step", "--help"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_value_and_choices(arguments, names):
+    with pytest.raises(ConfigurationError) as refused:
+        parse(*arguments)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert all(name in message for name in names), message
+    assert refused.value.exit_code == 2
+
+
+def test_a_toml_file_gives_options_and_flags_win(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'steps = 25\nsched = "unipc"\ntargets = ["tome"]\nnum-samples = 8\ntime_budget = "1h30m"\n'
+        "[space.tome]\nratio = [0.3, 0.5]\n"
+    )
+    settings = parse("--config", str(config), "--steps", "50")
+    assert (settings.steps, settings.sched, settings.targets) == (50, "UniPC", ("tome",))
+    assert (settings.num_samples, settings.time_budget) == (8, 5400.0)
+    assert settings.space == {"tome": {"ratio": (0.3, 0.5)}}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("steps = ", ["TOML"]),
+        ("stepz = 3", ["stepz", "--help"]),
+        ('steps = "20"', ["steps", "'20'"]),
+        ("steps = true", ["steps", "True"]),
+        ("json = 1", ["json"]),
+        ("[space.magic]\nratio = [0.5]", ["magic", "tome"]),
+        ("[space.tome]\nratios = [0.5]", ["ratios", "ratio"]),
+        ("[space.tome]\nratio = 0.5", ["space.tome"]),
+        ("[space.tome]\nratio = []", ["ratio", "at least one"]),
+        ("[space.tome]\nratio = [7]", ["ratio", "7"]),
+        ('[space.tome]\nratio = ["a"]', ["ratio", "'a'"]),
+        ("[space.deepcache]\ncache_interval = [2.5]", ["cache_interval", "2.5"]),
+        ("space = 3", ["space"]),
+    ],
+)
+def test_a_mistake_in_a_toml_file_is_one_line(tmp_path, text, names):
+    config = tmp_path / "c.toml"
+    config.write_text(text)
+    with pytest.raises(ConfigurationError) as refused:
+        parse("--config", str(config))
+    message = str(refused.value)
+    assert "\n" not in message and all(name in message for name in names), message
+
+
+def test_an_absent_config_file_is_one_line(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"none\.toml"):
+        parse("--config", str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1h30m", 5400)]
+)
+def test_durations(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-3", "m", "3d", "1m1h"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="duration"):
+        parse_seconds(text)

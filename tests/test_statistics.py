@@ -1,0 +1,108 @@
+"""Intervals and verdicts: right on known truths, and honest where nothing is known."""
+
+import numpy as np
+import pytest
+
+from accel_search.errors import ConfigurationError
+from accel_search.records import Measurement
+from accel_search.statistics import (
+    Estimate,
+    Verdict,
+    assess,
+    judge,
+    noise_floor,
+    prompts_needed,
+    score_loss,
+    speedup,
+)
+
+
+def timing(ratios, seconds=1.0):
+    """Return a measurement whose pairs have the given baseline / candidate ratios."""
+    return Measurement(
+        tuple(seconds / ratio for ratio in ratios), (seconds,) * len(ratios), (30.0, 31.0), 4
+    )
+
+
+def test_score_loss_is_relative_to_the_baselines_mean():
+    estimate = score_loss([30.0, 34.0], [29.0, 33.0])
+    assert estimate.value == pytest.approx(2 / 64)
+    assert score_loss([30.0, 34.0], [31.0, 35.0]).value < 0
+
+
+def test_equal_scores_lose_nothing_for_certain():
+    assert score_loss([30.0, 31.0], [30.0, 31.0]) == Estimate(0.0, 0.0, 0.0)
+
+
+def test_score_loss_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        before = rng.normal(30, 3, 32)
+        after = before * 0.98 + rng.normal(0, 1.0, 32)
+        found = score_loss(before, after)
+        inside += found.low <= 0.02 <= found.high
+    assert 0.91 <= inside / 300 <= 0.98
+
+
+def test_speedup_interval_covers_the_truth_and_pools_the_noise():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(1000):
+        noise = timing(np.exp(rng.normal(0, 0.02, 5)))
+        found = speedup(timing(2.0 * np.exp(rng.normal(0, 0.02, 3))), noise)
+        inside += found.low <= 2.0 <= found.high
+    assert 0.93 <= inside / 1000 <= 0.97
+
+
+def test_speedup_of_one_pair_has_an_interval_from_the_noise_alone():
+    found = speedup(timing([2.0]), timing([1.01, 0.99, 1.0]))
+    assert found.value == pytest.approx(2.0)
+    assert 1.9 < found.low < 2.0 < found.high < 2.1
+
+
+def test_two_copies_of_one_pipeline_are_rarely_called_a_gain():
+    rng = np.random.default_rng(2)
+    gains = 0
+    for _ in range(1000):
+        baseline = timing(np.exp(rng.normal(0, 0.03, 3)))
+        same = timing(np.exp(rng.normal(0, 0.03, 3)))
+        gains += assess(same, baseline, 0.02).is_gain
+    assert gains / 1000 <= 0.025
+
+
+def test_noise_floor_shrinks_with_the_pairs():
+    noise = timing([1.02, 0.98, 1.01, 0.99])
+    assert noise_floor(noise, 16) < noise_floor(noise, 4) < noise_floor(noise, 1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.0, 0.02, Verdict.PASS),
+        (0.021, 0.03, Verdict.FAIL),
+        (0.01, 0.03, Verdict.INCONCLUSIVE),
+        (0.02, 0.03, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_verdict_follows_the_interval(low, high, verdict):
+    assert judge(Estimate((low + high) / 2, low, high), 0.02) is verdict
+
+
+def test_prompts_needed_grow_as_the_loss_nears_the_bound():
+    rng = np.random.default_rng(3)
+    before = rng.normal(30, 3, 64)
+    after = before * 0.99 + rng.normal(0, 1, 64)
+    loss = score_loss(before, after).value
+    near, far = loss + 0.001, loss + 0.02
+    assert prompts_needed(before, after, near) > 50 * prompts_needed(before, after, far) > 0
+
+
+def test_a_baseline_without_a_positive_score_is_refused():
+    with pytest.raises(ConfigurationError, match="--clip_model"):
+        score_loss([-1.0, 0.5], [1.0, 1.0])
+
+
+def test_scores_of_different_prompts_are_refused():
+    with pytest.raises(ConfigurationError, match="paired by prompt"):
+        score_loss([30.0, 31.0], [30.0])

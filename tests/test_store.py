@@ -1,0 +1,85 @@
+"""The study: what was stored comes back, runs stay apart, a bad storage is one line."""
+
+import optuna
+import pytest
+
+from accel_search.errors import ConfigurationError
+from accel_search.records import Candidate, Failure, Trial
+from accel_search.space import JointSpace
+from accel_search.statistics import assess
+from accel_search.store import TrialStore, default_url, study_name
+from tests.fakes import WORKLOAD, FakeEvaluator
+
+SPACE = JointSpace(("deepcache",), WORKLOAD)
+CANDIDATES = [SPACE.candidate_at(position) for position in range(3)]
+
+
+def filled(url):
+    """Return a store with one measured and one failed trial, and the trials."""
+    evaluator = FakeEvaluator()
+    baseline = evaluator.baseline()
+    store = TrialStore(url, "study", SPACE)
+    measured = Trial(CANDIDATES[0], evaluator.measure(CANDIDATES[0]))
+    failed = Trial(CANDIDATES[1], None, Failure("invalid_image", "image 3 is black", 2.0))
+    store.add(measured, assess(measured.measurement, baseline, 0.02))
+    store.add(failed, None)
+    store.remember("baseline:search", baseline)
+    return store, [measured, failed], baseline
+
+
+def test_trials_come_back_whole_in_another_process(tmp_path):
+    url = default_url(tmp_path / "runs")
+    _, trials, baseline = filled(url)
+    again = TrialStore(url, "study", SPACE)
+    assert again.trials() == trials
+    assert again.recall("baseline:search") == baseline
+    assert again.recall("held_out:nothing") is None
+
+
+def test_optunas_own_tools_read_the_study(tmp_path):
+    url = default_url(tmp_path)
+    store, trials, _ = filled(url)
+    study = optuna.load_study(study_name=store.name, storage=url)
+    best = study.best_trials
+    assert [each.params["deepcache.cache_interval"] for each in best] == [
+        trials[0].candidate["deepcache"]["cache_interval"]
+    ]
+    assert study.metric_names == ["speedup", "score_loss"]
+    states = [each.state.name for each in study.trials]
+    assert states == ["COMPLETE", "FAIL"]
+
+
+def test_a_fresh_run_leaves_the_old_trials_alone_and_is_the_one_resumed(tmp_path):
+    url = default_url(tmp_path)
+    _, trials, _ = filled(url)
+    fresh = TrialStore(url, "study", SPACE, fresh=True)
+    assert fresh.trials() == []
+    assert fresh.name == "study-run2"
+    fresh.add(trials[1], None)
+    assert TrialStore(url, "study", SPACE).trials() == [trials[1]]
+    assert optuna.load_study(study_name="study-run1", storage=url).trials
+
+
+def test_studies_of_different_workloads_have_different_names():
+    first = study_name({"steps": 20, "device": "cpu"})
+    assert first == study_name({"device": "cpu", "steps": 20})
+    assert first != study_name({"steps": 25, "device": "cpu"})
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/t.db", "oracle+x://h/d"])
+def test_a_storage_that_cannot_be_opened_is_one_line(url):
+    with pytest.raises(ConfigurationError, match="--storage") as refused:
+        TrialStore(url, "study", SPACE)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path):
+    (tmp_path / "trials.db").write_text("this is not a database, it is a text file" * 100)
+    with pytest.raises(ConfigurationError, match="--storage"):
+        TrialStore(default_url(tmp_path), "study", SPACE)
+
+
+def test_the_empty_candidate_is_storable():
+    store = TrialStore(None, "study", SPACE)
+    store.add(Trial(Candidate(), None, Failure("timeout", "", 0.0)), None)
+    assert store.trials()[0].candidate == Candidate()
