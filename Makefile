@@ -11,8 +11,9 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
 
+# Two processes of one thread each: threads of one process wait for each other on busy cores.
 test: $(READY)  ## Run the tests that need no GPU
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

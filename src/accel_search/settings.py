@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,7 +86,7 @@ class Settings:
     sched: str = _option("DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler)
     steps: int = _option(20, "denoising steps", parse=int)
     revision: str | None = _option(None, "branch, tag or commit of the hub repository")
-    device: str = _option("auto", "auto, cpu, cuda or cuda:N")
+    device: str = _option("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: str = _option("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16")
     guidance_scale: float | None = _option(
         None, "classifier-free guidance scale (default: the model's own)", parse=float
@@ -95,7 +95,7 @@ class Settings:
     width: int | None = _option(None, "pixels, a multiple of 8 (default: the model's)", parse=int)
     batch_size: int = _option(4, "images a pipeline call", parse=int)
     threads: int | None = _option(
-        None, "CPU threads (default: physical cores; one busy neighbour slows more)", parse=int
+        None, "CPU threads (default: all cores but one, left to the rest)", parse=int
     )
 
     # What is searched
@@ -262,38 +262,66 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
-    """Return the command line made from `Settings`' fields; both spellings of every option."""
+    """Return the command line made from `Settings`' fields."""
     parser = _Parser(
         prog=prog,
         description=description,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+        usage="%(prog)s [OPTION ...]",
+        epilog="Every option also works with hyphens in place of underscores.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
+    group: argparse._ArgumentGroup | None = None
     for each in fields(Settings):
         if not each.metadata:
             continue
-        flags: list[str] = []
+        if each.name in _GROUPS or group is None:
+            group = parser.add_argument_group(_GROUPS[each.name])
+        _add_option(group, f"--{each.name}", each, _help_line(each))
+        # Understood but not shown: the usual spelling with hyphens, and older names.
         for name in (each.name, *each.metadata["aliases"]):
-            # The mission's spelling first, then the usual one with hyphens.
-            flags += dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        text = each.metadata["help"]
-        if each.default not in (None, MISSING) and each.metadata["parse"] is not bool:
-            shown = ",".join(each.default) if isinstance(each.default, tuple) else each.default
-            text += f" [{shown}]"
-        if each.metadata["parse"] is bool:
-            parser.add_argument(*flags, dest=each.name, action="store_true", help=text)
-        else:
-            parser.add_argument(
-                *flags,
-                dest=each.name,
-                type=_typed(each.name, each.metadata["parse"]),
-                metavar=each.metadata["metavar"] or each.name.upper(),
-                help=text.replace("%", "%%"),
-            )
+            for flag in dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")):
+                if flag != f"--{each.name}":
+                    _add_option(group, flag, each, argparse.SUPPRESS)
     return parser
+
+
+_GROUPS = {
+    "pipe": "workload",
+    "targets": "search",
+    "prompts": "scoring and timing",
+    "output": "files",
+    "force": "behaviour",
+}
+"""First option of each group in the help -> title of the group."""
+
+
+def _help_line(option: Field[Any]) -> str:
+    """Return an option's help with its default, as argparse formats it."""
+    text: str = option.metadata["help"].replace("%", "%%")
+    if option.default in (None, MISSING) or option.metadata["parse"] is bool:
+        return text
+    shown = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+    return f"{text} [{shown}]"
+
+
+def _add_option(
+    group: argparse._ArgumentGroup, flag: str, option: Field[Any], help_text: str
+) -> None:
+    parse = option.metadata["parse"]
+    if parse is bool:
+        group.add_argument(flag, dest=option.name, action="store_true", help=help_text)
+        return
+    group.add_argument(
+        flag,
+        dest=option.name,
+        type=_typed(option.name, parse),
+        metavar=option.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
+        help=help_text,
+    )
 
 
 def _typed(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -374,8 +402,3 @@ def _space(path: Path, tables: Any) -> dict[str, dict[str, tuple[int | float, ..
             )
         result[name] = {key: tuple(values) for key, values in parameters.items()}
     return result
-
-
-def with_changes(settings: Settings, **changes: Any) -> Settings:
-    """Return `settings` with some values replaced, checked again."""
-    return replace(settings, **changes)

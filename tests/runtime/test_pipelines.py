@@ -328,7 +328,7 @@ def test_threads_default_to_the_cores_this_process_may_use(monkeypatch):
     before = torch.get_num_threads()
     try:
         assert devices.set_threads(1, torch.device("cpu")) == 1
-        monkeypatch.setattr(devices, "available_cores", lambda: 2)
+        monkeypatch.setattr(devices, "available_cores", lambda: 3)
         assert devices.set_threads(None, torch.device("cpu")) == 2
     finally:
         torch.set_num_threads(before)

@@ -119,8 +119,8 @@ def _rival(outcome: Outcome) -> str:
     equal = [rival.steps for rival in outcome.rivals if rival.rivals(outcome.winner)]
     if equal:
         lines.append(
-            f"  {max(equal)} steps are as fast, and their score is not shown to be lower:\n"
-            "  on these prompts fewer steps do as well, with nothing to install."
+            f"  {max(equal)} steps are as fast within the timing noise, and their score is not "
+            "shown to be lower:\n  on these prompts fewer steps do as well, with nothing to apply."
         )
     else:
         lines.append("  None is as fast without a lower score: the winner is worth its trouble.")

@@ -60,9 +60,9 @@ def set_threads(threads: int | None, device: torch.device) -> int | None:
     """Set the CPU threads torch uses, for the whole process.
 
     Args:
-        threads: What `--threads` says; None takes the physical cores this process may use: a
-            second thread on a core gains nothing, and threads that outnumber the cores spin
-            waiting for each other, which was measured to cost a factor of four to twelve.
+        threads: What `--threads` says; None takes all physical cores that this process may use
+            but one. Threads spin while they wait for each other, so one busy neighbour on a
+            core that they all need was measured to cost a factor of four to twelve.
         device: On a GPU the default is left to torch.
 
     Returns:
@@ -72,7 +72,7 @@ def set_threads(threads: int | None, device: torch.device) -> int | None:
         if threads is not None:
             torch.set_num_threads(threads)
         return None
-    torch.set_num_threads(threads or available_cores())
+    torch.set_num_threads(threads or max(1, available_cores() - 1))
     return torch.get_num_threads()
 
 

@@ -17,6 +17,7 @@ from accel_search.runtime.batches import Batch, plan_batches, plan_steps
 from accel_search.runtime.calls import Accounting, Apply, Caller, Samples
 from accel_search.runtime.contamination import References
 from accel_search.runtime.devices import resolve_device, set_threads
+from accel_search.runtime.folders import check_name
 from accel_search.runtime.generation import check_images
 from accel_search.runtime.pipelines import describe_workload, load_pipeline
 from accel_search.runtime.prompts import load_prompts
@@ -28,6 +29,10 @@ from accel_search.settings import Settings
 
 T = TypeVar("T")
 Split = Literal["search", "held_out"]
+
+NOISE_PAIRS = 4
+"""Least number of times the baseline is timed against itself: every trial's interval leans on
+the spread found there, and a single hiccup must not make it."""
 
 
 class PipelineEvaluator:
@@ -104,8 +109,8 @@ class PipelineEvaluator:
 
         Returns:
             Scores of every prompt and a sample a full batch; each of the first `timing_pairs`
-            batches is run a second time right after, as its `baseline_seconds_per_image`. A part
-            without prompts has neither.
+            batches, but at least `NOISE_PAIRS`, is run a second time right after, as its
+            `baseline_seconds_per_image`. A part without prompts has neither.
 
         Raises:
             InvalidImage: The bare pipeline itself makes no valid image.
@@ -209,7 +214,7 @@ class PipelineEvaluator:
         if self._caller.last_applied is not None:
             self._check_sentinel()  # References may be about to be made.
         samples = Samples(memory.PeakMeter(self._device))
-        for step in plan_steps(self._batches(split), self._pairs):
+        for step in plan_steps(self._batches(split), max(self._pairs, NOISE_PAIRS)):
             images, seconds = self._call_bare(split, step.batch, samples.peak)
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
@@ -324,6 +329,7 @@ def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator
         OutOfMemoryError: Their weights do not fit the device.
     """
     device = resolve_device(settings.device)
+    check_name(settings.pipe)
     prompts = load_prompts(settings)
     threads = set_threads(settings.threads, device)
     scorer = load_scorer(settings, device)

@@ -59,14 +59,20 @@ def find_pipeline(settings: Settings, half: bool) -> PipelineFolder:
     path = Path(settings.pipe).expanduser()
     if path.is_dir():
         return check_folder(path, settings.pipe, half, None)
-    hub_id = HUB_IDS.get(settings.pipe, settings.pipe)
-    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+    check_name(settings.pipe)
+    path = _fetch(settings, HUB_IDS.get(settings.pipe, settings.pipe), half)
+    return check_folder(path, settings.pipe, half, path.name)
+
+
+def check_name(pipe: str) -> None:
+    """Raise LoadError unless `pipe` can be a pipeline at all; nothing is fetched or read."""
+    hub_id = HUB_IDS.get(pipe, pipe)
+    is_hub_id = hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~"))
+    if pipe != "demo" and not Path(pipe).expanduser().is_dir() and not is_hub_id:
         raise LoadError(
-            f"--pipe {settings.pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
+            f"--pipe {pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
             "a pipeline folder or a hub id (owner/name)"
         )
-    path = _fetch(settings, hub_id, half)
-    return check_folder(path, settings.pipe, half, path.name)
 
 
 def _fetch(settings: Settings, hub_id: str, half: bool) -> Path:

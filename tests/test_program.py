@@ -1,0 +1,169 @@
+"""The whole program on the embedded pipeline, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from accel_search.traversal_search import main
+
+# Small pictures, two prompts; one thread, since two wait for each other on a busy machine.
+SMALL = ["--device", "cpu", "--threads", "1", "--batch_size", "2", "--timing_pairs", "2"]
+SMALL += ["--num_samples", "2", "--held_out_samples", "2", "--steps", "10"]
+SMALL += ["--height", "64", "--width", "64"]
+# Far from the baseline in speed, so that no noise of a busy machine can hide it.
+FAST = "[space.deepcache]\ncache_interval = [5, 4]\ncache_branch_id = [0]\n"
+# A few trials' worth, to be killed in between.
+SLOW = ["--targets", "tgate", *SMALL, "--max_trials", "5"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Run in an empty folder, with a configuration of two fast candidates in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fast.toml").write_text(FAST)
+    return tmp_path
+
+
+def log_lines(folder):
+    path = folder / "traversal_search.log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def trials_in(folder):
+    """Return the candidates in the log's trial lines, in order."""
+    found = [re.search(r"trial \d+/\d+  (.*?\))  ", line) for line in log_lines(folder)]
+    return [match[1] for match in found if match]
+
+
+def test_a_search_ends_with_a_result_that_is_then_reused(folder, capsys):
+    command = ["--config", "fast.toml", "--req_score_loss", "1", *SMALL]
+    assert main([*command, "--trials_out", "trials.json"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        len(re.findall(r"^trial .* speedup: \d\.\d\d \[.*score loss: -?\d+\.\d % \[", out, re.M))
+        == 2
+    )
+    assert "on 2 prompts the search never saw" in out
+    assert "bare pipeline at" in out
+    assert "accelerate(pipe, **load_best(" in out
+    stamped = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - traversal_search - INFO - trial 1/2 "
+    assert any(re.match(stamped, line) for line in log_lines(folder))
+
+    stored = json.loads((folder / "search_params.json").read_text())
+    assert len(stored) == 2
+    entry = stored[next(iter(stored))]
+    assert entry["speedup"] > 1.2 and entry["cache_branch_id"] == 0
+    assert entry["provenance"]["clip_model"] and entry["provenance"]["versions"]["torch"]
+    trials = json.loads((folder / "trials.json").read_text())
+    assert trials["format"] == "accel-search-trials/1"
+    assert [len(trial["scores"]) for trial in trials["trials"]] == [2, 2]
+
+    lines = len(log_lines(folder))
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == entry
+    assert not trials_in_new_lines(folder, lines)
+
+
+def trials_in_new_lines(folder, before):
+    return [line for line in log_lines(folder)[before:] if "trial " in line]
+
+
+def test_the_winner_is_applied_in_two_lines(folder, capsys):
+    assert main(["--config", "fast.toml", "--req_score_loss", "1", *SMALL, "--quiet"]) == 0
+    code = capsys.readouterr().out.split("Use it:")[1]
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from accel_search.runtime.demo import demo_folder
+
+    pipe = StableDiffusionPipeline.from_pretrained(demo_folder() / "pipeline", safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    before = set(vars(pipe.unet.mid_block))
+    scope = {"pipe": pipe}
+    lines = [line.strip() for line in code.strip().splitlines()]
+    exec(f"{lines[0]}\napplied = {lines[1]}", scope)  # noqa: S102
+    assert vars(pipe.unet.mid_block).keys() - before == {"forward"}
+    scope["applied"].undo()
+    assert vars(pipe.unet.mid_block).keys() == before
+
+
+@pytest.mark.parametrize("targets", ["deepcache,tome", "tgate", "deepcache,tome,tgate"])
+def test_targets_are_searched_jointly(folder, capsys, targets):
+    options = [*SMALL, "--max_trials", "2", "--strategy", "random"]
+    assert main(["--search_targets", targets, *options, "--req_score_loss", "1"]) in (0, 3)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")]
+    assert len(lines) == 2
+    for name in targets.split(","):
+        assert all(f"{name}(" in line for line in lines)
+
+
+def test_nothing_within_the_goal_is_code_3(folder, capsys):
+    options = ["--config", "fast.toml", "--req_speedup", "500", "--max_trials", "1", *SMALL]
+    assert main([*options, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["speedup"] is None
+    assert not (folder / "search_params.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--pipe", "./no/such/folder"], 5, "./no/such/folder"),
+        (["--clip_model", "./no/such/scorer"], 5, "./no/such/scorer"),
+        (["--prompts", "none.txt"], 5, "none.txt"),
+        (["--num_samples", "100000"], 2, "100000"),
+        (["--targets", "tgate", "--steps", "5"], 2, "gate_step"),
+        (["--log_file", "/proc/no/such.log"], 2, "--log_file"),
+        (["--storage", "nonsense", *SMALL], 2, "--storage"),
+    ],
+)
+def test_a_users_mistake_is_one_line_with_its_code(folder, capsys, arguments, code, says):
+    assert main(["--device", "cpu", *arguments]) == code
+    error = capsys.readouterr().err
+    assert says in error
+    assert [line for line in error.splitlines() if "Traceback" in line] == []
+    assert error.strip().splitlines()[-1].startswith("accel-search: error: ")
+
+
+def start(folder, *arguments):
+    """Start the program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "accel_search.traversal_search", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_trials(folder, process, count):
+    deadline = time.monotonic() + 240
+    while len(trials_in(folder)) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no trial within four minutes"
+        time.sleep(0.02)
+
+
+def test_a_killed_search_goes_on_where_it_was(folder, capsys):
+    killed = start(folder, *SLOW)
+    wait_for_trials(folder, killed, 2)
+    killed.kill()
+    killed.wait()
+    politely = start(folder, *SLOW)
+    wait_for_trials(folder, politely, 3)
+    politely.send_signal(signal.SIGTERM)
+    _, error = politely.communicate(timeout=60)
+    assert politely.returncode == 130
+    assert error.strip().endswith("run the same command again to resume")
+
+    assert main(SLOW) in (0, 3)
+    measured = trials_in(folder)
+    assert len(measured) == len(set(measured)) == 5
+    assert re.search(r"resumed: [34] finished trials", capsys.readouterr().out)
