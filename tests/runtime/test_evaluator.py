@@ -20,7 +20,7 @@ from accel_search.errors import (
 )
 from accel_search.records import Candidate
 from accel_search.runtime.batches import plan_batches, plan_steps
-from accel_search.runtime.evaluator import open_evaluator
+from accel_search.runtime.evaluator import NOISE_PAIRS, open_evaluator
 from tests.runtime.conftest import LOG
 
 TOME = Candidate({"tome": {"ratio": 0.5}})
@@ -135,13 +135,14 @@ def test_batches_are_gone_round_until_there_are_enough_pairs():
 
 
 def test_the_baseline_is_timed_against_itself(evaluator_for):
+    # Three batches, gone round again until there are enough pairs to know the noise by.
     evaluator = evaluator_for(search=6, timing_pairs=2)
 
     baseline = evaluator.baseline()
 
     assert len(baseline.scores) == 6
-    assert len(baseline.seconds_per_image) == 3
-    assert len(baseline.baseline_seconds_per_image) == 2
+    assert len(baseline.seconds_per_image) == NOISE_PAIRS == 4
+    assert len(baseline.baseline_seconds_per_image) == NOISE_PAIRS
     assert baseline.batch_size == 2
     assert baseline.peak_memory_bytes is None
     assert baseline.seconds > sum(baseline.seconds_per_image)
@@ -199,7 +200,7 @@ def test_a_small_held_out_part_is_timed_at_the_full_batch_size(evaluator_for, re
 def test_baseline_and_candidate_are_interleaved_in_alternating_order(evaluator_for, recorder):
     evaluator = evaluator_for(search=8, apply=recorder.apply, timing_pairs=3)
     evaluator.baseline()
-    assert recorder.timed_calls() == "B" + "BB" * 3 + "B"  # sentinel, three pairs, the rest
+    assert recorder.timed_calls() == "B" + "BB" * 4  # sentinel, four pairs
     recorder.events.clear()
 
     measured = evaluator.measure(TOME)
@@ -217,7 +218,8 @@ def test_left_over_prompts_are_never_timed(evaluator_for, recorder):
     baseline, measured = evaluator.baseline(), evaluator.measure(TOME)
 
     assert len(baseline.scores) == len(measured.scores) == 5
-    assert len(baseline.seconds_per_image) == len(measured.seconds_per_image) == 2
+    assert len(baseline.seconds_per_image) == NOISE_PAIRS
+    assert len(measured.seconds_per_image) == 2
     assert recorder.events[-1][:2] == ("C", 1)
 
 
