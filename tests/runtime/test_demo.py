@@ -7,6 +7,7 @@ import pytest
 from accel_search.records import Candidate
 from accel_search.runtime.evaluator import open_evaluator
 from accel_search.settings import Settings
+from accel_search.statistics import score_loss
 from tests.runtime.conftest import LOG
 
 
@@ -54,7 +55,30 @@ def test_each_accelerator_leaves_it_bit_identical(evaluator):
         {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}},
         {"tome": {"ratio": 0.5, "max_downsample": 1}},
         {"tgate": {"gate_step": 5, "sp_interval": 2, "fi_interval": 2, "warmup": 1}},
+        {
+            "deepcache": {"cache_interval": 3, "cache_branch_id": 0},
+            "tome": {"ratio": 0.5, "max_downsample": 1},
+            "tgate": {"gate_step": 5, "sp_interval": 2, "fi_interval": 2, "warmup": 1},
+        },
     ):
         measured = evaluator.measure(Candidate(settings), "held_out")
         assert len(measured.scores) == 4
         evaluator.check()
+
+
+def test_too_much_acceleration_costs_score():
+    evaluator = open_evaluator(Settings(num_samples=8, device="cpu", threads=1), LOG)
+
+    def scores(gate_step):
+        settings = {"gate_step": gate_step, "sp_interval": 2, "fi_interval": 1, "warmup": 3}
+        candidate = Candidate({"tgate": settings}) if gate_step else Candidate()
+        found = []
+        for first in (0, 4):
+            prompts = evaluator.prompts.search[first : first + 4]
+            images, _ = evaluator._caller.call(evaluator.workload, prompts, candidate)
+            found += evaluator._scorer.score(images, [prompt.text for prompt in prompts])
+        return found
+
+    baseline = scores(None)
+    mild, harsh = score_loss(baseline, scores(15)), score_loss(baseline, scores(5))
+    assert harsh.low > max(mild.high, 0.02)
