@@ -3,7 +3,7 @@
     python scripts/bench_harness.py
 
 The evaluator itself keeps account of the seconds spent inside pipeline and scoring calls; what is
-left of its wall time is the harness: drawing noise, checks, statistics of nothing, bookkeeping.
+left of its wall time is the harness: drawing noise, applying and undoing, checks, bookkeeping.
 """
 
 from __future__ import annotations

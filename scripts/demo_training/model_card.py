@@ -113,7 +113,7 @@ anything else.
 | --- | --- |
 | `pipeline/` | `StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)` |
 | `scorer/` | `open_clip.create_model_and_transforms("local-dir:" + folder)` |
-| `prompts.txt` | prompts never seen in training: the first 64 for searching, the others held out |
+| `prompts.txt` | prompts never seen in training; a search draws its own and held-out ones |
 | `demo.json` | default number of steps and guidance scale, size of a picture |
 | `training_figures.json` | what was measured in training and afterwards |
 
