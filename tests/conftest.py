@@ -4,6 +4,8 @@ import logging
 
 import pytest
 
+from accel_search.settings import SCHEDULERS
+
 
 @pytest.fixture(autouse=True)
 def bare_loggers():
@@ -15,3 +17,38 @@ def bare_loggers():
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the conformance table from what its cells recorded, in whichever process they ran."""
+    cells = [
+        value
+        for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+        for name, value in report.user_properties
+        if name == "conformance" and report.when == "call"
+    ]
+    if not cells:
+        return
+    columns = sorted({tuple(cell["column"]) for cell in cells})
+    rows = sorted({cell["row"] for cell in cells}, key=lambda row: (row.count("+"), row))
+    terminalreporter.section("accelerators: conformance")
+    terminalreporter.line(
+        "Largest difference from the package's latents (- where it has none to compare), "
+        "R reversible, D deterministic."
+    )
+    width = max(len(row) for row in rows)
+    short = {each: name for name, each in SCHEDULERS.items()}
+    heads = [f"{kind} {short[scheduler]}" for kind, scheduler in columns]
+    terminalreporter.line(" " * width + "".join(f"  {head:>17}" for head in heads))
+    for row in rows:
+        line = f"{row:{width}}"
+        for column in columns:
+            found = [c for c in cells if c["row"] == row and tuple(c["column"]) == column]
+            line += f"  {_mark(found[0]) if found else '':>17}"
+        terminalreporter.line(line)
+
+
+def _mark(cell):
+    gap = cell["difference"]
+    exact = "-" if gap is None else f"{gap:g}"
+    return f"{exact} {'R' if cell['reversible'] else '.'}{'D' if cell['deterministic'] else '.'}"

@@ -74,6 +74,61 @@ def test_a_space_with_no_possible_value_is_refused_in_one_line():
     assert "\n" not in str(refused.value)
 
 
+def test_targets_that_leave_each_other_no_room_are_refused_in_one_line():
+    # 5 steps at most, and a gate before the last of them at 5 or later.
+    with pytest.raises(ConfigurationError, match="steps,tgate.*6 steps") as refused:
+        JointSpace(("tgate", "steps"), with_steps(6))
+    assert "\n" not in str(refused.value)
+
+
+def test_fewer_steps_change_what_the_other_targets_mean():
+    space = JointSpace(("steps", "tgate"), WORKLOAD)
+    candidates = walk(space)
+    assert len(candidates) == len({space.key(each) for each in candidates})
+    for each in candidates:
+        assert each["tgate"]["gate_step"] < each["steps"]["num_inference_steps"] < 20
+        assert space.position(each) is not None
+    # At 6 steps there is one gate, and after it a single step: the interval there means nothing.
+    short = [each for each in candidates if each["steps"]["num_inference_steps"] == 6]
+    assert {each["tgate"]["fi_interval"] for each in short} == {1, 2}
+
+
+def test_deepcache_counts_anew_from_the_gate():
+    space = JointSpace(("deepcache", "tgate"), with_steps(8))
+    points = [
+        Candidate(
+            {
+                "deepcache": {"cache_interval": interval, "cache_branch_id": 0},
+                "tgate": {"gate_step": 5, "sp_interval": 2, "fi_interval": 1, "warmup": 1},
+            }
+        )
+        for interval in (3, 4, 5)
+    ]
+    # Full at 0, 4, 5 for both: the interval never runs out between two restarts.
+    assert space.key(points[1]) == space.key(points[2]) != space.key(points[0])
+    assert space.position(points[1]) == space.position(points[2])
+
+
+def test_coordinates_run_from_mild_to_harsh():
+    space = JointSpace(("deepcache", "steps"), WORKLOAD)
+    coordinates = space.coordinates()
+    assert coordinates.shape == (len(space), 3)
+    for position in range(0, len(space), 17):
+        candidate = space.candidate_at(position)
+        interval, branch, steps = coordinates[position]
+        assert interval == pytest.approx((candidate["deepcache"]["cache_interval"] - 2) / 3)
+        assert branch == pytest.approx(1 - candidate["deepcache"]["cache_branch_id"] / 3)
+        assert steps == pytest.approx((19 - candidate["steps"]["num_inference_steps"]) / 15)
+
+
+def test_positions_and_candidates_go_both_ways():
+    for targets in (("tome",), ("deepcache", "tgate"), ("deepcache", "steps")):
+        space = JointSpace(targets, WORKLOAD)
+        for position in range(0, len(space), max(1, len(space) // 50)):
+            assert space.position(space.candidate_at(position)) == position
+    assert space.position(Candidate()) is None
+
+
 def test_overrides_replace_the_values():
     space = JointSpace(("deepcache",), WORKLOAD, {"deepcache": {"cache_interval": (2, 7)}})
     assert space.point_count == 8

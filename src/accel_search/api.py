@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -10,10 +11,11 @@ from typing import Any
 from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate, Params
 from accel_search.results import find_settings
+from accel_search.settings import SCHEDULERS
 
 
 class Acceleration:
-    """Settings applied to a pipeline until `undo`, or to the end of a `with` block."""
+    """Settings applied to a pipeline until `remove`, or to the end of a `with` block."""
 
     def __init__(self, pipe: Any, candidate: Candidate) -> None:
         from accel_search.accelerators.compose import apply_candidate
@@ -23,7 +25,7 @@ class Acceleration:
         self._stack = ExitStack()
         self._stack.enter_context(apply_candidate(pipe, candidate))
 
-    def undo(self) -> None:
+    def remove(self) -> None:
         """Bring the pipeline back to what it was; a second call does nothing."""
         self._stack.close()
 
@@ -37,30 +39,54 @@ class Acceleration:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Undo."""
-        self.undo()
+        """Remove what was applied."""
+        self.remove()
 
 
-def accelerate(pipe: Any, **settings: Params) -> Acceleration:
-    """Apply accelerators to a diffusers pipeline.
+def accelerate(
+    pipe: Any,
+    settings: Mapping[str, Params] | str | Path = "search_params.json",
+    *,
+    steps: int | None = None,
+    scheduler: str | None = None,
+    targets: Sequence[str] | None = None,
+) -> Acceleration:
+    """Apply accelerators to a diffusers pipeline, which is then called as always.
 
-    The pipeline stays accelerated after the call; keep the result to `undo` it, or use it as
+    The pipeline stays accelerated after the call; keep the result to `remove` them, or use it as
     a context manager.
 
     Args:
         pipe: A diffusers pipeline with a `UNet2DConditionModel` (SD1.5, SD2.1, SDXL type).
         settings: Accelerator name -> its parameters, e.g.
-            `deepcache={"cache_interval": 3, "cache_branch_id": 0}`.
+            `{"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}`; or a result file of
+            `accel-search`, of which the fastest fitting result is taken (`load_best`).
+        steps: As in `load_best`.
+        scheduler: As in `load_best`; to be the one that the pipeline has.
+        targets: As in `load_best`.
 
     Raises:
-        ConfigurationError: An accelerator or a parameter is unknown, missing or out of range.
+        ConfigurationError: The file holds no fitting result; or an accelerator or a parameter is
+            unknown, missing or out of range.
         AcceleratorError: The pipeline cannot be patched, or already is.
     """
+    if isinstance(settings, str | Path):
+        settings = load_best(settings, pipe, steps=steps, scheduler=scheduler, targets=targets)
+    elif not (steps is None and scheduler is None and targets is None):
+        raise ConfigurationError(
+            "accelerate: steps, scheduler and targets choose among a file's results: give the "
+            "path of one, or settings alone"
+        )
     return Acceleration(pipe, Candidate(settings))
 
 
 def load_best(
-    path: str | Path = "search_params.json", pipe: Any = None, *, steps: int | None = None
+    path: str | Path = "search_params.json",
+    pipe: Any = None,
+    *,
+    steps: int | None = None,
+    scheduler: str | None = None,
+    targets: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the fastest settings that a search has stored.
 
@@ -69,15 +95,26 @@ def load_best(
         pipe: The pipeline they are for: only results of its class and of its scheduler's
             class are taken. None takes any.
         steps: Only results for this many denoising steps are taken. None takes any.
+        scheduler: Only results for this scheduler are taken: `DDIM`, `DPM-Solver++`, `UniPC`, or
+            a class name. None takes the pipeline's.
+        targets: Only results of a search of exactly these accelerators are taken. None takes any.
 
     Returns:
         Accelerator name -> parameters, as `accelerate` takes them.
 
     Raises:
-        ConfigurationError: The file holds no such result.
+        ConfigurationError: The file holds no such result, or the pipeline has another scheduler.
     """
     if not Path(path).exists():
         raise ConfigurationError(f"{path}: no such file; accel-search writes it")
     pipeline = None if pipe is None else type(pipe).__name__
-    scheduler = None if pipe is None else type(pipe.scheduler).__name__
-    return find_settings(Path(path), pipeline, scheduler, steps)
+    wanted = None if scheduler is None else SCHEDULERS.get(scheduler, scheduler)
+    if pipe is not None:
+        has = type(pipe.scheduler).__name__
+        if wanted not in (None, has):
+            raise ConfigurationError(
+                f"scheduler {scheduler}: the pipeline has a {has}; exchange it first: "
+                f"pipe.scheduler = {wanted}.from_config(pipe.scheduler.config)"
+            )
+        wanted = has
+    return find_settings(Path(path), pipeline, wanted, steps, targets)

@@ -35,11 +35,13 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_own_accelerators() -> None:
-    assert list(accelerators.all_accelerators()) == ["deepcache", "tgate", "tome"]
+    assert list(accelerators.all_accelerators()) == ["deepcache", "steps", "tgate", "tome"]
 
 
 def test_unknown_name_says_what_is_allowed() -> None:
-    with pytest.raises(ConfigurationError, match="'turbo': choose from deepcache, tgate, tome"):
+    with pytest.raises(
+        ConfigurationError, match="'turbo': choose from deepcache, steps, tgate, tome"
+    ):
         accelerators.get("turbo")
 
 

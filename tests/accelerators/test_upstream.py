@@ -1,4 +1,7 @@
-"""Images equal, bit for bit, those that DeepCache, tomesd and tgate make themselves."""
+"""Images equal, bit for bit, those that the packages make: points and edges of each space.
+
+Schedulers, step counts and batch sizes are gone through in test_table.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import pytest
 from accel_search.accelerators.compose import apply_candidate
 from tests.accelerators.tiny import (
     KINDS,
-    SCHEDULERS,
     difference,
     make_scheduler,
     render,
@@ -35,19 +37,6 @@ def check(pipe: Any, kind: str, scheduler: str, candidate: dict[str, Any], **opt
     with apply_candidate(pipe, candidate):
         ours = render(pipe, **options)
     assert difference(ours, upstream(kind, scheduler, candidate, **options)) == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize(
-    "candidate",
-    [deepcache(3, 0), tome(0.5, 2), tgate(10, 5, 3, 2), deepcache(3, 1) | tgate(9, 4, 3, 1)],
-    ids=str,
-)
-def test_at_20_steps(
-    kind: str, scheduler: str, candidate: dict[str, Any], pipes: dict[str, Any]
-) -> None:
-    check(pipes[kind], kind, scheduler, candidate)
 
 
 # One interval is enough for the branches that are not searched: 11 is SD's last, 8 SDXL's.
@@ -84,21 +73,6 @@ def test_more_points(kind: str, candidate: dict[str, Any], pipes: dict[str, Any]
 @pytest.mark.parametrize(("ratio", "max_downsample"), [(0.1, 4), (0.7, 1), (0.9, 3)])
 def test_tome(ratio: float, max_downsample: int, pipes: dict[str, Any]) -> None:
     check(pipes["SD"], "SD", "DDIMScheduler", tome(ratio, max_downsample), steps=3)
-
-
-@pytest.mark.parametrize(("steps", "scheduler"), [(25, SCHEDULERS[1]), (50, SCHEDULERS[2])])
-@pytest.mark.parametrize("candidate", [tome(0.3, 1), deepcache(4, 2) | tgate(12, 2, 2, 1)], ids=str)
-def test_at_more_steps(
-    steps: int, scheduler: str, candidate: dict[str, Any], pipes: dict[str, Any]
-) -> None:
-    check(pipes["SD"], "SD", scheduler, candidate, steps=steps)
-
-
-@pytest.mark.parametrize("images", [(4,), (0, 1, 2, 3, 4)], ids=len)
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_batches(kind: str, images: tuple[int, ...], pipes: dict[str, Any]) -> None:
-    for candidate in (deepcache(2, 1) | tgate(4, 2, 2, 1), tome(0.3, 2)):
-        check(pipes[kind], kind, "DDIMScheduler", candidate, steps=6, images=images)
 
 
 @pytest.mark.parametrize("values", [(1, 2, 2, 0), (2, 2, 1, 3), (7, 9, 5, 1), (3, 2, 2, 1)])

@@ -273,3 +273,16 @@ def tgate_params(gate_step: int, sp_interval: int, fi_interval: int, warmup: int
         "fi_interval": fi_interval,
         "warmup": warmup,
     }
+
+
+def runs(module: Any) -> list[int]:
+    """Append to the list returned, at each run of `module`, the rows it gets."""
+    seen: list[int] = []
+    forward = module.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append((args[0] if args else kwargs["hidden_states"]).shape[0])
+        return forward(*args, **kwargs)
+
+    module.forward = counted
+    return seen

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from accel_search.records import Params, Value, Workload
 
@@ -30,6 +30,37 @@ class Parameter:
     """One line: what it does and which direction is faster."""
 
 
+class Effect(NamedTuple):
+    """One thing an accelerator does in one UNet call that changes how long the call takes."""
+
+    name: str
+    """Short and the same wherever the same is done, e.g. `self-attention reused`."""
+    amount: float = 1.0
+    """How much of it, 0 to 1, where that is a matter of degree: the share of tokens merged."""
+
+
+StepType = frozenset[Effect]
+"""All that is done in one UNet call; the empty set is a plain call. Calls of one type take
+about the same time, so a pipeline call takes a fixed overhead and the sum of its step types."""
+
+PLAIN: StepType = frozenset()
+
+
+@dataclass(frozen=True)
+class Company:
+    """What the other accelerators of a candidate do, as far as it bears on one of them."""
+
+    restarts: frozenset[int] = frozenset()
+    """UNet calls at which caches start anew."""
+    skips_modules: bool = False
+    """Whether one of them leaves out modules in some calls."""
+    skipped: frozenset[int] = frozenset()
+    """The calls in which modules are left out; known to `step_types` alone."""
+
+
+ALONE = Company()
+
+
 class Accelerator(ABC):
     """A parameter space and a reversible way to apply one point of it to a pipeline.
 
@@ -46,26 +77,68 @@ class Accelerator(ABC):
     """Position in the nest of patches: lower is applied first, so sits closer to the UNet's
     own code; undone last."""
 
+    skips_modules: ClassVar[bool] = False
+    """Whether modules of the UNet are left out in some calls, so that what another accelerator
+    keeps in them is of an earlier one."""
+
     def allowed(self, parameter: Parameter, value: Value, workload: Workload) -> bool:
         """Tell whether `value` means anything for this workload (e.g. gate_step < steps)."""
         return True
 
     @abstractmethod
-    def signature(self, params: Params, workload: Workload) -> Hashable | None:
+    def signature(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> Hashable | None:
         """Return what identifies the computation that `params` stand for on `workload`.
 
         Two points with equal signatures make the same images in the same time and are
         measured once. None means that nothing is changed: the point is the baseline.
+
+        Args:
+            params: One point of the space.
+            workload: As the other accelerators leave it (`workload_under`).
+            company: What the other accelerators of the candidate do; points that coincide
+                alone can differ there, and the other way round.
         """
 
-    def signature_beside(
-        self, params: Params, workload: Workload, others: frozenset[str]
-    ) -> Hashable | None:
-        """Return the signature of `params` where the accelerators named `others` act as well.
+    def workload_under(self, params: Params, workload: Workload) -> Workload:
+        """Return the workload as the other accelerators meet it, e.g. with fewer UNet calls."""
+        return workload
 
-        To be overridden where points that coincide alone can differ in company.
+    def restarts(self, params: Params) -> frozenset[int]:
+        """Return the UNet calls at which the other accelerators' caches have to start anew.
+
+        `apply` hands them to `StepClock.subscribe`.
         """
-        return self.signature(params, workload)
+        return frozenset()
+
+    def skipped_calls(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> frozenset[int]:
+        """Return the UNet calls in which modules are left out (`skips_modules`)."""
+        return frozenset()
+
+    def step_types(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> tuple[StepType, ...]:
+        """Describe what is done in each UNet call, as far as it changes the call's time.
+
+        Unless overridden, all calls under one signature are one type of their own, of which
+        nothing is known until it is measured.
+
+        Args:
+            params: One point of the space.
+            workload: As the other accelerators leave it (`workload_under`).
+            company: What the other accelerators of the candidate do.
+
+        Returns:
+            A step type for each of `workload.unet_calls` calls, effect names without the
+            accelerator's.
+        """
+        if self.signature(params, workload, company) is None:
+            return (PLAIN,) * workload.unet_calls
+        name = ",".join(f"{key}={value}" for key, value in sorted(params.items()))
+        return (frozenset({Effect(name)}),) * workload.unet_calls
 
     @abstractmethod
     def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[None]:

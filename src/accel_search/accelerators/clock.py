@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ class StepClock:
         on_begin: Listener | None = None,
         on_step: Listener | None = None,
         on_end: Listener | None = None,
-        restarts: tuple[int, ...] = (),
+        restarts: Iterable[int] = (),
     ) -> Iterator[None]:
         """Call the listeners for the length of a `with` block.
 
@@ -56,8 +56,9 @@ class StepClock:
             on_begin: Called before the first UNet call of a pipeline call.
             on_step: Called before every UNet call, when `index` and `phase_start` are up to
                 date, in the order of subscription.
-            on_end: Called once the last UNet call has returned or any has raised, when the next
-                pipeline call begins, and on leaving the block: drop what is cached.
+            on_end: Called once the last UNet call has returned, when a UNet call or the
+                pipeline's loop raises, when the next pipeline call begins, and on leaving the
+                block: drop what is cached.
             restarts: Steps at which caches that count in intervals have to start anew, since
                 the UNet's batch or what its modules cache changes there.
         """
@@ -87,7 +88,11 @@ class StepClock:
         outermost, so that they know the step before they run.
         """
         scheduler, unet = pipe.scheduler, pipe.unet
-        set_timesteps, forward = scheduler.set_timesteps, unet.forward
+        set_timesteps, forward, progress_bar = (
+            scheduler.set_timesteps,
+            unet.forward,
+            pipe.progress_bar,
+        )
 
         # `retrieve_timesteps` asks for the signature, which `wraps` hands on.
         @functools.wraps(set_timesteps)
@@ -107,8 +112,20 @@ class StepClock:
                 self._finish()
             return output
 
+        # The pipeline's loop runs inside its progress bar, which is left however the loop ends:
+        # also when a callback raises between two UNet calls.
+        @functools.wraps(progress_bar)
+        @contextmanager
+        def counted_progress_bar(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                with progress_bar(*args, **kwargs) as bar:
+                    yield bar
+            finally:
+                self._finish()
+
         with ExitStack() as stack:
             stack.callback(self._finish)
+            stack.enter_context(attribute(pipe, "progress_bar", counted_progress_bar))
             stack.enter_context(attribute(scheduler, "set_timesteps", counted_set_timesteps))
             stack.enter_context(attribute(unet, "forward", counted_forward))
             yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from accel_search.accelerators.base import Accelerator
 from accel_search.accelerators.clock import StepClock
 from accel_search.accelerators.patching import check_pipeline
 from accel_search.errors import AcceleratorError, ConfigurationError
-from accel_search.records import Params, Workload
+from accel_search.records import Params
 
 # Kept here, not on the pipeline, so that marking leaves no trace in `vars()`. It holds UNets
 # because they are what is patched, and two pipelines may share one.
@@ -84,17 +84,3 @@ def check_params(accelerator: Accelerator, params: Params) -> None:
             raise ConfigurationError(
                 f"{accelerator.name}: {name} is {value!r}; give {kind} {bounds}"
             )
-
-
-def candidate_signature(candidate: Mapping[str, Params], workload: Workload) -> Hashable | None:
-    """Return what identifies the computation that a whole candidate stands for on `workload`.
-
-    Returns:
-        None for the baseline. Two candidates with equal signatures make the same images.
-    """
-    found = {}
-    active = [name for name in sorted(candidate) if get(name).signature(candidate[name], workload)]
-    for name in active:
-        others = frozenset(active) - {name}
-        found[name] = get(name).signature_beside(candidate[name], workload, others)
-    return tuple(found.items()) or None

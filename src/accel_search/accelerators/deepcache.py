@@ -6,7 +6,15 @@ from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from accel_search.accelerators.base import Accelerator, Parameter
+from accel_search.accelerators.base import (
+    ALONE,
+    PLAIN,
+    Accelerator,
+    Company,
+    Effect,
+    Parameter,
+    StepType,
+)
 from accel_search.accelerators.patching import attribute
 from accel_search.errors import AcceleratorError
 
@@ -42,12 +50,28 @@ class DeepCache(Accelerator):
     )  # fmt: skip
     order = 10
 
-    def signature(self, params: Params, workload: Workload) -> Hashable | None:
+    skips_modules = True
+
+    def signature(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> Hashable | None:
         """Return the branch and the full steps; None when every step is full."""
-        full = tuple(range(0, workload.unet_calls, int(params["cache_interval"])))
-        if len(full) == workload.unet_calls:
-            return None
-        return int(params["cache_branch_id"]), full
+        full = _full_calls(params, workload, company)
+        return None if all(full) else (params["cache_branch_id"], full)
+
+    def skipped_calls(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> frozenset[int]:
+        """Return the partial steps."""
+        full = _full_calls(params, workload, company)
+        return frozenset(call for call, each in enumerate(full) if not each)
+
+    def step_types(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> tuple[StepType, ...]:
+        """Return a plain call for every full step, and a partial one at the branch between."""
+        partial = frozenset({Effect(f"partial at branch {params['cache_branch_id']}")})
+        return tuple(PLAIN if full else partial for full in _full_calls(params, workload, company))
 
     @contextmanager
     def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
@@ -65,7 +89,7 @@ class DeepCache(Accelerator):
         cache = _Cache()
 
         def on_step() -> None:
-            cache.partial = (clock.index - clock.phase_start) % interval != 0
+            cache.partial = not is_full(clock.index, clock.phase_start, interval)
 
         with ExitStack() as stack:
             for key, module in enumerate(modules):
@@ -74,6 +98,19 @@ class DeepCache(Accelerator):
             # Last, so that it is undone first and clears what the wrappers kept.
             stack.enter_context(clock.subscribe(on_step=on_step, on_end=cache.outputs.clear))
             yield
+
+
+def is_full(call: int, start: int, interval: int) -> bool:
+    """Tell whether a UNet call runs the whole UNet, the interval being counted from `start`."""
+    return (call - start) % interval == 0
+
+
+def _full_calls(params: Params, workload: Workload, company: Company) -> tuple[bool, ...]:
+    full, start = [], 0
+    for call in range(workload.unet_calls):
+        start = call if call in company.restarts else start
+        full.append(is_full(call, start, int(params["cache_interval"])))
+    return tuple(full)
 
 
 def skipped_modules(unet: Any, branch: int) -> list[Any]:

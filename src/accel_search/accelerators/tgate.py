@@ -7,7 +7,14 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from accel_search.accelerators.base import Accelerator, Parameter
+from accel_search.accelerators.base import (
+    ALONE,
+    Accelerator,
+    Company,
+    Effect,
+    Parameter,
+    StepType,
+)
 from accel_search.accelerators.patching import ProcessorWrapper, attention_modules, attribute
 from accel_search.errors import AcceleratorError
 
@@ -95,39 +102,64 @@ class TGate(Accelerator):
         """Tell whether there are steps after the gate."""
         return parameter.name != "gate_step" or value < min(workload.steps, workload.unet_calls)
 
-    def signature(self, params: Params, workload: Workload) -> Hashable | None:
+    def signature(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> Hashable | None:
         """Return what is computed in each step.
 
         Returns:
             For each UNet call the one whose self-attention it reuses (None: it computes its
             own), whether it reuses cross-attention, and whether it runs on half the batch.
+            Where another accelerator skips modules, also the steps at which a value is kept: a
+            module may then reuse one that is not of the latest such step.
         """
         kept: int | None = None
         steps = []
-        for index, mode in enumerate(_schedule(workload.unet_calls, params)):
+        modes = _schedule(workload.unet_calls, params)
+        for index, mode in enumerate(modes):
             if mode.self_attention == STORE:
                 kept = index
             source = kept if mode.self_attention == REUSE else None
             steps.append(
                 (source, mode.cross_attention == REUSE, mode.half and workload.has_guidance)
             )
-        idle = (None, False, False)
-        return None if all(step == idle for step in steps) else tuple(steps)
+        if all(step == (None, False, False) for step in steps):
+            return None
+        if not company.skips_modules:
+            return tuple(steps)
+        return tuple(steps), tuple(mode.self_attention == STORE for mode in modes)
 
-    def signature_beside(
-        self, params: Params, workload: Workload, others: frozenset[str]
-    ) -> Hashable | None:
-        """Return the signature with every step at which a value is kept.
+    def restarts(self, params: Params) -> frozenset[int]:
+        """Return the steps at which every module has to run.
 
-        Under an accelerator that skips modules (DeepCache), a module may reuse a value that is
-        not of the latest step: two points that are one alone can differ there.
+        In the last one before the gate each keeps its mean; in the first one of the gate each
+        sees the new batch.
         """
-        signature = self.signature(params, workload)
-        if signature is None or not others:
-            return signature
-        return signature, tuple(
-            mode.self_attention == STORE for mode in _schedule(workload.unet_calls, params)
-        )
+        return frozenset({int(params["gate_step"]) - 1, int(params["gate_step"])})
+
+    def step_types(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> tuple[StepType, ...]:
+        """Return what is reused in each step; keeping a value costs next to nothing.
+
+        A module that another accelerator left out whenever a value was kept has none: it computes,
+        so that such a step reuses only in part.
+        """
+        types = []
+        everywhere = False
+        for call, mode in enumerate(_schedule(workload.unet_calls, params)):
+            reused = mode.self_attention == REUSE
+            # In a call that leaves modules out, those that run have run in every call.
+            in_part = reused and not everywhere and call not in company.skipped
+            everywhere |= mode.self_attention == STORE and call not in company.skipped
+            effects = {
+                "self-attention reused": reused and not in_part,
+                "self-attention reused in part": in_part,
+                "mean kept": mode.mean and workload.has_guidance,
+                "gated": mode.cross_attention == REUSE,
+            }
+            types.append(frozenset(Effect(name) for name, done in effects.items() if done))
+        return tuple(types)
 
     @contextmanager
     def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
@@ -162,9 +194,7 @@ class TGate(Accelerator):
                 stack.enter_context(attribute(attention, "processor", processor))
             forward = _halved(pipe.unet.forward, state)
             stack.enter_context(attribute(pipe.unet, "forward", forward))
-            # At both steps every module has to run: to keep its mean, and to see the new batch.
-            gate_step = int(params["gate_step"])
-            restarts = (gate_step - 1, gate_step)
+            restarts = self.restarts(params)
             stack.enter_context(clock.subscribe(on_begin, on_step, on_end, restarts))
             yield
 

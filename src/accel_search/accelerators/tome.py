@@ -7,7 +7,14 @@ from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from accel_search.accelerators.base import Accelerator, Parameter
+from accel_search.accelerators.base import (
+    ALONE,
+    Accelerator,
+    Company,
+    Effect,
+    Parameter,
+    StepType,
+)
 from accel_search.accelerators.patching import ProcessorWrapper, attribute, transformer_blocks
 
 if TYPE_CHECKING:
@@ -25,18 +32,19 @@ class ToMe(Accelerator):
     """Merge `ratio` of the tokens of each self-attention at most `max_downsample` deep.
 
     The destination tokens are drawn from a generator on the device that starts from `SEED` at
-    every pipeline call: the same seeds give the same images each time. On CUDA that holds up
-    to rounding: tomesd's merge adds with `scatter_reduce`, in no fixed order (seen on an H200).
+    every pipeline call, and tokens are added up in a fixed order: the same seeds give the same
+    images each time, on CUDA too.
 
     Source:
         Bolya & Hoffman, "Token Merging for Fast Stable Diffusion", CVPR-W 2023; tomesd 0.1.3,
-        `patch.py` (what is merged, and on what measure) and `merge.py` (used as it is).
+        `patch.py` (what is merged, and on what measure) and `merge.py` (the matching).
         Deviations: the generator is seeded per call (tomesd's lives on, so its second image
-        from the same seed differs); odd batches keep random destinations (tomesd switches them
-        off, though all images of a batch share them), so that an image does not depend on the
-        batch it was made in; the matching is not computed where T-GATE reuses the attention;
-        nothing is merged where tomesd misjudges the token grid (9 × 13 latents at factor 4),
-        for which it raises.
+        from the same seed differs); on CUDA destinations gather their tokens by a matrix
+        product, since tomesd's `scatter_reduce` adds in no fixed order there; odd batches keep
+        random destinations (tomesd switches them off, though all images of a batch share them),
+        so that an image does not depend on the batch it was made in; the matching is not
+        computed where T-GATE reuses the attention; nothing is merged where tomesd misjudges the
+        token grid (9 × 13 latents at factor 4), for which it raises.
     """
 
     name = "tome"
@@ -48,22 +56,23 @@ class ToMe(Accelerator):
     )  # fmt: skip
     order = 20
 
-    def signature(self, params: Params, workload: Workload) -> Hashable | None:
+    def signature(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> Hashable | None:
         """Return the tokens merged at each level; None when that is none everywhere."""
-        merged = []
-        for factor in workload.attention_downsamples:
-            # A stride-2 convolution rounds up at each level.
-            tokens = math.ceil(workload.latent_height / factor) * math.ceil(
-                workload.latent_width / factor
-            )
-            plan = merge_plan(
-                (workload.latent_height, workload.latent_width),
-                tokens,
-                float(params["ratio"]),
-                int(params["max_downsample"]),
-            )
-            merged.append(0 if plan is None else plan[2])
-        return tuple(merged) if any(merged) else None
+        merged = tuple(merged for _, _, merged in _levels(params, workload))
+        return merged if any(merged) else None
+
+    def step_types(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> tuple[StepType, ...]:
+        """Return the share of tokens merged at each level, the same in every call."""
+        effects = frozenset(
+            Effect(f"merged at 1/{factor}", merged / tokens)
+            for factor, tokens, merged in _levels(params, workload)
+            if merged
+        )
+        return (effects,) * workload.unet_calls
 
     @contextmanager
     def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
@@ -83,6 +92,22 @@ class ToMe(Accelerator):
                 clock.subscribe(on_begin=lambda: state.begin(clock.latent_size), on_end=state.drop)
             )
             yield
+
+
+def _levels(params: Params, workload: Workload) -> Iterator[tuple[int, int, int]]:
+    """Yield for each level with attention its downsampling factor, its tokens and those merged."""
+    for factor in workload.attention_downsamples:
+        # A stride-2 convolution rounds up at each level.
+        tokens = math.ceil(workload.latent_height / factor) * math.ceil(
+            workload.latent_width / factor
+        )
+        plan = merge_plan(
+            (workload.latent_height, workload.latent_width),
+            tokens,
+            float(params["ratio"]),
+            int(params["max_downsample"]),
+        )
+        yield factor, tokens, 0 if plan is None else plan[2]
 
 
 def merge_plan(
@@ -159,12 +184,93 @@ class _MergingProcessor(ProcessorWrapper):
             return self.inner(attn, hidden_states, *args, **kwargs)
 
         import torch
-        from tomesd.merge import bipartite_soft_matching_random2d
 
         if state.generator is None:
             state.generator = torch.Generator(metric.device).manual_seed(SEED)
-        w, h, merged = plan
-        merge, unmerge = bipartite_soft_matching_random2d(
-            metric, w, h, STRIDE, STRIDE, merged, generator=state.generator
+        matching = Matching(metric, *plan, state.generator)
+        merged = matching.merge(hidden_states)
+        return matching.unmerge(self.inner(attn, merged, *args, **kwargs))
+
+
+class Matching:
+    """Which tokens are merged into which.
+
+    One random token of each cell of `STRIDE` × `STRIDE` is a destination. Of the others, the
+    `merged` that are most alike to a destination are merged into it.
+
+    Args:
+        metric: `[B, N, C]`; tokens are alike where its cosine similarity is high.
+        width: Tokens in a row of the grid.
+        height: Rows of the grid.
+        merged: Tokens to merge.
+        generator: Draws the destinations, the same for all of the batch; on metric's device.
+
+    Source:
+        tomesd 0.1.3, `merge.bipartite_soft_matching_random2d`: the same operations in the same
+        order on the CPU, so that the images are equal bit for bit; on CUDA see `merge`.
+    """
+
+    def __init__(self, metric: Any, width: int, height: int, merged: int, generator: Any) -> None:
+        import torch
+
+        rows, columns = height // STRIDE, width // STRIDE
+        device = metric.device
+        chosen = torch.randint(
+            STRIDE * STRIDE, (rows, columns, 1), device=device, generator=generator
         )
-        return unmerge(self.inner(attn, merge(hidden_states), *args, **kwargs))
+        cells = torch.zeros(rows, columns, STRIDE * STRIDE, dtype=torch.int64, device=device)
+        cells.scatter_(2, chosen, -1)
+        cells = cells.view(rows, columns, STRIDE, STRIDE).transpose(1, 2)
+        grid = torch.zeros(height, width, dtype=torch.int64, device=device)
+        grid[: rows * STRIDE, : columns * STRIDE] = cells.reshape(rows * STRIDE, columns * STRIDE)
+        # Destinations are −1 and come first.
+        order = grid.view(-1).argsort()
+        self._destinations, others = order[: rows * columns], order[rows * columns :]
+
+        unit = metric / metric.norm(dim=-1, keepdim=True)
+        likeness = unit[:, others] @ unit[:, self._destinations].transpose(-1, -2)
+        best, nearest = likeness.max(dim=-1)
+        ranked = best.argsort(dim=-1, descending=True)
+        merging, staying = ranked[:, :merged], ranked[:, merged:]
+        self._target = nearest.gather(1, merging)
+        """Position among the destinations that each merged token goes to, `[B, merged]`."""
+        self._merged, self._kept = others[merging], others[staying]
+        """Token indices of those that are merged and those that stay, `[B, …]`."""
+
+    def merge(self, tokens: Any) -> Any:
+        """Return `[B, N − merged, C]`: tokens that stay, then the mean of each destination.
+
+        On the CPU `scatter_reduce` adds token by token, in order. On CUDA its atomic additions
+        come in any order, so there a product with a matrix of ones and zeros adds, which is no
+        larger than the matching's own matrix and rounds once where half precision would at
+        every addition.
+        """
+        import torch
+
+        kept, own = _rows(tokens, self._kept), tokens[:, self._destinations]
+        moving = _rows(tokens, self._merged)
+        if not tokens.is_cuda:
+            index = self._target[..., None].expand_as(moving)
+            return torch.cat([kept, own.scatter_reduce(1, index, moving, reduce="mean")], dim=1)
+        number = torch.arange(own.shape[1], device=tokens.device)
+        takes = self._target[:, None, :] == number[:, None]
+        count = takes.sum(dim=-1, keepdim=True) + 1
+        mean = torch.baddbmm(own, takes.to(tokens.dtype), moving) / count
+        return torch.cat([kept, mean.to(tokens.dtype)], dim=1)
+
+    def unmerge(self, tokens: Any) -> Any:
+        """Return `[B, N, C]`: every merged token gets the value of its destination."""
+        batch, _, channels = tokens.shape
+        kept, own = tokens.split([self._kept.shape[1], len(self._destinations)], dim=1)
+        result = tokens.new_empty(
+            batch, self._kept.shape[1] + self._merged.shape[1] + own.shape[1], channels
+        )
+        result[:, self._destinations] = own
+        for index, rows in ((self._kept, kept), (self._merged, _rows(own, self._target))):
+            result.scatter_(1, index[..., None].expand_as(rows), rows)
+        return result
+
+
+def _rows(tokens: Any, index: Any) -> Any:
+    """Return of `[B, N, C]` the rows that `index` `[B, M]` names for each of the batch."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,121 @@
+"""What computation a whole candidate stands for: its identity, canonical form and step types."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import replace
+from itertools import product
+
+from accel_search.accelerators import get
+from accel_search.accelerators.base import Company, Effect, StepType
+from accel_search.records import Candidate, Params, Workload
+
+
+def effective_workload(candidate: Mapping[str, Params], workload: Workload) -> Workload:
+    """Return the workload as a candidate leaves it, e.g. with fewer UNet calls."""
+    for name, params in candidate.items():
+        workload = get(name).workload_under(params, workload)
+    return workload
+
+
+def signatures(
+    candidate: Mapping[str, Params], workload: Workload, targets: Collection[str] = ()
+) -> dict[str, Hashable]:
+    """Return accelerator name -> signature, for each that does anything in this company.
+
+    Args:
+        candidate: Accelerator name -> parameters.
+        workload: What it is applied to.
+        targets: Further accelerators that are to be reckoned with, though this candidate may
+            lack them: then signatures of one space agree, whatever each candidate leaves out.
+    """
+    chosen = {name: (get(name), candidate[name]) for name in sorted(candidate)}
+    active = {
+        name: params
+        for name, (accelerator, params) in chosen.items()
+        if accelerator.signature(params, workload) is not None
+    }
+    reduced = effective_workload(active, workload)
+    found = {}
+    for name, (accelerator, params) in chosen.items():
+        # What changes the workload is itself judged on the whole one.
+        reshapes = accelerator.workload_under(params, workload) != workload
+        company = company_of(name, active, targets)
+        signature = accelerator.signature(params, workload if reshapes else reduced, company)
+        if signature is not None:
+            found[name] = signature
+    return found
+
+
+def company_of(
+    name: str, candidate: Mapping[str, Params], targets: Collection[str] = ()
+) -> Company:
+    """Return what the others of a candidate do that bears on the accelerator `name`."""
+    others = candidate.keys() - {name}
+    return Company(
+        restarts=frozenset[int]().union(*(get(each).restarts(candidate[each]) for each in others)),
+        skips_modules=any(get(each).skips_modules for each in {*others, *targets} - {name}),
+    )
+
+
+def candidate_signature(candidate: Mapping[str, Params], workload: Workload) -> Hashable | None:
+    """Return what identifies the computation that a whole candidate stands for on `workload`.
+
+    Returns:
+        None for the baseline. Two candidates with equal signatures make the same images.
+    """
+    return tuple(signatures(candidate, workload).items()) or None
+
+
+def canonical(candidate: Mapping[str, Params], workload: Workload) -> Candidate:
+    """Return the one candidate that stands for all that are the same computation.
+
+    Accelerators that do nothing on this workload are left out, so the baseline in disguise is
+    the empty candidate. Of each other one the mildest point of its own space with the same
+    signature is taken; a point that has no twin there stands for itself.
+
+    Args:
+        candidate: Accelerator name -> parameters, of the accelerators' spaces or not.
+        workload: Decides which points coincide: its steps, guidance, latent size and levels.
+    """
+    found = signatures(candidate, workload)
+    chosen: dict[str, Params] = {}
+    for name in found:
+        accelerator = get(name)
+        names = [parameter.name for parameter in accelerator.parameters]
+        points = (
+            dict(zip(names, values, strict=True))
+            for values in product(*(parameter.values for parameter in accelerator.parameters))
+        )
+        twins = (
+            point
+            for point in points
+            if signatures({**candidate, name: point}, workload).get(name) == found[name]
+        )
+        chosen[name] = next(twins, candidate[name])
+    return Candidate(chosen)
+
+
+def describe_steps(candidate: Mapping[str, Params], workload: Workload) -> tuple[StepType, ...]:
+    """Return what a whole candidate does in each UNet call, as far as it changes its time.
+
+    Args:
+        candidate: Accelerator name -> parameters; the empty one makes plain calls.
+        workload: What it is applied to.
+
+    Returns:
+        A step type a UNet call, effect names led by the accelerator's: `tgate gated`.
+    """
+    reduced = effective_workload(candidate, workload)
+    types: list[set[Effect]] = [set() for _ in range(reduced.unet_calls)]
+    for name, params in candidate.items():
+        skipped = frozenset[int]().union(
+            *(
+                get(each).skipped_calls(candidate[each], reduced, company_of(each, candidate))
+                for each in candidate.keys() - {name}
+            )
+        )
+        company = replace(company_of(name, candidate), skipped=skipped)
+        for call, effects in enumerate(get(name).step_types(params, reduced, company)):
+            types[call] |= {Effect(f"{name} {each.name}", each.amount) for each in effects}
+    return tuple(frozenset(each) for each in types)
