@@ -67,10 +67,10 @@ class FakeEvaluator:
     ) -> None:
         self.workload = workload
         self.provenance = PROVENANCE
-        self.calls: list[tuple[Candidate, str, int | None]] = []
+        self.calls: list[tuple[Candidate, str, range]] = []
+        self.chunk, self.pairs, self.prompt_count = 4, 3, prompts
         self._truth = truth
         self._noise = noise
-        self._prompts = prompts
         self._held_out_shift = held_out_shift
         self._fails = fails
         self._rng = np.random.default_rng(0)
@@ -89,29 +89,34 @@ class FakeEvaluator:
     def check(self):
         self.checked = True
 
-    def measure(self, candidate, split="search", steps=None):
-        self.calls.append((candidate, split, steps))
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        wanted = range(self.prompt_count) if prompts is None else prompts
+        self.calls.append((candidate, split, wanted))
         if candidate in self._fails:
             raise TrialFailure("the pipeline said no")
-        if steps is not None:
-            share = steps / self.workload.steps
-            return self._measurement(1 / (0.1 + 0.9 * share), 0.05 * (1 - share), split)
-        speedup, loss = self._truth(candidate)
+        if list(candidate) == ["steps"]:
+            share = candidate["steps"]["num_inference_steps"] / self.workload.steps
+            speedup, loss = 1 / (0.1 + 0.9 * share), 0.049 * (1 - share)
+        else:
+            speedup, loss = self._truth(candidate)
         if split == "held_out":
             loss += self._held_out_shift
-        return self._measurement(speedup, loss, split)
+        return self._measurement(
+            speedup, loss, split, wanted, self.pairs if pairs is None else pairs
+        )
 
-    def _measurement(self, speedup, loss, split):
+    def _measurement(self, speedup, loss, split, prompts=None, pairs=3):
         def noisy(seconds: float) -> tuple[float, ...]:
-            return tuple(seconds * np.exp(self._rng.normal(0, self._noise, 3)))
+            return tuple(seconds * np.exp(self._rng.normal(0, self._noise, pairs)))
 
-        scores = self._scores[split] * (1 - loss)
+        wanted = range(self.prompt_count) if prompts is None else prompts
+        scores = (self._scores[split] * (1 - loss))[wanted.start : wanted.stop]
         return Measurement(
             seconds_per_image=noisy(0.5 / speedup),
             baseline_seconds_per_image=noisy(0.5),
             scores=tuple(float(score) for score in scores),
             batch_size=4,
-            seconds=10.0,
+            seconds=10.0 * len(wanted) / self.prompt_count,
         )
 
 

@@ -21,11 +21,13 @@ TORCH_FREE = [name for name in MODULES if not name.startswith("accel_search.runt
 #: Layers, from the ground up: a module imports, at its top, only from its own layer or below.
 LAYERS = [
     {"errors", "logging_utils"},
-    {"discovery"},
+    {"discovery", "racing"},
     {"records"},
-    {"result_files", "accelerators"},
-    {"space", "statistics"},
-    {"store", "strategies", "trials_file"},
+    {"result_files", "accelerators", "statistics"},
+    {"space"},
+    {"step_plans", "store", "trials_file"},
+    {"latency", "quality"},
+    {"strategies"},
     {"settings"},
     {"search"},
     {"replay", "results", "report"},

@@ -9,6 +9,7 @@ import pytest
 from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate
 from accel_search.replay import open_replay
+from accel_search.strategies import all_strategies
 from accel_search.traversal_search import main
 from accel_search.trials_file import FORMAT, read_trials
 from tests.fakes import WORKLOAD
@@ -50,7 +51,7 @@ def replay(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("strategy", ["grid", "random"])
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
 def test_a_plain_file_is_searched(replay, capsys, strategy):
     assert replay(recorded(), "--strategy", strategy, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -92,7 +93,7 @@ def test_a_recorded_failure_is_a_failed_trial(replay, capsys):
 
 
 def test_what_a_search_writes_is_what_a_replay_reads(replay, tmp_path, capsys):
-    assert replay(recorded(), "--trials_out", "out.json", "--quiet") == 0
+    assert replay(recorded(), "--strategy", "grid", "--trials_out", "out.json", "--quiet") == 0
     written = read_trials(tmp_path / "out.json")
     assert len(written.trials) == 3
     assert {str(t.candidate) for t in written.trials} == {
@@ -140,12 +141,13 @@ def test_a_bad_file_is_one_line_and_code_2(replay, capsys, content, says):
     assert says in error and error.count("\n") == 1
 
 
-def test_scores_of_another_number_of_prompts_are_refused(tmp_path):
+@pytest.mark.parametrize("scores", [[], [30, 31, 32, 33]])
+def test_more_scores_than_the_baseline_has_are_refused(tmp_path, scores):
     content = recorded()
-    content["trials"][0]["scores"] = [30]
+    content["trials"][0]["scores"] = scores
     path = tmp_path / "t.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigurationError, match="1 scores, the baseline has 3"):
+    with pytest.raises(ConfigurationError, match=f"{len(scores)} scores, the baseline has 3"):
         read_trials(path)
 
 

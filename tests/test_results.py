@@ -4,6 +4,7 @@ import ast
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -11,24 +12,29 @@ from accel_search.api import load_best
 from accel_search.errors import ConfigurationError
 from accel_search.report.progress import Progress
 from accel_search.results import entry_of, find_settings, save, stored_answer
-from accel_search.search import Budget, Goal, Search
+from accel_search.search import Budget, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore
 from accel_search.strategies import get
+from accel_search.strategies.base import Task
 from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+
+GRID = partial(Settings, strategy="grid")
 
 
 def searched(path, settings, provenance=PROVENANCE):
     """Run a search on the fake and save its result; return the entry."""
     space = JointSpace(settings.targets, WORKLOAD, settings.space)
     store = TrialStore(None, "study", space)
-    with Progress(logging.getLogger("test"), 16, 0.02, show_bar=False) as observer:
+    evaluator = FakeEvaluator()
+    task = Task(space, settings.goal, evaluator.prompt_count, evaluator.chunk, settings.seed)
+    with Progress(logging.getLogger("test"), 16, settings.goal, show_bar=False) as observer:
         outcome = Search(
-            FakeEvaluator(),
-            get("grid")(space, 0),
+            evaluator,
+            get(settings.strategy)(task),
             store,
-            Goal(settings.req_score_loss, settings.req_speedup),
+            settings.goal,
             Budget(settings.max_trials),
             observer,
         ).run()
@@ -44,7 +50,7 @@ def answer(path, settings, provenance=PROVENANCE):
 
 def test_an_upper_bound_is_stored_under_both_kinds_of_key(tmp_path):
     path = tmp_path / "search_params.json"
-    searched(path, Settings())
+    searched(path, GRID())
     content = json.loads(path.read_text())
     goals = [ast.literal_eval(key)[3] for key in content]
     assert goals == ["upbound_speedup", 1.9]
@@ -53,20 +59,20 @@ def test_an_upper_bound_is_stored_under_both_kinds_of_key(tmp_path):
 
 def test_a_requirement_is_stored_under_the_speedup_it_reached(tmp_path):
     path = tmp_path / "search_params.json"
-    entry = searched(path, Settings(req_speedup=1.5))
+    entry = searched(path, GRID(req_speedup=1.5))
     goals = [ast.literal_eval(key)[3] for key in json.loads(path.read_text())]
     assert goals == [round(entry["speedup"], 2)]
 
 
 def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
-    entry = searched(tmp_path / "f.json", Settings())
+    entry = searched(tmp_path / "f.json", GRID())
     assert (entry["cache_interval"], entry["cache_branch_id"]) == (4, 3)
     assert entry["settings"] == {"deepcache": {"cache_interval": 4, "cache_branch_id": 3}}
     evidence = entry["evidence"]
     low, high = evidence["speedup_interval"]
     assert low <= entry["speedup"] <= high
     assert evidence["held_out"]["prompts"] == 32
-    assert evidence["trials_measured"] == 16 and evidence["exhausted"]
+    assert evidence["trials_measured"] == 16 and evidence["settled"]
     assert evidence["fewer_steps"] and evidence["noise_floor"] > 0
     assert entry["provenance"] == PROVENANCE.as_dict()
     json.dumps(entry, allow_nan=False)
@@ -74,55 +80,66 @@ def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
 
 def test_the_same_search_is_answered_from_the_file(tmp_path):
     path = tmp_path / "f.json"
-    entry = searched(path, Settings())
-    assert answer(path, Settings()) == (json.loads(json.dumps(entry)), [])
-    assert answer(path, Settings(seed=1))[0] is not None  # the prompt set is in the provenance
+    entry = searched(path, GRID())
+    assert answer(path, GRID()) == (json.loads(json.dumps(entry)), [])
+    assert answer(path, GRID(seed=1))[0] is not None  # the prompt set is in the provenance
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        Settings(req_score_loss=0.01),
-        Settings(targets=("tome",)),
-        Settings(req_speedup=5.0),
-        Settings(space={"deepcache": {"cache_interval": (2, 3)}}),
+        GRID(req_score_loss=0.01),
+        GRID(targets=("tome",)),
+        GRID(req_speedup=5.0),
+        GRID(space={"deepcache": {"cache_interval": (2, 3)}}),
+        GRID(min_psnr=20.0),
     ],
 )
 def test_another_search_is_not_answered_from_the_file(tmp_path, other):
     path = tmp_path / "f.json"
-    searched(path, Settings())
+    searched(path, GRID())
     assert answer(path, other)[0] is None
+
+
+def test_a_grid_search_answers_others_and_is_answered_by_its_like_alone(tmp_path):
+    path = tmp_path / "f.json"
+    searched(path, GRID())
+    assert answer(path, Settings(strategy="guided"))[0] is not None
+    other = tmp_path / "g.json"
+    searched(other, Settings(strategy="guided"))
+    assert answer(other, Settings(strategy="guided"))[0] is not None
+    assert answer(other, GRID())[0] is None
 
 
 def test_a_requirement_is_answered_by_any_result_that_reached_it(tmp_path):
     path = tmp_path / "f.json"
-    searched(path, Settings())
-    assert answer(path, Settings(req_speedup=1.5))[0]["speedup"] == pytest.approx(1.9, rel=0.02)
+    searched(path, GRID())
+    assert answer(path, GRID(req_speedup=1.5))[0]["speedup"] == pytest.approx(1.9, rel=0.02)
 
 
 def test_part_of_a_space_does_not_answer_for_all_of_it(tmp_path):
     path = tmp_path / "f.json"
-    searched(path, Settings(max_trials=6))
-    assert answer(path, Settings())[0] is None
-    assert answer(path, Settings(max_trials=8))[0] is None
-    assert answer(path, Settings(max_trials=6))[0] is not None
+    searched(path, GRID(max_trials=6))
+    assert answer(path, GRID())[0] is None
+    assert answer(path, GRID(max_trials=8))[0] is None
+    assert answer(path, GRID(max_trials=6))[0] is not None
 
 
 def test_a_result_from_elsewhere_is_named_and_not_reused(tmp_path):
     path = tmp_path / "f.json"
-    searched(path, Settings())
+    searched(path, GRID())
     elsewhere = replace(PROVENANCE, device_name="NVIDIA H200", driver="580")
-    entry, differences = answer(path, Settings(), elsewhere)
+    entry, differences = answer(path, GRID(), elsewhere)
     assert entry is None and differences == ["device_name", "driver"]
 
 
 def test_keys_that_are_no_tuples_are_passed_over(tmp_path):
     path = tmp_path / "f.json"
-    searched(path, Settings())
+    searched(path, GRID())
     content = json.loads(path.read_text())
     strange = {"__import__('os').system('touch hacked')": {}, "(1,": 3, "()": {}, "x": None}
     path.write_text(json.dumps(strange | content))
-    assert answer(path, Settings())[0] is not None
+    assert answer(path, GRID())[0] is not None
     assert not (tmp_path / "hacked").exists()
 
 
@@ -132,8 +149,8 @@ class Pipeline:
 
 def test_load_best_takes_the_fastest_that_fits(tmp_path):
     path = tmp_path / "f.json"
-    searched(path, Settings())
-    searched(path, Settings(req_score_loss=0.2))
+    searched(path, GRID())
+    searched(path, GRID(req_score_loss=0.2))
     pipe = type("StableDiffusionPipeline", (), {"scheduler": type("DDIMScheduler", (), {})()})()
     assert load_best(path, pipe, steps=20) == {
         "deepcache": {"cache_interval": 5, "cache_branch_id": 0}

@@ -5,63 +5,84 @@ import logging
 import pytest
 
 from accel_search.errors import ContaminationError
-from accel_search.records import Candidate
+from accel_search.records import Candidate, Goal
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Goal, Search
+from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore
-from accel_search.strategies import get
-from tests.fakes import FakeEvaluator, deepcache_truth
+from accel_search.strategies import all_strategies, get
+from accel_search.strategies.base import Task
+from tests.fakes import FakeEvaluator
 
 
 def point(interval, branch):
     return Candidate({"deepcache": {"cache_interval": interval, "cache_branch_id": branch}})
 
 
-def run(evaluator, *, bound=0.02, speedup=None, budget=None, url=None, strategy="grid"):
-    space = JointSpace(("deepcache",), evaluator.workload)
+def run(
+    evaluator,
+    *,
+    bound=0.02,
+    speedup=None,
+    budget=None,
+    url=None,
+    strategy="grid",
+    targets=("deepcache",),
+):
+    space = JointSpace(targets, evaluator.workload)
     store = TrialStore(url, "study", space)
-    logger = logging.getLogger("test")
-    with Progress(logger, len(space), bound, show_bar=False) as observer:
-        search = Search(
-            evaluator,
-            get(strategy)(space, 0),
-            store,
-            Goal(bound, speedup),
-            budget or Budget(),
-            observer,
-        )
-        return search.run()
+    goal = Goal(bound, speedup)
+    cls = get(strategy)
+    task = Task(
+        space, goal, evaluator.prompt_count, evaluator.chunk, 0, next(iter(cls.samplers), "")
+    )
+    with Progress(logging.getLogger("test"), len(space), goal, show_bar=False) as observer:
+        return Search(evaluator, cls(task), store, goal, budget or Budget(), observer).run()
 
 
-@pytest.mark.parametrize("strategy", ["grid", "random"])
+def searched(evaluator):
+    """Return the candidates measured on the search's prompts, in order, rivals left out."""
+    return [c for c, split, _ in evaluator.calls if split == "search" and list(c) != ["steps"]]
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
 def test_the_upper_bound_is_the_fastest_candidate_within_the_loss(strategy):
     outcome = run(FakeEvaluator(), strategy=strategy)
     # 1.9x at a loss of 1.6 %; all that are faster lose over 2 %.
     assert outcome.winner.trial.candidate == point(4, 3)
-    assert outcome.exhausted and len(outcome.trials) == 16
+    assert outcome.settled
     assert outcome.winner.assessment.speedup.value == pytest.approx(1.9, rel=0.01)
+    assert outcome.winner.assessment.prompts == 32
     assert outcome.held_out.score_loss.value == pytest.approx(0.016, abs=0.001)
 
 
-def test_a_requirement_stops_at_the_first_candidate_that_meets_it():
-    evaluator = FakeEvaluator()
-    outcome = run(evaluator, speedup=1.5)
+def test_a_grid_search_measures_everything_on_every_prompt():
+    outcome = run(FakeEvaluator())
+    assert len(outcome.trials) == 16
+    assert all(each.assessment.prompts == 32 for each in outcome.trials)
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_requirement_stops_at_the_first_candidate_that_meets_it(strategy):
+    outcome = run(FakeEvaluator(), speedup=1.5, strategy=strategy)
     assert outcome.winner.assessment.speedup.value >= 1.5
     assert outcome.winner.assessment.score_loss.value <= 0.02
     assert len(outcome.trials) < 16
-    assert outcome.trials[-1] == outcome.winner
     assert outcome.stopped == "the requirement was met"
+    complete = [each for each in outcome.trials if each.is_feasible(Goal(0.02, 1.5))]
+    assert complete == [outcome.winner]
 
 
-def test_a_requirement_that_nothing_meets_ends_without_a_winner():
-    outcome = run(FakeEvaluator(), speedup=3.0)
-    assert outcome.winner is None and outcome.exhausted and outcome.rivals == ()
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_requirement_that_nothing_meets_ends_without_a_winner(strategy):
+    outcome = run(FakeEvaluator(), speedup=3.0, strategy=strategy)
+    assert outcome.winner is None and outcome.settled and outcome.rivals == ()
 
 
-def test_a_bound_that_nothing_meets_ends_without_a_winner():
-    outcome = run(FakeEvaluator(), bound=0.001)
-    assert outcome.winner is None and len(outcome.trials) == 16
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_bound_that_nothing_meets_ends_without_a_winner(strategy):
+    outcome = run(FakeEvaluator(), bound=0.001, strategy=strategy)
+    assert outcome.winner is None and outcome.settled
 
 
 def test_nothing_is_a_gain_when_every_candidate_is_the_baseline_in_disguise():
@@ -69,22 +90,21 @@ def test_nothing_is_a_gain_when_every_candidate_is_the_baseline_in_disguise():
     assert outcome.winner is None
 
 
-def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next():
-    def truth(candidate):
-        return deepcache_truth(candidate)
-
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next(strategy):
     lucky = point(4, 3)
 
     class Lucky(FakeEvaluator):
-        def measure(self, candidate, split="search", steps=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
             if candidate == lucky and split == "held_out":
                 self._held_out_shift = 0.03
-            measured = super().measure(candidate, split, steps)
+            measured = super().measure(candidate, split, prompts, pairs)
             self._held_out_shift = 0.0
             return measured
 
-    outcome = run(Lucky(truth))
+    outcome = run(Lucky(), strategy=strategy)
     assert outcome.refuted == (lucky,)
+    # What a strategy had left aside as slower than the first winner is taken up again.
     assert outcome.winner.trial.candidate == point(3, 1)
 
 
@@ -97,60 +117,112 @@ def test_a_failed_candidate_is_a_record_and_the_search_goes_on():
     assert outcome.winner.trial.candidate == point(3, 1)
 
 
-def test_max_trials_bounds_the_trials_also_over_several_runs(tmp_path):
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_max_trials_bounds_the_trials_also_over_several_runs(tmp_path, strategy):
     url = f"sqlite:///{tmp_path / 'trials.db'}"
-    assert len(run(FakeEvaluator(), budget=Budget(max_trials=5), url=url).trials) == 5
+    budget = Budget(max_trials=3)
+    first = run(FakeEvaluator(), budget=budget, url=url, strategy=strategy)
+    assert len(first.trials) == 3
     again = FakeEvaluator()
-    outcome = run(again, budget=Budget(max_trials=5), url=url)
-    assert len(outcome.trials) == 5 and outcome.resumed == 5
-    assert again.calls == []
+    outcome = run(again, budget=budget, url=url, strategy=strategy)
+    assert len(outcome.trials) == 3 and outcome.resumed == 3
+    assert searched(again) == []
+    if not outcome.settled:
+        assert outcome.stopped == "--max_trials 3 was reached" and outcome.could_win
 
 
 def test_a_time_budget_stops_before_the_space_is_exhausted():
     outcome = run(FakeEvaluator(), budget=Budget(seconds=45.0))
     # The baseline and each trial are charged 10 s.
-    assert len(outcome.trials) == 4 and not outcome.exhausted
-    assert "45 s" in outcome.stopped
+    assert len(outcome.trials) == 4 and not outcome.settled
+    assert "45 s" in outcome.stopped and outcome.could_win == 12
 
 
-def test_a_killed_search_goes_on_with_nothing_measured_twice(tmp_path):
+@pytest.mark.parametrize("strategy", ["grid", "guided", "random"])
+def test_a_killed_search_goes_on_with_nothing_measured_twice(tmp_path, strategy):
     url = f"sqlite:///{tmp_path / 'trials.db'}"
 
     class Killed(FakeEvaluator):
-        def measure(self, candidate, split="search", steps=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
             if len(self.calls) == 6:
                 raise KeyboardInterrupt
-            return super().measure(candidate, split, steps)
+            return super().measure(candidate, split, prompts, pairs)
 
-    first = Killed()
+    undisturbed = run(FakeEvaluator(noise=0.0), strategy=strategy)
+    first, second = Killed(noise=0.0), FakeEvaluator(noise=0.0)
     with pytest.raises(KeyboardInterrupt):
-        run(first, url=url)
-    second = FakeEvaluator()
-    outcome = run(second, url=url)
-    searched = [
-        [c for c, split, steps in each.calls if split == "search" and steps is None]
+        run(first, url=url, strategy=strategy)
+    outcome = run(second, url=url, strategy=strategy)
+    looks = [
+        (candidate, prompt)
         for each in (first, second)
+        for candidate, split, prompts in each.calls
+        for prompt in prompts
+        if split == "search"
     ]
-    assert len(searched[0]) == 6 and len(searched[1]) == 10
-    assert set(searched[0]).isdisjoint(searched[1])
-    assert outcome.resumed == 6 and outcome.winner.trial.candidate == point(4, 3)
+    assert len(looks) == len(set(looks))
+    assert outcome.resumed and outcome.winner.trial.candidate == point(4, 3)
+    assert {each.trial.candidate for each in outcome.trials} == {
+        each.trial.candidate for each in undisturbed.trials
+    }
 
 
 def test_contamination_ends_the_search_with_what_was_stored(tmp_path):
     url = f"sqlite:///{tmp_path / 'trials.db'}"
 
     class Leaky(FakeEvaluator):
-        def measure(self, candidate, split="search", steps=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
             if len(self.calls) == 3:
                 raise ContaminationError("deepcache left the pipeline changed")
-            return super().measure(candidate, split, steps)
+            return super().measure(candidate, split, prompts, pairs)
 
     with pytest.raises(ContaminationError):
         run(Leaky(), url=url)
-    assert (
-        len(TrialStore(url, "study", JointSpace(("deepcache",), FakeEvaluator().workload)).trials())
-        == 3
-    )
+    space = JointSpace(("deepcache",), FakeEvaluator().workload)
+    assert len(TrialStore(url, "study", space).trials()) == 3
+
+
+# Racing
+
+
+def test_a_race_is_given_up_once_it_is_lost_and_its_looks_are_added_up():
+    evaluator = FakeEvaluator(lambda candidate: (1.5, 0.3))
+    outcome = run(evaluator, strategy="random")
+    assert outcome.winner is None
+    for each in outcome.trials:
+        assert each.assessment.prompts < 32 and str(each.assessment.verdict) == "fail"
+    for candidate in {each.trial.candidate for each in outcome.trials}:
+        looks = [prompts for each, _, prompts in evaluator.calls if each == candidate]
+        assert [look.start for look in looks] == [0, *(look.stop for look in looks[:-1])]
+
+
+def test_a_candidate_scored_on_all_prompts_is_timed_beside_as_many_pairs_as_asked():
+    evaluator = FakeEvaluator()
+    outcome = run(evaluator, strategy="random")
+    for each in outcome.trials:
+        measured = each.trial.measurement
+        pairs = len(measured.baseline_seconds_per_image)
+        assert pairs == 3 if each.assessment.is_complete else 1 <= pairs <= 3
+        assert len(measured.seconds_per_image) >= pairs
+
+
+def test_a_batch_that_was_halved_in_the_middle_of_a_race_starts_it_anew():
+    class Halved(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            size = 4 if len(self.calls) == 1 else 2
+            return type(measured)(**{**vars(measured), "batch_size": size})
+
+    evaluator = Halved(lambda candidate: (1.5, 0.0))
+    outcome = run(evaluator, strategy="random", budget=Budget(max_trials=1))
+    assert [(look.start, look.stop) for _, split, look in evaluator.calls[:3]][1:] == [
+        (evaluator.calls[0][2].stop, evaluator.calls[1][2].stop),
+        (0, evaluator.calls[1][2].stop),
+    ]
+    assert len(outcome.trials[0].trial.measurement.scores) == 32
+
+
+# Fewer steps
 
 
 def test_fewer_steps_are_measured_at_the_winners_speed():
@@ -167,3 +239,9 @@ def test_fewer_steps_are_measured_at_the_winners_speed():
 def test_a_rival_that_is_as_fast_and_better_is_said_to_beat_the_winner():
     outcome = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
     assert any(rival.rivals(outcome.winner) for rival in outcome.rivals)
+
+
+def test_steps_are_searched_as_a_target_of_their_own():
+    outcome = run(FakeEvaluator(), targets=("steps",), strategy="guided")
+    # Fewer than 12 of 20 lose over 2 %.
+    assert outcome.winner.trial.candidate == Candidate({"steps": {"num_inference_steps": 12}})

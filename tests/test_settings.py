@@ -31,10 +31,13 @@ def test_both_spellings_of_every_option_work(option):
         "height": "512",
         "width": "512",
         "req_score_loss": "0.5",
+        "min_ssim": "0.5",
+        "sampler": "gp",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
-    with_underscores = parse(f"--{option.name}", *value)
-    with_hyphens = parse(f"--{option.name.replace('_', '-')}", *value)
+    beside = ["--strategy", "bayes"] if option.name == "sampler" else []
+    with_underscores = parse(f"--{option.name}", *value, *beside)
+    with_hyphens = parse(f"--{option.name.replace('_', '-')}", *value, *beside)
     assert with_underscores == with_hyphens != Settings()
 
 
@@ -62,7 +65,11 @@ def test_the_original_scripts_spellings_are_understood():
         (["--dtype", "int8"], ["--dtype", "float16"]),
         (["--targets", "deepcache,magic"], ["'magic'", "deepcache", "tome", "tgate"]),
         (["--targets", ","], ["--targets", "deepcache"]),
-        (["--strategy", "luck"], ["'luck'", "grid", "random"]),
+        (["--strategy", "luck"], ["'luck'", "guided", "bayes", "grid", "random"]),
+        (["--sampler", "gp"], ["--sampler", "'gp'", "no sampler", "guided"]),
+        (["--strategy", "bayes", "--sampler", "x"], ["--sampler", "'x'", "tpe, gp"]),
+        (["--min_psnr", "-3"], ["--min_psnr", "decibels"]),
+        (["--min_ssim", "2"], ["--min_ssim", "similarity"]),
         (["--log_level", "LOUD"], ["--log_level", "INFO"]),
         (["--json", "--quiet"], ["--json", "--quiet"]),
         (["--nonsense"], ["--nonsense", "--help"]),

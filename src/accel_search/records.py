@@ -169,6 +169,11 @@ class Measurement:
     """Most bytes allocated on the device during the calls; None where it cannot be read."""
     seconds: float = 0.0
     """Wall seconds that measuring took, scoring and baseline included."""
+    psnr: tuple[float, ...] = ()
+    """Likeness of each image to the baseline's of the same prompt and noise, in dB, at most 100;
+    empty for the baseline itself and where it was not measured."""
+    ssim: tuple[float, ...] = ()
+    """Structural similarity of the same pairs, at most 1."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -184,6 +189,35 @@ class Measurement:
             batch_size=int(data["batch_size"]),
             peak_memory_bytes=data.get("peak_memory_bytes"),
             seconds=float(data.get("seconds", 0.0)),
+            psnr=tuple(float(x) for x in data.get("psnr", ())),
+            ssim=tuple(float(x) for x in data.get("ssim", ())),
+        )
+
+    def joined(self, further: Measurement) -> Measurement:
+        """Return this measurement with that of the prompts that follow it.
+
+        Raises:
+            ValueError: They were made at two batch sizes.
+        """
+        if further.batch_size != self.batch_size:
+            raise ValueError("samples of two batch sizes cannot be compared")
+        pairs = len(self.baseline_seconds_per_image)
+        # Sample i of one side lies beside sample i of the other: unpaired ones go last.
+        own, more = self.seconds_per_image, further.seconds_per_image
+        new = len(further.baseline_seconds_per_image)
+        peaks = (self.peak_memory_bytes, further.peak_memory_bytes)
+        known = [peak for peak in peaks if peak is not None]
+        return Measurement(
+            seconds_per_image=own[:pairs] + more[:new] + own[pairs:] + more[new:],
+            baseline_seconds_per_image=(
+                self.baseline_seconds_per_image + further.baseline_seconds_per_image
+            ),
+            scores=self.scores + further.scores,
+            batch_size=self.batch_size,
+            peak_memory_bytes=max(known, default=None),
+            seconds=self.seconds + further.seconds,
+            psnr=self.psnr + further.psnr,
+            ssim=self.ssim + further.ssim,
         )
 
 
@@ -210,6 +244,20 @@ class Trial:
     def __post_init__(self) -> None:
         if (self.measurement is None) == (self.failure is None):
             raise ValueError("a trial holds either a measurement or a failure")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is looked for."""
+
+    max_score_loss: float
+    """Largest loss of score allowed, a fraction."""
+    min_speedup: float | None = None
+    """Requirement mode: stop at the first candidate this fast. None: find the fastest."""
+    min_psnr: float | None = None
+    """Least mean likeness to the baseline's images, in dB; None is no bound."""
+    min_ssim: float | None = None
+    """Least mean structural similarity to the baseline's images; None is no bound."""
 
 
 @dataclass(frozen=True)

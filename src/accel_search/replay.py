@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from accel_search.space import JointSpace, Key
 from accel_search.trials_file import TrialsFile, read_trials
 
 _NOTHING = Measurement((), (), (), 1)
+
+CHUNK = 4
+"""Prompts that a replay answers for at a time, whatever the batch they were recorded in: the
+default batch size of a search."""
 
 
 class RecordedFailure(TrialFailure):
@@ -60,15 +65,57 @@ class ReplayEvaluator:
     def check(self) -> None:
         """Do nothing: there is no pipeline that could have changed."""
 
+    @property
+    def chunk(self) -> int:
+        """Return how many prompts are answered for at a time."""
+        return min(CHUNK, self.prompt_count)
+
+    @property
+    def prompt_count(self) -> int:
+        """Return how many prompts were recorded."""
+        return len(self._recorded.baseline.scores)
+
+    @property
+    def pairs(self) -> int:
+        """Return 0: the pairs are those recorded."""
+        return 0
+
     def measure(
-        self, candidate: Candidate, split: Split = "search", steps: int | None = None
+        self,
+        candidate: Candidate,
+        split: Split = "search",
+        prompts: range | None = None,
+        pairs: int | None = None,
     ) -> Measurement:
-        """Return what was recorded.
+        """Return what was recorded; of a part of the prompts, at a part of the time.
 
         Raises:
             RecordedFailure: The trial failed when it was recorded, or was not recorded.
         """
-        if steps is not None:
+        recorded = self._find(candidate, split)
+        if prompts is None:
+            return recorded
+        if prompts.stop > len(recorded.scores):
+            raise RecordedFailure(
+                "unknown_error", f"recorded on {len(recorded.scores)} prompts only", 0.0
+            )
+        taken = slice(prompts.start, prompts.stop)
+        return replace(
+            recorded,
+            # All timings come with the first prompts: there is no telling which belong to which.
+            seconds_per_image=() if prompts.start else recorded.seconds_per_image,
+            baseline_seconds_per_image=(
+                () if prompts.start else recorded.baseline_seconds_per_image
+            ),
+            scores=recorded.scores[taken],
+            psnr=recorded.psnr[taken],
+            ssim=recorded.ssim[taken],
+            seconds=recorded.seconds * len(prompts) / len(recorded.scores),
+        )
+
+    def _find(self, candidate: Candidate, split: Split) -> Measurement:
+        if list(candidate) == ["steps"] and "steps" not in self._space.targets:
+            steps = int(candidate["steps"]["num_inference_steps"])
             if steps not in self._recorded.rivals:
                 raise RecordedFailure("unknown_error", f"{steps} steps were not recorded", 0.0)
             return self._recorded.rivals[steps]

@@ -36,7 +36,7 @@ def entry_of(
         for rival in outcome.rivals
     ]
     evidence: dict[str, Any] = {
-        "goal": settings.goal,
+        "goal": settings.goal_key,
         "req_score_loss": settings.req_score_loss,
         **_intervals(assessment),
         "held_out": None if outcome.held_out is None else _figures(outcome.held_out),
@@ -51,7 +51,8 @@ def entry_of(
         "trials_measured": sum(each.assessment is not None for each in outcome.trials),
         "trials_failed": sum(each.assessment is None for each in outcome.trials),
         "trials_resumed": outcome.resumed,
-        "exhausted": outcome.exhausted,
+        "settled": outcome.settled,
+        "could_win": outcome.could_win,
         "stopped": outcome.stopped,
         "seconds": round(outcome.seconds, 1),
         "peak_memory_bytes": winner.trial.measurement.peak_memory_bytes,
@@ -152,6 +153,8 @@ def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
     """Return what was searched and how far: two upper bounds that differ in it are not one."""
     return {
         "values": space.values(),
+        "min_psnr": settings.min_psnr,
+        "min_ssim": settings.min_ssim,
         "max_trials": settings.max_trials,
         "time_budget": settings.time_budget,
     }
@@ -160,16 +163,21 @@ def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
 def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace) -> bool:
     """Tell whether an entry's search went at least as far as this one asks for.
 
-    A requirement is met by any result that meets it. An upper bound answers only if it is of
-    the same space, and of all of it unless this search has the same budget.
+    A requirement is met by any result that meets it under the same bounds. An upper bound answers
+    only if it is of the same space, and of all of it unless this search has the same budget; a
+    grid search, which measures everything, is answered by none but its like.
     """
-    if settings.req_speedup is not None:
-        return True
     evidence = entry.get("evidence") or {}
     found, wanted = evidence.get("search") or {}, _search_identity(settings, space)
+    if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
+        return False
+    if settings.req_speedup is not None:
+        return True
     if found.get("values") != wanted["values"]:
         return False
-    return bool(evidence.get("exhausted")) or found == wanted
+    if settings.strategy == "grid" and evidence.get("strategy") != "grid":
+        return False
+    return bool(evidence.get("settled")) or found == wanted
 
 
 def find_settings(

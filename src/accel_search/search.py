@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.records import Candidate, Failure, Measurement, Provenance, Trial, Workload
-from accel_search.statistics import Assessment, assess, is_feasible, score_loss
+from accel_search.records import (
+    Candidate,
+    Failure,
+    Goal,
+    Measurement,
+    Provenance,
+    Trial,
+    Workload,
+)
+from accel_search.statistics import AssessedTrial, Assessment, assess, score_loss
 from accel_search.store import TrialStore
-from accel_search.strategies.base import Strategy
+from accel_search.strategies.base import History, Proposal, Strategy
 
 Split = Literal["search", "held_out"]
 """Part of the prompts: those the search scores on, or those only the winner sees."""
@@ -23,7 +31,9 @@ MAX_CONFIRMATIONS = 5
 class Evaluator(Protocol):
     """Measures candidates: a real pipeline, or a file of recorded trials."""
 
-    workload: Workload
+    @property
+    def workload(self) -> Workload:
+        """Return what is measured, at the batch size in hand."""
 
     @property
     def provenance(self) -> Provenance | None:
@@ -32,13 +42,35 @@ class Evaluator(Protocol):
     def baseline(self, split: Split = "search") -> Measurement:
         """Measure the bare pipeline, timed against itself."""
 
+    @property
+    def chunk(self) -> int:
+        """Return how many prompts can be scored at a time."""
+
+    @property
+    def prompt_count(self) -> int:
+        """Return how many prompts a candidate is fully scored on."""
+
+    @property
+    def pairs(self) -> int:
+        """Return how many baseline calls a fully scored candidate is timed beside."""
+
     def measure(
-        self, candidate: Candidate, split: Split = "search", steps: int | None = None
+        self,
+        candidate: Candidate,
+        split: Split = "search",
+        prompts: range | None = None,
+        pairs: int | None = None,
     ) -> Measurement:
-        """Measure a candidate beside the baseline; `steps` is for the bare pipeline alone.
+        """Measure a candidate beside the baseline.
 
         A batch that does not fit the device is halved for good, and `workload` with it; the
         measurement then belongs to the baseline of its own batch size, in `baselines`.
+
+        Args:
+            candidate: Settings to apply.
+            split: Part of the prompts.
+            prompts: Which of the part's prompts, a range of positions; None is all.
+            pairs: Baseline calls to be timed beside the candidate's; None takes `self.pairs`.
 
         Raises:
             TrialFailure: This candidate cannot be measured; others can.
@@ -69,7 +101,7 @@ class Observer(Protocol):
         """Tell that a candidate is about to be measured."""
 
     def on_trial(self, assessed: AssessedTrial) -> None:
-        """Tell that a trial is finished and stored."""
+        """Tell that a trial is stored: finished, or at an early look of its race."""
 
     def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
         """Tell how a candidate did on held-out prompts; None where it failed there."""
@@ -84,24 +116,6 @@ class Budget:
 
     max_trials: int | None = None
     seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is looked for."""
-
-    max_score_loss: float
-    """Largest loss of score allowed, a fraction."""
-    min_speedup: float | None = None
-    """Requirement mode: stop at the first candidate this fast. None: find the fastest."""
-
-
-@dataclass(frozen=True)
-class AssessedTrial:
-    """A trial, and what follows from its samples; None for a failed one."""
-
-    trial: Trial
-    assessment: Assessment | None
 
 
 @dataclass(frozen=True)
@@ -141,8 +155,11 @@ class Outcome:
     """Faster candidates that failed on held-out prompts."""
     stopped: str
     """Why no further candidate was measured."""
-    exhausted: bool
-    """Whether every distinct candidate was measured, so that the winner is the upper bound."""
+    settled: bool
+    """Whether the strategy had nothing left that is worth measuring, so that the winner is the
+    upper bound as far as it can tell; every distinct candidate was measured by a grid search."""
+    could_win: int
+    """Candidates that could still have won when a budget ended the search."""
     seconds: float
     """Seconds measured, over every run of this study."""
 
@@ -175,6 +192,8 @@ class Search:
         self._budget = budget
         self._observer = observer
         self._spent = 0.0
+        self._prompts = 0
+        self._trials: dict[Candidate, AssessedTrial] = {}
         self._refuted: list[Candidate] = []
 
     def run(self) -> Outcome:
@@ -186,48 +205,91 @@ class Search:
             OutOfMemoryError: The workload does not fit even at batch size 1.
         """
         baseline = self._baseline("search")
+        self._prompts = len(baseline.scores)
         self._observer.on_baseline(baseline)
-        assessed = [self._assess(trial) for trial in self._store.trials()]
-        resumed = len(assessed)
+        self._trials = {trial.candidate: self._assess(trial) for trial in self._store.trials()}
+        resumed = len(self._trials)
         if resumed:
-            self._observer.on_resume(assessed)
-        confirmed = None
-        if self._goal.min_speedup is not None:
-            confirmed = self._confirm_first(assessed)
-        stopped = "the requirement was met"
-        exhausted = False
-        while confirmed is None:
-            if over := self._over_budget(len(assessed)):
-                stopped = over
-                break
-            candidate = self._strategy.ask([each.trial for each in assessed])
-            if candidate is None:
-                stopped, exhausted = "every distinct candidate was measured", True
-                break
-            self._observer.on_start(candidate)
-            assessed.append(self._measure(candidate))
-            if self._goal.min_speedup is not None:
-                confirmed = self._confirm_first(assessed[-1:])
-        if self._goal.min_speedup is None:
-            confirmed = self._confirm_first(assessed)
-        winner, held_out = confirmed or (None, None)
+            self._observer.on_resume(list(self._trials.values()))
+        winner, held_out, stopped, settled = self._find(baseline)
+        could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
         rivals = () if winner is None else self._rivals(winner)
         self._evaluator.check()
         if winner is not None and winner.trial.measurement is not None:
             baseline = self._baseline_beside(winner.trial.measurement)
+        trials = tuple(self._trials.values())
         beside = self._store.remembered().values()
         return Outcome(
             baseline=baseline,
             winner=winner,
             held_out=held_out,
             rivals=rivals,
-            trials=tuple(assessed),
+            trials=trials,
             resumed=resumed,
             refuted=tuple(self._refuted),
             stopped=stopped,
-            exhausted=exhausted,
-            seconds=sum(_seconds(each.trial) for each in assessed)
+            settled=settled,
+            could_win=could_win,
+            seconds=sum(_seconds(each.trial) for each in trials)
             + sum(measurement.seconds for measurement in beside),
+        )
+
+    def _find(
+        self, baseline: Measurement
+    ) -> tuple[AssessedTrial | None, Assessment | None, str, bool]:
+        """Measure what the strategy asks for until a winner is confirmed or nothing is left.
+
+        Returns:
+            The winner, its assessment on held-out prompts, why the search ended, and whether the
+            strategy had nothing left to ask for.
+        """
+        asks_for_more = self._goal.min_speedup is None
+        while True:
+            over, proposal = None, None
+            # A requirement is met by the first that meets it; an upper bound needs them all.
+            if asks_for_more or self._fastest_feasible(baseline) is None:
+                over, proposal = self._ask(baseline)
+            if proposal is not None:
+                self._observer.on_start(proposal.candidate)
+                self._measure(proposal)
+                continue
+            best = self._fastest_feasible(baseline)
+            if best is None or len(self._refuted) >= MAX_CONFIRMATIONS:
+                reason = over or self._strategy.why_done(self._history(baseline))
+                return None, None, reason, over is None
+            holds, held_out = self._confirm(best)
+            if not holds:
+                # What it had left behind may win after all: the strategy is asked again.
+                self._refuted.append(best.trial.candidate)
+                continue
+            if not asks_for_more:
+                return best, held_out, "the requirement was met", True
+            reason = over or self._strategy.why_done(self._history(baseline))
+            return best, held_out, reason, over is None
+
+    def _ask(self, baseline: Measurement) -> tuple[str | None, Proposal | None]:
+        """Return why the budget is over, or what the strategy asks for."""
+        budget = self._budget
+        if budget.seconds is not None and self._spent >= budget.seconds:
+            return f"--time_budget of {budget.seconds:.0f} s was spent", None
+        proposal = self._strategy.ask(self._history(baseline))
+        begins = proposal is not None and proposal.candidate not in self._trials
+        if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
+            return f"--max_trials {budget.max_trials} was reached", None
+        return None, proposal
+
+    def _history(self, baseline: Measurement) -> History:
+        return History(baseline, tuple(self._trials.values()), frozenset(self._refuted))
+
+    def _fastest_feasible(self, baseline: Measurement) -> AssessedTrial | None:
+        feasible = [
+            each
+            for each in self._trials.values()
+            if each.is_feasible(self._goal) and each.trial.candidate not in self._refuted
+        ]
+        history = self._history(baseline)
+        return max(
+            feasible, key=lambda each: self._strategy.speedup_of(each, history), default=None
         )
 
     def _baseline(self, split: Split) -> Measurement:
@@ -265,68 +327,62 @@ class Search:
     def _assessment(self, measured: Measurement, split: Split = "search") -> Assessment:
         return assess(measured, self._baseline_beside(measured, split), self._goal.max_score_loss)
 
-    def _measure(self, candidate: Candidate) -> AssessedTrial:
-        """Measure one candidate and store it, a failure as a record of its kind."""
+    def _measure(self, proposal: Proposal) -> None:
+        """Measure what a candidate lacks of its prompts, and store it; a failure is a record."""
+        candidate = proposal.candidate
+        known = self._trials.get(candidate)
+        before = None if known is None else known.trial.measurement
         try:
-            trial = Trial(candidate, self._evaluator.measure(candidate))
+            trial = Trial(candidate, self._further(candidate, before, proposal.prompts))
         except TrialFailure as error:
-            trial = Trial(candidate, None, Failure(error.kind, str(error)[:1000], error.seconds))
+            seconds = error.seconds + (0.0 if before is None else before.seconds)
+            trial = Trial(candidate, None, Failure(error.kind, str(error)[:1000], seconds))
+        self._spent += _seconds(trial) - (0.0 if before is None else before.seconds)
         assessed = self._assess(trial)
+        self._trials[candidate] = assessed
         self._store.add(trial, assessed.assessment)
-        self._spent += _seconds(trial)
         self._observer.on_trial(assessed)
-        return assessed
 
-    def _over_budget(self, trials: int) -> str | None:
-        budget = self._budget
-        if budget.max_trials is not None and trials >= budget.max_trials:
-            return f"--max_trials {budget.max_trials} was reached"
-        if budget.seconds is not None and self._spent >= budget.seconds:
-            return f"--time_budget of {budget.seconds:.0f} s was spent"
-        return None
+    def _further(self, candidate: Candidate, before: Measurement | None, stop: int) -> Measurement:
+        """Return a candidate's measurement on the first `stop` prompts."""
+        scored = 0 if before is None else len(before.scores)
+        paired = 0 if before is None else len(before.baseline_seconds_per_image)
+        # A few pairs as it goes along, and all that are wanted by the end.
+        pairs = max(self._evaluator.pairs - paired, 0)
+        if stop < self._prompts:
+            pairs = min(pairs, math.ceil((stop - scored) / self._evaluator.chunk))
+        further = self._evaluator.measure(candidate, prompts=range(scored, stop), pairs=pairs)
+        if before is None:
+            return further
+        if before.batch_size != further.batch_size:  # It was halved in between.
+            return self._evaluator.measure(candidate, prompts=range(stop))
+        return before.joined(further)
 
-    def _confirm_first(
-        self, assessed: Sequence[AssessedTrial]
-    ) -> tuple[AssessedTrial, Assessment | None] | None:
-        """Return the fastest feasible trial that also holds on held-out prompts."""
-        bound, least = self._goal.max_score_loss, self._goal.min_speedup
-        feasible = [
-            each
-            for each in assessed
-            if each.assessment
-            and is_feasible(each.trial, each.assessment, bound)
-            and (least is None or each.assessment.speedup.value >= least)
-            and each.trial.candidate not in self._refuted
-        ]
-        feasible.sort(key=lambda each: -_speedup(each))
-        for each in feasible[:MAX_CONFIRMATIONS]:
-            try:
-                held_out = self._held_out(each.trial.candidate)
-            except TrialFailure:
-                self._observer.on_confirm(each, None, False)
-                self._refuted.append(each.trial.candidate)
-                continue
-            # Of many candidates that are no faster, some look so by chance; the second,
-            # independent timing is what rules those out.
-            holds = held_out is None or (
-                held_out.is_gain
-                and held_out.score_loss.value <= bound
-                and (least is None or held_out.speedup.high >= least)
-            )
-            if held_out is not None:
-                self._observer.on_confirm(each, held_out, holds)
-            if holds:
-                return each, held_out
-            self._refuted.append(each.trial.candidate)
-        return None
+    def _confirm(self, each: AssessedTrial) -> tuple[bool, Assessment | None]:
+        """Tell whether a candidate holds on held-out prompts, too; None where there are none."""
+        goal = self._goal
+        try:
+            held_out = self._held_out(each.trial.candidate)
+        except TrialFailure:
+            self._observer.on_confirm(each, None, False)
+            return False, None
+        if held_out is None:
+            return True, None
+        # Of many candidates that are no faster, some look so by chance; the second, independent
+        # timing is what rules those out.
+        holds = (
+            held_out.is_gain
+            and held_out.score_loss.value <= goal.max_score_loss
+            and (goal.min_speedup is None or held_out.speedup.high >= goal.min_speedup)
+        )
+        self._observer.on_confirm(each, held_out, holds)
+        return holds, held_out
 
     def _held_out(self, candidate: Candidate) -> Assessment | None:
         """Assess a candidate on held-out prompts; None where there are none."""
         if not self._baseline("held_out").scores:
             return None
-        measured = self._recall(
-            f"held_out:{candidate}", lambda: self._evaluator.measure(candidate, "held_out")
-        )
+        measured = self._recall(f"held_out:{candidate}", candidate, "held_out")
         return self._assessment(measured, "held_out")
 
     def _rivals(self, winner: AssessedTrial) -> tuple[Rival, ...]:
@@ -341,10 +397,8 @@ class Search:
             if guess in rivals or guess < 1:
                 break
             try:
-                measured = self._recall(
-                    f"steps:{guess}",
-                    lambda: self._evaluator.measure(Candidate(), steps=guess),  # noqa: B023
-                )
+                fewer = Candidate({"steps": {"num_inference_steps": guess}})
+                measured = self._recall(f"steps:{guess}", fewer)
             except TrialFailure:
                 break
             rivals[guess] = Rival(guess, measured, self._assessment(measured))
@@ -355,11 +409,11 @@ class Search:
             guess = steps - math.ceil((1 - 1 / target) / per_step)
         return tuple(rivals[key] for key in sorted(rivals))
 
-    def _recall(self, name: str, measure: Callable[[], Measurement]) -> Measurement:
-        """Return what is stored under a name, or measure and store it."""
+    def _recall(self, name: str, candidate: Candidate, split: Split = "search") -> Measurement:
+        """Return what is stored under a name, or measure the candidate and store it."""
         kept = self._store.recall(name)
         if kept is None:
-            kept = measure()
+            kept = self._evaluator.measure(candidate, split)
             self._spent += kept.seconds
             self._store.remember(name, kept)
         return kept

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from accel_search.errors import ConfigurationError
+from accel_search.records import Goal
 
 SCHEDULERS = {
     "DDIM": "DDIMScheduler",
@@ -101,15 +102,22 @@ class Settings:
     # What is searched
     targets: tuple[str, ...] = _option(
         ("deepcache",),
-        "accelerators searched jointly, comma-separated: deepcache, tome, tgate",
+        "what is searched jointly, comma-separated: deepcache, tome, tgate, steps",
         parse=parse_targets,
         metavar="A,B",
         aliases=("search_targets",),
     )
-    strategy: str = _option("grid", "what is measured next: grid or random")
+    strategy: str = _option("guided", "what is measured next: guided, bayes, grid or random")
+    sampler: str | None = _option(None, "for bayes: tpe or gp (default: tpe)")
     req_score_loss: float = _option(0.02, "largest loss of CLIP score, as a fraction", parse=float)
     req_speedup: float | None = _option(
         None, "stop at the first candidate this fast (default: find the fastest)", parse=float
+    )
+    min_psnr: float | None = _option(
+        None, "least likeness to the baseline's pictures, in dB (default: none)", parse=float
+    )
+    min_ssim: float | None = _option(
+        None, "least structural similarity to them, 0 to 1 (default: none)", parse=float
     )
     max_trials: int | None = _option(None, "stop after this many measured candidates", parse=int)
     time_budget: float | None = _option(
@@ -159,7 +167,12 @@ class Settings:
         return SCHEDULERS[self.sched]
 
     @property
-    def goal(self) -> str | float:
+    def goal(self) -> Goal:
+        """Return what is looked for."""
+        return Goal(self.req_score_loss, self.req_speedup, self.min_psnr, self.min_ssim)
+
+    @property
+    def goal_key(self) -> str | float:
         """Return `upbound_speedup`, or the speedup required."""
         return UPPER_BOUND if self.req_speedup is None else self.req_speedup
 
@@ -183,6 +196,8 @@ _WHOLE = {
 _REAL = {
     "req_score_loss": (0.0, 1.0, "a fraction from 0 to 1, e.g. 0.02 for 2 %"),
     "req_speedup": (1.0, 1000.0, "a factor of 1 or more, e.g. 1.8"),
+    "min_psnr": (0.0, 100.0, "decibels from 0 to 100, e.g. 25"),
+    "min_ssim": (-1.0, 1.0, "a similarity up to 1, e.g. 0.9"),
     "guidance_scale": (0.0, 1000.0, "a number of 0 or more (1 or less: no guidance)"),
     "time_budget": (0.0, math.inf, "a duration, e.g. 30m"),
 }
@@ -229,7 +244,10 @@ def _check_names(settings: Settings) -> None:
         _refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
     for name in settings.targets:
         accelerators.get(name)
-    strategies.get(settings.strategy)
+    samplers = strategies.get(settings.strategy).samplers
+    if settings.sampler is not None and settings.sampler not in samplers:
+        allowed = f"one of {', '.join(samplers)}" if samplers else "no sampler"
+        _refuse("sampler", settings.sampler, f"{allowed} for --strategy {settings.strategy}")
     for name, parameters in settings.space.items():
         accelerator = accelerators.get(name)
         known = {parameter.name: parameter for parameter in accelerator.parameters}

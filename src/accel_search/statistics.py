@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from accel_search.errors import ConfigurationError
-from accel_search.records import Measurement, Trial
+from accel_search.racing import is_lost
+from accel_search.records import Goal, Measurement, Trial
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -53,11 +55,44 @@ class Assessment:
     """Relative difference that two copies of one pipeline show at this number of pairs."""
     prompts: int
     """Prompts that the score loss was measured on."""
+    is_complete: bool
+    """Whether these are all prompts of the part; if not, the verdict is that of an early look."""
+    psnr: float | None
+    """Mean likeness to the baseline's images in dB, higher is nearer; None where not measured."""
+    ssim: float | None
+    """Mean structural similarity to the baseline's images; None where not measured."""
 
     @property
     def is_gain(self) -> bool:
         """Tell whether it is faster beyond its interval and beyond the noise floor."""
         return self.speedup.low > 1.0 and self.speedup.value > 1.0 + self.noise_floor
+
+
+@dataclass(frozen=True)
+class AssessedTrial:
+    """A trial, and what follows from its samples; None for a failed one."""
+
+    trial: Trial
+    assessment: Assessment | None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether scoring it on more prompts could still make it pass."""
+        found = self.assessment
+        return found is not None and not found.is_complete and found.verdict is not Verdict.FAIL
+
+    def is_feasible(self, goal: Goal) -> bool:
+        """Tell whether it may be the winner: scored on all prompts, truly faster, within bounds."""
+        found = self.assessment
+        return (
+            found is not None
+            and found.is_complete
+            and found.is_gain
+            and found.score_loss.value <= goal.max_score_loss
+            and (goal.min_speedup is None or found.speedup.value >= goal.min_speedup)
+            and (goal.min_psnr is None or (found.psnr or 0.0) >= goal.min_psnr)
+            and (goal.min_ssim is None or (found.ssim or 0.0) >= goal.min_ssim)
+        )
 
 
 def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimate:
@@ -94,17 +129,20 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
         return Estimate(value, value, value)
     if np.array_equal(before, after):
         return Estimate(0.0, 0.0, 0.0)
-    result = stats.bootstrap(
-        (before, after),
-        lambda b, a, axis: 1 - a.mean(axis=axis) / b.mean(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        rng=np.random.default_rng(_SEED),
-    )
-    low, high = (float(end) for end in result.confidence_interval)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        # The same loss at every prompt: all resamples agree, and no end can be computed.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        interval = stats.bootstrap(
+            (before, after),
+            lambda b, a, axis: 1 - a.mean(axis=axis) / b.mean(axis=axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="BCa",
+            rng=np.random.default_rng(_SEED),
+        ).confidence_interval
+    low, high = (value if math.isnan(end) else float(end) for end in interval)
     return Estimate(value, low, high)
 
 
@@ -171,19 +209,43 @@ def assess(measurement: Measurement, baseline: Measurement, bound: float) -> Ass
     """Derive everything that is said about one measured candidate.
 
     Args:
-        measurement: The candidate's samples.
-        baseline: The baseline's, over the same prompts.
+        measurement: The candidate's samples, over all prompts or over the first of them.
+        baseline: The baseline's, over all prompts.
         bound: Largest score loss that is allowed, a fraction.
     """
-    loss = score_loss(baseline.scores, measurement.scores)
-    pairs = len(measurement.baseline_seconds_per_image)
+    count = len(measurement.scores)
+    is_complete = count == len(baseline.scores)
+    before = baseline.scores[:count]
+    loss = score_loss(before, measurement.scores)
+    if is_complete:
+        verdict = judge(loss, bound)
+    else:
+        lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
+        verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
     return Assessment(
         speedup=speedup(measurement, baseline),
         score_loss=loss,
-        verdict=judge(loss, bound),
-        noise_floor=noise_floor(baseline, pairs),
-        prompts=len(measurement.scores),
+        verdict=verdict,
+        noise_floor=noise_floor(baseline, len(measurement.baseline_seconds_per_image)),
+        prompts=count,
+        is_complete=is_complete,
+        psnr=_mean(measurement.psnr),
+        ssim=_mean(measurement.ssim),
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def timing_spread(noise: Measurement) -> float:
+    """Return the standard deviation of the log ratio of one pair of calls.
+
+    Args:
+        noise: The baseline timed against itself.
+    """
+    ratios = paired_log_ratios(noise)
+    return float(np.sqrt((ratios**2).mean())) if len(ratios) else 0.0
 
 
 def prompts_needed(baseline: Sequence[float], candidate: Sequence[float], bound: float) -> int:
@@ -199,12 +261,3 @@ def prompts_needed(baseline: Sequence[float], candidate: Sequence[float], bound:
     spread = float((before - after).std(ddof=1)) / float(before.mean())
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     return int(min(10**6, math.ceil((z * spread / distance) ** 2)))
-
-
-def is_feasible(trial: Trial, assessment: Assessment, bound: float) -> bool:
-    """Tell whether a trial may be the winner: truly faster, and its loss within the bound."""
-    return (
-        trial.measurement is not None
-        and assessment.is_gain
-        and assessment.score_loss.value <= bound
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -86,12 +87,22 @@ class TrialStore:
         return self._study.study_name
 
     def trials(self) -> list[Trial]:
-        """Return the finished trials, other machines' too, in the order they were stored."""
-        found = self._study.get_trials(deepcopy=False)
-        return [_from_optuna(trial) for trial in found if _RECORD in trial.user_attrs]
+        """Return each candidate's latest trial, other machines' too, in the order of the first."""
+        found: dict[Candidate, Trial] = {}
+        for kept in self._study.get_trials(deepcopy=False):
+            if _RECORD in kept.user_attrs:
+                trial = _from_optuna(kept)
+                before = found.get(trial.candidate)
+                # Two machines may have raced one candidate: the one that got farther counts.
+                if before is None or _scored(trial) >= _scored(before):
+                    found[trial.candidate] = trial
+        return list(found.values())
 
     def add(self, trial: Trial, assessment: Assessment | None) -> None:
-        """Store a finished trial; it is on disk when this returns.
+        """Store a trial; it is on disk when this returns.
+
+        A trial at an early look of its race stands in the study as pruned; one that goes on is
+        stored again, with all its samples so far.
 
         Args:
             trial: The candidate with its raw samples or its failure.
@@ -109,11 +120,14 @@ class TrialStore:
             "measurement": None if trial.measurement is None else asdict(trial.measurement),
             "failure": None if trial.failure is None else asdict(trial.failure),
         }
+        states = optuna.trial.TrialState
+        if assessment is None:
+            state = states.FAIL
+        else:
+            state = states.COMPLETE if assessment.is_complete else states.PRUNED
         self._study.add_trial(
             optuna.trial.create_trial(
-                state=optuna.trial.TrialState.COMPLETE
-                if assessment
-                else optuna.trial.TrialState.FAIL,
+                state=state,
                 params=params,
                 distributions={key: self._distributions[key] for key in params},
                 values=[assessment.speedup.value, assessment.score_loss.value]
@@ -147,6 +161,11 @@ def default_url(run_dir: str | Path) -> str:
     except OSError as error:
         raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
     return f"sqlite:///{Path(run_dir) / 'trials.db'}"
+
+
+def _scored(trial: Trial) -> float:
+    # A failure is final, however far it got before.
+    return math.inf if trial.measurement is None else len(trial.measurement.scores)
 
 
 def _from_optuna(trial: FrozenTrial) -> Trial:

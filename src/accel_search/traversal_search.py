@@ -143,15 +143,23 @@ def _search(
 ) -> Outcome:
     from accel_search import strategies
     from accel_search.report.progress import Progress
-    from accel_search.search import Budget, Goal, Search
+    from accel_search.search import Budget, Search
+    from accel_search.strategies.base import Task
 
-    strategy = strategies.get(settings.strategy)(space, settings.seed)
+    cls = strategies.get(settings.strategy)
+    goal = settings.goal
+    task = Task(
+        space,
+        goal,
+        prompts=evaluator.prompt_count,
+        chunk=evaluator.chunk,
+        seed=settings.seed,
+        sampler=settings.sampler or next(iter(cls.samplers), ""),
+    )
     budget = Budget(settings.max_trials, settings.time_budget)
-    goal = Goal(settings.req_score_loss, settings.req_speedup)
-    total = min(len(space), settings.max_trials or len(space))
     show_bar = sys.stderr.isatty() and not (settings.json or settings.quiet)
-    with Progress(logger, total, goal.max_score_loss, show_bar=show_bar) as progress:
-        return Search(evaluator, strategy, store, goal, budget, progress).run()
+    with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
+        return Search(evaluator, cls(task), store, goal, budget, progress).run()
 
 
 def _write_trials(

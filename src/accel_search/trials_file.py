@@ -7,7 +7,9 @@ is read all the same.
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -49,7 +51,7 @@ def write_trials(
     """Write every trial with its raw samples.
 
     Args:
-        path: The file; replaced at once.
+        path: The file; replaced at once. Compressed if its name ends in `.gz`.
         space: Names the points that coincide with each measured one.
         workload: What was measured.
         baseline: The bare pipeline's samples.
@@ -68,7 +70,10 @@ def write_trials(
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        # Without the time of writing: the same trials make the same file.
+        compressed = path.suffix == ".gz"
+        write_atomically(path, gzip.compress(text.encode(), mtime=0) if compressed else text)
     except OSError as error:
         raise ConfigurationError(f"--trials_out {path}: {error.strerror}") from error
 
@@ -93,8 +98,10 @@ def read_trials(path: Path) -> TrialsFile:
         ConfigurationError: It cannot be read, is of another format, or lacks a field.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        )
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ConfigurationError(f"--replay {path}: cannot be read: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -189,7 +196,8 @@ def _trial(given: Mapping[str, Any], baseline: Measurement) -> Trial:
     )
     if not measurement.baseline_seconds_per_image or min(measurement.seconds_per_image) <= 0:
         raise ValueError(f"{candidate}: seconds_per_image holds no positive samples")
-    if len(measurement.scores) != len(baseline.scores):
+    # A race that was given up has fewer.
+    if not 0 < len(measurement.scores) <= len(baseline.scores):
         raise ValueError(
             f"{candidate}: {len(measurement.scores)} scores, the baseline has "
             f"{len(baseline.scores)}"

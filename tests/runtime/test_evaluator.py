@@ -23,9 +23,15 @@ from accel_search.runtime.batches import plan_batches, plan_steps
 from accel_search.runtime.evaluator import NOISE_PAIRS, open_evaluator
 from tests.runtime.conftest import LOG
 
-TOME = Candidate({"tome": {"ratio": 0.5}})
-DEEPCACHE = Candidate({"deepcache": {"cache_interval": 3}})
-BOTH = Candidate({"tome": {"ratio": 0.5}, "tgate": {"gate_step": 2}})
+TOME = Candidate({"tome": {"ratio": 0.5, "max_downsample": 2}})
+DEEPCACHE = Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}})
+BOTH = Candidate(
+    {
+        "tome": {"ratio": 0.5, "max_downsample": 2},
+        "tgate": {"gate_step": 2, "sp_interval": 2, "fi_interval": 1, "warmup": 1},
+    }
+)
+FEWER = Candidate({"steps": {"num_inference_steps": 2}})
 
 
 @contextmanager
@@ -105,7 +111,7 @@ def recorder(monkeypatch):
 
 
 def test_what_is_left_over_is_scored_and_never_timed():
-    batches = plan_batches(5, 2)
+    batches = plan_batches(range(5), 2)
 
     assert [batch.prompts for batch in batches] == [(0, 1), (2, 3), (4,)]
     assert [batch.timed for batch in batches] == [True, True, False]
@@ -113,22 +119,29 @@ def test_what_is_left_over_is_scored_and_never_timed():
 
 
 def test_a_part_smaller_than_a_batch_fills_it_by_going_round():
-    (batch,) = plan_batches(3, 4)
+    (batch,) = plan_batches(range(3), 4)
 
     assert batch.prompts == (0, 1, 2, 0)
     assert (batch.scored, batch.timed) == (3, True)
-    assert plan_batches(0, 4) == []
+    assert plan_batches(range(0), 4) == []
 
 
 def test_batches_are_gone_round_until_there_are_enough_pairs():
-    steps = list(plan_steps(plan_batches(5, 2), 3))
+    steps = list(plan_steps(plan_batches(range(5), 2), 3))
 
-    assert [(s.batch.index, s.is_new, s.paired, s.baseline_first) for s in steps] == [
-        (0, True, True, True),
-        (1, True, True, False),
-        (0, False, True, True),
-        (2, True, False, False),
+    assert [(s.batch.prompts, s.is_new, s.paired, s.baseline_first) for s in steps] == [
+        ((0, 1), True, True, True),
+        ((2, 3), True, True, False),
+        ((0, 1), False, True, True),
+        ((4,), True, False, False),
     ]
+
+
+def test_part_of_the_prompts_is_cut_as_the_whole_is():
+    whole = plan_batches(range(10), 4)
+    assert plan_batches(range(4), 4) + plan_batches(range(4, 10), 4) == whole
+    # What is left over after the first part is no part of its own that would be filled up.
+    assert plan_batches(range(8, 10), 4) == whole[2:]
 
 
 # Baseline
@@ -228,16 +241,9 @@ def test_fewer_steps_are_measured_beside_the_full_baseline(evaluator_for, record
     evaluator.baseline()
     recorder.events.clear()
 
-    evaluator.measure(Candidate(), steps=2)
+    assert len(evaluator.measure(FEWER).scores) == 4
 
-    assert [(kind, steps) for kind, _, steps, _ in recorder.events] == [
-        ("B", 3),
-        ("B", 2),
-        ("B", 2),
-        ("B", 3),
-    ]
-    with pytest.raises(ValueError, match="bare pipeline"):
-        evaluator.measure(TOME, steps=2)
+    assert recorder.timed_calls() == "BCCB"
 
 
 def test_neither_scoring_nor_applying_is_timed(evaluator_for, scorer):
@@ -275,6 +281,83 @@ def test_the_candidate_is_what_is_scored(evaluator_for):
     assert evaluator.measure(Candidate()).scores == baseline.scores
 
 
+# Part of the prompts
+
+
+def test_a_candidate_is_measured_in_parts(evaluator_for, recorder):
+    evaluator = evaluator_for(search=7, timing_pairs=3)
+    whole = evaluator.measure(DEEPCACHE)
+
+    first = evaluator.measure(DEEPCACHE, prompts=range(2), pairs=1)
+    rest = evaluator.measure(DEEPCACHE, prompts=range(2, 7), pairs=2)
+    joined = first.joined(rest)
+
+    assert (len(first.scores), len(rest.scores)) == (2, 5)
+    assert len(first.baseline_seconds_per_image) == 1
+    assert joined.scores == whole.scores
+    assert (joined.psnr, joined.ssim) == (whole.psnr, whole.ssim)
+    assert len(joined.baseline_seconds_per_image) == 3
+    assert len(joined.seconds_per_image) == 3  # The last prompt is left over and not timed.
+    assert joined.seconds == pytest.approx(first.seconds + rest.seconds)
+
+
+def test_samples_of_two_parts_stay_beside_their_own_baseline_calls(evaluator_for):
+    evaluator = evaluator_for(search=8)
+    one = evaluator.measure(DEEPCACHE, prompts=range(4), pairs=1)
+    two = evaluator.measure(DEEPCACHE, prompts=range(4, 8), pairs=1)
+
+    joined = one.joined(two)
+
+    assert joined.seconds_per_image == (
+        one.seconds_per_image[0],
+        two.seconds_per_image[0],
+        one.seconds_per_image[1],
+        two.seconds_per_image[1],
+    )
+    assert joined.baseline_seconds_per_image == (
+        one.baseline_seconds_per_image + two.baseline_seconds_per_image
+    )
+
+
+def test_a_candidate_is_warmed_up_for_the_step_types_that_are_new(evaluator_for, recorder):
+    evaluator = evaluator_for(search=2, apply=recorder.apply, timing_pairs=1)
+    warm_ups = []
+    for interval, branch in ((3, 0), (2, 0), (2, 1)):
+        recorder.events.clear()
+        settings = {"cache_interval": interval, "cache_branch_id": branch}
+        evaluator.measure(Candidate({"deepcache": settings}))
+        warm_ups.append(sum(event[3] == "latent" for event in recorder.events))
+    assert warm_ups == [1, 0, 1]
+
+
+# Likeness to the baseline
+
+
+def test_pictures_are_compared_with_the_baselines_of_the_same_prompts(evaluator_for, loaded):
+    from accel_search.runtime.generation import generate
+    from accel_search.runtime.similarity import similarity, to_bytes
+
+    pipe, workload = loaded("sd")
+    evaluator = evaluator_for(search=5, apply=scaled, timing_pairs=1)
+    measured = evaluator.measure(TOME)
+
+    assert len(measured.psnr) == len(measured.ssim) == 5
+    prompts = evaluator.prompts.search[2:4]
+    plain = generate(pipe, workload, prompts)
+    with scaled(pipe, TOME):
+        expected = similarity(generate(pipe, workload, prompts), to_bytes(plain))
+    assert measured.psnr[2:4] == pytest.approx(expected.psnr, abs=1e-3)
+    assert measured.ssim[2:4] == pytest.approx(expected.ssim, abs=1e-5)
+    assert max(measured.psnr) < 60 and max(measured.ssim) < 1
+    assert evaluator.accounting.comparing_seconds > 0
+
+
+def test_equal_pictures_count_as_a_hundred_decibels(evaluator_for):
+    measured = evaluator_for(search=2, apply=nothing, timing_pairs=1).measure(TOME)
+    assert measured.psnr == pytest.approx([100.0] * 2)
+    assert measured.ssim == pytest.approx([1.0] * 2)
+
+
 # Contamination
 
 
@@ -284,7 +367,8 @@ def test_an_accelerator_that_leaves_something_behind_is_named(evaluator_for, lea
     evaluator.measure(DEEPCACHE)
 
     with pytest.raises(
-        ContaminationError, match=r"no longer bit-identical after tome\(ratio=0.5\)"
+        ContaminationError,
+        match=r"no longer bit-identical after tome\(ratio=0.5, max_downsample=2\)",
     ):
         evaluator.measure(TOME)
 
@@ -407,7 +491,7 @@ def test_a_candidate_that_raises_is_a_failed_trial(evaluator_for):
     with pytest.raises(TrialFailure) as caught:
         evaluator.measure(TOME)
 
-    assert str(caught.value) == "tome(ratio=0.5) raised RuntimeError: sizes differ"
+    assert str(caught.value) == f"{TOME} raised RuntimeError: sizes differ"
     assert caught.value.kind == "unknown_error"
     assert caught.value.seconds > 0
 
@@ -527,9 +611,9 @@ def test_memory_is_watched_across_trials(evaluator_for, monkeypatch):
     monkeypatch.setattr(evaluator._growth, "after_trial", seen.append)
 
     evaluator.measure(TOME)
-    evaluator.measure(Candidate(), steps=2)
+    evaluator.measure(FEWER)
 
-    assert seen == ["tome(ratio=0.5)", "2 steps"]
+    assert seen == [str(TOME), str(FEWER)]
 
 
 def test_a_resumed_search_measures_without_a_baseline_of_its_own(evaluator_for, recorder):
@@ -538,7 +622,8 @@ def test_a_resumed_search_measures_without_a_baseline_of_its_own(evaluator_for, 
     measured = evaluator.measure(TOME)
 
     assert evaluator.baselines == {}
-    assert recorder.timed_calls() == "BBB" + "BCCB" + "CC"  # sentinel, two references, the trial
+    # The sentinel, the four pictures that it compares with, the trial.
+    assert recorder.timed_calls() == "B" + "BBBB" + "BCCB" + "CC"
     assert len(measured.baseline_seconds_per_image) == 2
 
 

@@ -1,17 +1,40 @@
 """What every strategy must do; a new file in strategies/ is picked up by itself."""
 
+from dataclasses import replace
+
 import pytest
 
-from accel_search.records import Candidate, Failure, Trial
+from accel_search.racing import rungs
+from accel_search.records import Candidate, Failure, Goal, Trial
 from accel_search.space import JointSpace
+from accel_search.statistics import AssessedTrial, assess
 from accel_search.strategies import all_strategies, get
+from accel_search.strategies.base import History, Task
 from tests.fakes import WORKLOAD, FakeEvaluator
 
 SPACES = {
     "deepcache": JointSpace(("deepcache",), WORKLOAD),
     "tome": JointSpace(("tome",), WORKLOAD),
     "deepcache,tome": JointSpace(("deepcache", "tome"), WORKLOAD),
+    "deepcache,steps": JointSpace(("deepcache", "steps"), WORKLOAD),
+    "tgate,steps": JointSpace(("tgate", "steps"), WORKLOAD),
+    "unknown workload": JointSpace(("deepcache", "tome"), None),
 }
+PROMPTS, CHUNK = 32, 4
+
+
+def truth(candidate):
+    """Harsher settings are faster and lose more; `steps` counts, `tome` does nothing."""
+    speedup, loss = 1.0, 0.0
+    for name, params in candidate.items():
+        harsh = {
+            "deepcache": lambda p: p["cache_interval"] / 5 - p["cache_branch_id"] / 9,
+            "steps": lambda p: 1 - p["num_inference_steps"] / 20,
+            "tgate": lambda p: 1 - p["gate_step"] / 20,
+            "tome": lambda p: 0.0,
+        }[name](params)
+        speedup, loss = speedup * (1 + harsh), loss + 0.03 * harsh**2
+    return speedup, loss
 
 
 @pytest.fixture(params=sorted(all_strategies()))
@@ -19,64 +42,147 @@ def strategy(request):
     return get(request.param)
 
 
-def exhaust(strategy, space, seed=0, history=None):
-    """Ask until nothing is left; every other trial fails."""
-    history = list(history or [])
-    chooser = strategy(space, seed)
-    measured = FakeEvaluator(lambda candidate: (1.5, 0.01)).measure(Candidate())
-    asked = []
-    while (candidate := chooser.ask(history)) is not None:
-        asked.append(candidate)
-        failed = len(asked) % 2
-        history.append(
-            Trial(candidate, None, Failure("invalid_image", "black", 1.0))
-            if failed
-            else Trial(candidate, measured)
-        )
-        assert len(asked) <= len(space), "asked for more candidates than there are"
-    return asked
+class Run:
+    """A search's loop in its plainest form, every look checked."""
+
+    def __init__(self, strategy, space, seed=0, goal=Goal(0.02), fails=lambda candidate: False):
+        self.evaluator = FakeEvaluator(truth)
+        self.baseline = self.evaluator.baseline()
+        self.space, self.goal, self.fails = space, goal, fails
+        sampler = next(iter(strategy.samplers), "")
+        self.strategy = strategy(Task(space, goal, PROMPTS, CHUNK, seed, sampler))
+        self.trials: dict[Candidate, AssessedTrial] = {}
+        self.looks = []
+
+    def history(self):
+        return History(self.baseline, tuple(self.trials.values()))
+
+    def go(self, most=60):
+        for _ in range(most):
+            proposal = self.strategy.ask(self.history())
+            if proposal is None:
+                break
+            self.look(proposal)
+        return self
+
+    def look(self, proposal):
+        candidate, before = proposal.candidate, self.trials.get(proposal.candidate)
+        position = self.space.position(candidate)
+        assert position is not None, f"{candidate} is not in the space"
+        known = {self.space.position(each) for each in self.trials}
+        assert before is not None or position not in known, "coincides with a measured one"
+        scored = 0
+        if before is not None:
+            assert before.is_open, "asked for a finished candidate again"
+            scored = before.assessment.prompts
+        assert scored < proposal.prompts <= PROMPTS
+        assert proposal.prompts in rungs(PROMPTS, CHUNK)
+        self.looks.append((str(candidate), proposal.prompts))
+        if self.fails(candidate):
+            failed = Trial(candidate, None, Failure("invalid_image", "black", 1.0))
+            self.trials[candidate] = AssessedTrial(failed, None)
+            return
+        measured = self.evaluator.measure(candidate, prompts=range(proposal.prompts))
+        assessment = assess(measured, self.baseline, self.goal.max_score_loss)
+        self.trials[candidate] = AssessedTrial(Trial(candidate, measured), assessment)
+
+
+def failing(candidate):
+    return candidate["deepcache"]["cache_branch_id"] % 2 == 1
 
 
 def test_strategies_of_the_mission_are_there():
-    assert {"grid", "random"} <= set(all_strategies())
+    assert {"grid", "random", "bayes", "guided"} <= set(all_strategies())
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_each_distinct_candidate_is_asked_for_once(strategy, name):
-    space = SPACES[name]
-    asked = exhaust(strategy, space)
-    keys = [space.key(each) for each in asked]
-    assert len(keys) == len(set(keys)) == len(space)
-    assert () not in keys
+def test_every_look_is_at_something_worth_a_look(strategy, name):
+    assert Run(strategy, SPACES[name]).go(25).looks
+
+
+def test_what_failed_is_not_asked_for_again_and_the_rest_goes_on(strategy):
+    run = Run(strategy, SPACES["deepcache"], fails=failing).go()
+    assert any(each.assessment is None for each in run.trials.values())
+    best = max(
+        (each for each in run.trials.values() if each.is_feasible(run.goal)),
+        key=lambda each: each.assessment.speedup.value,
+    )
+    assert best.trial.candidate["deepcache"] == {"cache_interval": 4, "cache_branch_id": 0}
+
+
+def test_all_failing_ends_the_search(strategy):
+    run = Run(strategy, SPACES["deepcache"], fails=lambda candidate: True).go(17)
+    assert len(run.trials) <= 16
+    assert run.strategy.ask(run.history()) is None
+
+
+@pytest.mark.parametrize("goal", [Goal(0.02), Goal(0.0), Goal(0.02, min_speedup=1.3)], ids=str)
+def test_it_ends_and_says_why(strategy, goal):
+    run = Run(strategy, SPACES["deepcache"], goal=goal).go()
+    assert run.strategy.ask(run.history()) is None
+    why = run.strategy.why_done(run.history())
+    assert why and "\n" not in why and why[0].islower()
+
+
+def test_bounds_on_likeness_are_heeded(strategy):
+    class Measured(FakeEvaluator):
+        def measure(self, candidate, *args, **kwargs):
+            found = super().measure(candidate, *args, **kwargs)
+            likeness = 40 - 5 * candidate["deepcache"]["cache_interval"]
+            count = len(found.scores)
+            return replace(found, psnr=(float(likeness),) * count, ssim=(0.9,) * count)
+
+    run = Run(strategy, SPACES["deepcache"], goal=Goal(0.5, min_psnr=24.0, min_ssim=0.8))
+    run.evaluator = Measured(truth)
+    run.go()
+    best = max(
+        (each for each in run.trials.values() if each.is_feasible(run.goal)),
+        key=lambda each: each.assessment.speedup.value,
+    )
+    assert best.trial.candidate["deepcache"] == {"cache_interval": 3, "cache_branch_id": 0}
 
 
 def test_the_seed_decides_everything(strategy):
-    space = SPACES["deepcache"]
-    assert exhaust(strategy, space, seed=3) == exhaust(strategy, space, seed=3)
+    space = SPACES["deepcache,tome"]
+    assert Run(strategy, space, seed=3).go(15).looks == Run(strategy, space, seed=3).go(15).looks
 
 
-def test_a_resumed_search_asks_for_what_is_left(strategy):
-    space = SPACES["deepcache"]
-    whole = exhaust(strategy, space, seed=1)
-    history = [Trial(each, None, Failure("timeout", "", 1.0)) for each in whole[:7]]
-    rest = exhaust(strategy, space, seed=1, history=history)
-    assert {space.key(each) for each in whole[:7]}.isdisjoint({space.key(each) for each in rest})
-    assert len(rest) == len(space) - 7
+def test_a_resumed_search_repeats_nothing(strategy):
+    run = Run(strategy, SPACES["deepcache"]).go(7)
+    resumed = Run(strategy, SPACES["deepcache"])
+    resumed.trials = dict(run.trials)
+    resumed.go()
+    assert set(run.looks).isdisjoint(resumed.looks)
 
 
 def test_a_point_that_coincides_with_a_measured_one_counts_as_measured(strategy):
     space = SPACES["tome"]
     twin = Candidate({"tome": {"ratio": 0.5, "max_downsample": 3}})
-    history = [Trial(twin, None, Failure("timeout", "", 1.0))]
-    asked = exhaust(strategy, space, history=history)
-    assert space.key(twin) not in {space.key(each) for each in asked}
+    run = Run(strategy, space)
+    failed = Trial(twin, None, Failure("timeout", "", 1.0))
+    run.trials[twin] = AssessedTrial(failed, None)
+    run.go(40)  # `look` refuses a candidate that coincides.
+    assert len(run.trials) > 1
 
 
 def test_asking_twice_without_news_gives_the_same_answer(strategy):
-    chooser = strategy(SPACES["deepcache"], 0)
-    assert chooser.ask([]) == chooser.ask([])
+    run = Run(strategy, SPACES["deepcache"])
+    for _ in range(4):
+        history = run.history()
+        proposal = run.strategy.ask(history)
+        assert proposal == run.strategy.ask(history)
+        run.look(proposal)
 
 
-def test_random_orders_differ_by_seed():
+@pytest.mark.parametrize("name", ["random", "bayes"])
+def test_orders_differ_by_seed(name):
     space = SPACES["deepcache,tome"]
-    assert exhaust(get("random"), space, seed=0) != exhaust(get("random"), space, seed=1)
+    assert Run(get(name), space, seed=0).go(9).looks != Run(get(name), space, seed=1).go(9).looks
+
+
+def test_every_sampler_of_a_strategy_works(strategy):
+    for sampler in strategy.samplers:
+        run = Run(strategy, SPACES["deepcache"])
+        run.strategy = strategy(replace(run.strategy.task, sampler=sampler))
+        run.go(40)
+        assert any(each.is_feasible(run.goal) for each in run.trials.values())

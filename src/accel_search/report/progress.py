@@ -8,10 +8,10 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from accel_search.records import Candidate, Measurement
+from accel_search.records import Candidate, Goal, Measurement
 from accel_search.report.wording import factor, figures, percent
-from accel_search.search import AssessedTrial, Rival
-from accel_search.statistics import Assessment, is_feasible, noise_floor
+from accel_search.search import Rival
+from accel_search.statistics import AssessedTrial, Assessment, noise_floor
 
 
 class Progress:
@@ -20,15 +20,15 @@ class Progress:
     Args:
         logger: Receives the lines.
         total: Trials expected; the bar's length.
-        bound: Largest score loss allowed, to tell what is best so far.
+        goal: What is looked for, to tell what is best so far.
         show_bar: Whether a bar is drawn on standard error.
     """
 
-    def __init__(self, logger: logging.Logger, total: int, bound: float, *, show_bar: bool):
+    def __init__(self, logger: logging.Logger, total: int, goal: Goal, *, show_bar: bool):
         self._logger = logger
         self._total = total
-        self._bound = bound
-        self._number = 0
+        self._goal = goal
+        self._numbers: dict[Candidate, int] = {}
         self._best: AssessedTrial | None = None
         self._bar = tqdm(
             total=total,
@@ -67,7 +67,6 @@ class Progress:
 
     def on_resume(self, history: Sequence[AssessedTrial]) -> None:
         """Write how many trials are taken over from an earlier run."""
-        self._number = len(history)
         for each in history:
             self._take(each)
         self._logger.info("resumed: %d finished trials are not measured again", len(history))
@@ -81,18 +80,18 @@ class Progress:
         self._bar.set_description_str(f"{best}now {candidate}")
 
     def on_trial(self, assessed: AssessedTrial) -> None:
-        """Write a trial's line."""
-        self._number += 1
-        self._take(assessed)
+        """Write a trial's line, or one for an early look at it."""
+        begun = len(self._numbers)
+        number = self._take(assessed)
         if assessed.assessment is not None:
             said = figures(assessed.assessment)
         else:
             failure = assessed.trial.failure
             said = f"failed: {failure.kind}: {failure.message}" if failure else "failed"
         self._logger.info(
-            "trial %d/%d  %s  %s", self._number, self._total, assessed.trial.candidate, said
+            "trial %d/%d  %s  %s", number, self._total, assessed.trial.candidate, said
         )
-        self._bar.update()
+        self._bar.update(len(self._numbers) - begun)
 
     def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
         """Write how a candidate did on held-out prompts."""
@@ -113,13 +112,13 @@ class Progress:
             percent(rival.assessment.score_loss),
         )
 
-    def _take(self, assessed: AssessedTrial) -> None:
-        """Remember the best so far."""
-        if assessed.assessment is None:
-            return
-        feasible = is_feasible(assessed.trial, assessed.assessment, self._bound)
-        if feasible and (self._best is None or self._speedup(assessed) > self._speedup(self._best)):
+    def _take(self, assessed: AssessedTrial) -> int:
+        """Remember the best so far; return the number of the trial."""
+        if assessed.is_feasible(self._goal) and (
+            self._best is None or self._speedup(assessed) > self._speedup(self._best)
+        ):
             self._best = assessed
+        return self._numbers.setdefault(assessed.trial.candidate, len(self._numbers) + 1)
 
     @staticmethod
     def _speedup(assessed: AssessedTrial) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accel_search.records import Candidate
-from accel_search.report.wording import duration, factor, percent
-from accel_search.search import AssessedTrial, Outcome
+from accel_search.report.wording import duration, factor, percent, verdict
+from accel_search.search import Outcome
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
+from accel_search.statistics import AssessedTrial
 
 SHOWN = 5
 """Trials in the table of the best few."""
@@ -73,11 +75,11 @@ def _best_few(outcome: Outcome) -> str:
     if not measured:
         return ""
     # Those that pass come first, then those that cannot be told from the bound.
-    order = {"pass": 0, "inconclusive": 1, "fail": 2}
+    order = {"pass": 0, "inconclusive": 1, "open": 2, "fail": 3}
     ranked = sorted(
         measured,
         key=lambda each: (
-            order[str(each.assessment.verdict)],  # type: ignore[union-attr]
+            order[verdict(each.assessment)],  # type: ignore[arg-type]
             -each.assessment.speedup.value,  # type: ignore[union-attr]
         ),
     )
@@ -94,7 +96,7 @@ def _row(each: AssessedTrial, outcome: Outcome) -> str:
     mark = "*" if each == outcome.winner else " "
     return (
         f"{mark} {factor(each.assessment.speedup):17}  {percent(each.assessment.score_loss):18}  "
-        f"{each.assessment.verdict!s:12}  {short(each.trial.candidate)}"
+        f"{verdict(each.assessment):12}  {short(each.trial.candidate)}"
     )
 
 
@@ -128,13 +130,19 @@ def _rival(outcome: Outcome) -> str:
 
 
 def _coverage(outcome: Outcome, space: JointSpace) -> str:
-    measured = sum(each.assessment is not None for each in outcome.trials)
-    failed = len(outcome.trials) - measured
+    found = [each.assessment for each in outcome.trials if each.assessment is not None]
+    failed = len(outcome.trials) - len(found)
+    complete = sum(each.is_complete for each in found)
+    prompts = len(outcome.baseline.scores)
+    stopped = f"{outcome.stopped[0].upper()}{outcome.stopped[1:]}"
     return (
-        f"{space.point_count:,} points, {len(space):,} distinct; {measured:,} measured"
+        f"{space.point_count:,} points, {len(space):,} distinct; {len(found):,} measured"
+        + (f", {complete:,} of them on all {prompts} prompts" if complete < len(found) else "")
         + (f", {failed} failed" if failed else "")
-        + (f", {outcome.resumed} of them in an earlier run" if outcome.resumed else "")
-        + f", in {duration(outcome.seconds)}. {outcome.stopped[0].upper()}{outcome.stopped[1:]}."
+        + (f", {outcome.resumed} in an earlier run" if outcome.resumed else "")
+        + f", in {duration(outcome.seconds)}.\n{textwrap.fill(stopped, 80)}"
+        + (f"; {outcome.could_win:,} candidates could still win" if outcome.could_win else "")
+        + "."
     )
 
 
@@ -168,8 +176,7 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
 
 def snippet(settings: Settings) -> Sequence[str]:
     """Return the two lines of Python that apply the stored result."""
-    steps = f", steps={settings.steps}"
     return (
-        "from accel_search import accelerate, load_best",
-        f'accelerate(pipe, **load_best("{settings.output}", pipe{steps}))',
+        "from accel_search import accelerate",
+        f'accelerate(pipe, "{settings.output}", steps={settings.steps})',
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel_search.statistics import Assessment, Estimate
+from accel_search.statistics import Assessment, Estimate, Verdict
 
 
 def factor(estimate: Estimate) -> str:
@@ -21,10 +21,17 @@ def percent(estimate: Estimate) -> str:
 
 def figures(assessment: Assessment) -> str:
     """Write what is said of a trial, in the words that scripts look for."""
+    after = "" if assessment.is_complete else f" after {assessment.prompts} prompts"
     return (
         f"speedup: {factor(assessment.speedup)}  "
-        f"score loss: {percent(assessment.score_loss)}  {assessment.verdict}"
+        f"score loss: {percent(assessment.score_loss)}  {verdict(assessment)}{after}"
     )
+
+
+def verdict(assessment: Assessment) -> str:
+    """Write a verdict; that of an early look which decided nothing is `open`."""
+    is_open = not assessment.is_complete and assessment.verdict is Verdict.INCONCLUSIVE
+    return "open" if is_open else str(assessment.verdict)
 
 
 def duration(seconds: float) -> str:

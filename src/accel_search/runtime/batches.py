@@ -10,8 +10,6 @@ from dataclasses import dataclass
 class Batch:
     """The prompts of one pipeline call."""
 
-    index: int
-    """Position among the batches of its part and size."""
     prompts: tuple[int, ...]
     """Indices into the part's prompts."""
     scored: int
@@ -20,23 +18,24 @@ class Batch:
     """Whether it is of full size, so that its time may be compared."""
 
 
-def plan_batches(prompts: int, batch_size: int) -> list[Batch]:
-    """Cut a part of the prompts into batches.
+def plan_batches(prompts: range, batch_size: int) -> list[Batch]:
+    """Cut prompts into batches.
 
-    What is left over at the end makes a smaller batch, which is scored and never timed. A part
-    with fewer prompts than one batch fills it by going round its prompts again, since a sample
-    of another size could not be compared.
+    What is left over at the end makes a smaller batch, which is scored and never timed. If all of a
+    part is fewer prompts than one batch, it is filled by going round them again, since a sample of
+    another size could not be compared.
 
     Args:
-        prompts: Prompts of the part.
+        prompts: Indices into a part's prompts, consecutive.
         batch_size: Images a call.
     """
-    if 0 < prompts < batch_size:
-        return [Batch(0, tuple(i % prompts for i in range(batch_size)), prompts, timed=True)]
+    if prompts.start == 0 and 0 < len(prompts) < batch_size:
+        members = tuple(prompts[i % len(prompts)] for i in range(batch_size))
+        return [Batch(members, len(prompts), timed=True)]
     batches = []
-    for index, start in enumerate(range(0, prompts, batch_size)):
-        members = tuple(range(start, min(start + batch_size, prompts)))
-        batches.append(Batch(index, members, len(members), timed=len(members) == batch_size))
+    for start in range(0, len(prompts), batch_size):
+        members = tuple(prompts[start : start + batch_size])
+        batches.append(Batch(members, len(members), timed=len(members) == batch_size))
     return batches
 
 

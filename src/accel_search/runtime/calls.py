@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -31,20 +31,36 @@ class Accounting:
     """Pipeline calls, warm-ups and checks among them."""
     scoring_seconds: float = 0.0
     """CLIP scoring."""
+    comparing_seconds: float = 0.0
+    """Likeness to the baseline's pictures."""
     total_seconds: float = 0.0
     """Everything that was measured, from call to return."""
     _started: float | None = field(default=None, repr=False)
 
     @property
     def harness_seconds(self) -> float:
-        """Return what is neither a pipeline call nor scoring."""
-        return self.total_seconds - self.pipeline_seconds - self.scoring_seconds
+        """Return what is neither a pipeline call nor looking at its pictures."""
+        return self.total_seconds - self.bare_seconds
+
+    @property
+    def bare_seconds(self) -> float:
+        """Return what the calls, their scores and their likeness took by themselves."""
+        return self.pipeline_seconds + self.scoring_seconds + self.comparing_seconds
 
     @property
     def harness_share(self) -> float | None:
         """Return the harness's seconds over the bare calls'; None before anything was measured."""
-        bare = self.pipeline_seconds + self.scoring_seconds
+        bare = self.bare_seconds
         return self.harness_seconds / bare if bare else None
+
+    @contextmanager
+    def comparing(self) -> Iterator[None]:
+        """Charge a block to the comparison of pictures."""
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.comparing_seconds += perf_counter() - began
 
     def start(self) -> None:
         """Begin to count one measurement."""
@@ -69,6 +85,8 @@ class Samples:
     seconds_per_image: list[float] = field(default_factory=list)
     baseline_seconds_per_image: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
 
     def measurement(self, batch_size: int, seconds: float) -> Measurement:
         """Return the finished measurement.
@@ -84,6 +102,8 @@ class Samples:
             batch_size=batch_size,
             peak_memory_bytes=self.peak.peak_bytes,
             seconds=seconds,
+            psnr=tuple(self.psnr),
+            ssim=tuple(self.ssim),
         )
 
 
@@ -109,7 +129,6 @@ class Caller:
         workload: Workload,
         prompts: Sequence[Prompt],
         candidate: Candidate = BASELINE,
-        steps: int | None = None,
         peak: PeakMeter | None = None,
     ) -> tuple[torch.Tensor, float]:
         """Make one image for each prompt in one pipeline call.
@@ -118,7 +137,6 @@ class Caller:
             workload: What is made.
             prompts: One image is made for each.
             candidate: Settings to apply; the empty one leaves the pipeline as it is.
-            steps: Denoising steps; None takes the workload's.
             peak: Is shown the call's memory.
 
         Returns:
@@ -127,7 +145,7 @@ class Caller:
         Raises:
             TrialFailure: The accelerated pipeline raised.
         """
-        images, seconds = self._run(prepare(self._pipe, workload, prompts, steps), candidate, peak)
+        images, seconds = self._run(prepare(self._pipe, workload, prompts), candidate, peak)
         return images.float(), seconds / len(prompts)
 
     def warm_up(

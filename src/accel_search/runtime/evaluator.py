@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
 
+from accel_search.accelerators.base import PLAIN, StepType
+from accel_search.accelerators.computation import describe_steps
 from accel_search.errors import InvalidImage, OutOfMemoryError, TrialFailure
 from accel_search.records import Candidate, Measurement, Prompt, PromptSet, Provenance, Workload
 from accel_search.runtime import memory
 from accel_search.runtime.batches import Batch, plan_batches, plan_steps
-from accel_search.runtime.calls import Accounting, Apply, Caller, Samples
+from accel_search.runtime.calls import BASELINE, Accounting, Apply, Caller, Samples
 from accel_search.runtime.contamination import References
 from accel_search.runtime.devices import resolve_device, set_threads
 from accel_search.runtime.folders import check_name
@@ -24,6 +26,7 @@ from accel_search.runtime.prompts import load_prompts
 from accel_search.runtime.provenance import describe
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.runtime.scoring import ClipScorer, load_scorer
+from accel_search.runtime.similarity import similarity, to_bytes
 from accel_search.runtime.timing import timed
 from accel_search.settings import Settings
 
@@ -86,7 +89,8 @@ class PipelineEvaluator:
         self._device = torch.device(pipe.device)
         self._growth = memory.GrowthWatch(self._device, self._log)
         self._references = References(self._log)
-        self._warmed_sizes: set[int] = set()
+        self._pictures: dict[Hashable, torch.Tensor] = {}
+        self._met: set[tuple[int, StepType]] = set()
         if len(prompts.search) < workload.batch_size:
             self._log.warning(
                 "--batch_size %d is more than --num_samples %d: measuring at batch size %d",
@@ -100,6 +104,21 @@ class PipelineEvaluator:
     def batch_size(self) -> int:
         """Images a call, as of now."""
         return self.workload.batch_size
+
+    @property
+    def chunk(self) -> int:
+        """Prompts that can be scored at a time: those of one call."""
+        return self.batch_size
+
+    @property
+    def prompt_count(self) -> int:
+        """Prompts that a candidate is fully scored on."""
+        return len(self.prompts.search)
+
+    @property
+    def pairs(self) -> int:
+        """Baseline calls that a candidate is timed beside, unless told otherwise."""
+        return self._pairs
 
     def baseline(self, split: Split = "search") -> Measurement:
         """Measure the bare pipeline on every prompt of a part, and against itself.
@@ -123,35 +142,38 @@ class PipelineEvaluator:
             return self._until_it_fits(lambda: self._measure_baseline(split))
 
     def measure(
-        self, candidate: Candidate, split: Split = "search", steps: int | None = None
+        self,
+        candidate: Candidate,
+        split: Split = "search",
+        prompts: range | None = None,
+        pairs: int | None = None,
     ) -> Measurement:
-        """Measure a candidate beside the baseline on every prompt of a part.
+        """Measure a candidate beside the baseline.
 
         Args:
             candidate: Settings to apply.
             split: Part of the prompts.
-            steps: Denoising steps of the bare pipeline, for the rival that has no accelerator;
-                None takes the workload's.
+            prompts: Which of the part's prompts; None is all.
+            pairs: Baseline calls to be timed beside the candidate's; None takes `self.pairs`.
 
         Raises:
             TrialFailure: The candidate cannot be measured; others can.
             OutOfMemoryError: It does not fit the device even at batch size 1.
             ContaminationError: The pipeline is no longer what it was.
         """
-        if candidate and steps is not None:
-            raise ValueError("steps are for the bare pipeline: give no candidate with them")
         if not self._part(split):
             raise ValueError(f"there are no {split} prompts to measure on")
-        name = str(candidate) if steps is None else f"{steps} steps"
+        wanted = range(len(self._part(split))) if prompts is None else prompts
+        paired = self._pairs if pairs is None else pairs
         with self._session():
             try:
                 result = self._until_it_fits(
-                    lambda: self._measure_candidate(candidate, split, steps)
+                    lambda: self._measure_candidate(candidate, split, wanted, paired)
                 )
             except TrialFailure:
-                self._growth.after_trial(name)
+                self._growth.after_trial(str(candidate))
                 raise
-            self._growth.after_trial(name)
+            self._growth.after_trial(str(candidate))
             return result
 
     def check(self) -> None:
@@ -208,13 +230,15 @@ class PipelineEvaluator:
     def _set_batch_size(self, size: int) -> None:
         self.workload = replace(self.workload, batch_size=size)
         self.provenance = replace(self.provenance, batch_size=size)
+        self._pictures.clear()  # They are of batches that will not come again.
 
     def _measure_baseline(self, split: Split) -> Measurement:
         self._make_ready()
         if self._caller.last_applied is not None:
             self._check_sentinel()  # References may be about to be made.
         samples = Samples(memory.PeakMeter(self._device))
-        for step in plan_steps(self._batches(split), max(self._pairs, NOISE_PAIRS)):
+        batches = plan_batches(range(len(self._part(split))), self.batch_size)
+        for step in plan_steps(batches, max(self._pairs, NOISE_PAIRS)):
             images, seconds = self._call_bare(split, step.batch, samples.peak)
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
@@ -229,42 +253,61 @@ class PipelineEvaluator:
         return result
 
     def _measure_candidate(
-        self, candidate: Candidate, split: Split, steps: int | None
+        self, candidate: Candidate, split: Split, prompts: range, pairs: int
     ) -> Measurement:
         self._make_ready()
         known = self.baselines.get(split)
         if known is not None and known.batch_size != self.batch_size:
             self._measure_baseline(split)
-        plan = list(plan_steps(self._batches(split), self._pairs))
-        self._make_references(split, [step.batch for step in plan if step.paired])
+        plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs))
+        self._make_references(split, [step.batch for step in plan])
         samples = Samples(memory.PeakMeter(self._device))
         for step in plan:
-            prompts = self._prompts(split, step.batch)
+            texts = self._prompts(split, step.batch)
             if step.paired and step.baseline_first:
                 samples.baseline_seconds_per_image.append(self._call_bare(split, step.batch)[1])
-            if candidate and not samples.seconds_per_image:
-                # After the first baseline call, which vouches for the candidate before this one.
-                self._caller.warm_up(self.workload, prompts, candidate)
-            images, seconds = self._caller.call(
-                self.workload, prompts, candidate, steps, samples.peak
-            )
+            # After the first baseline call, which vouches for the candidate before this one.
+            self._warm_up(texts, candidate)
+            images, seconds = self._caller.call(self.workload, texts, candidate, peak=samples.peak)
             if step.paired and not step.baseline_first:
                 samples.baseline_seconds_per_image.append(self._call_bare(split, step.batch)[1])
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
             if step.is_new:
-                check_images(images, prompts, step.batch.prompts)
+                check_images(images, texts, step.batch.prompts)
                 samples.scores += self._score(split, step.batch, images)
+                self._compare(split, step.batch, images, samples)
         return samples.measurement(self.batch_size, self.accounting.elapsed())
+
+    def _warm_up(self, prompts: Sequence[Prompt], candidate: Candidate = BASELINE) -> None:
+        """Make an untimed call before a step type is timed at a batch size for the first time.
+
+        What a first call pays for, kernels chosen and memory allocated for new shapes, hangs on
+        the shapes alone, and those on what is done in each UNet call.
+        """
+        types = {(len(prompts), step) for step in describe_steps(candidate, self.workload)}
+        if not types <= self._met:
+            self._caller.warm_up(self.workload, prompts, candidate)
+            self._met |= types
 
     def _call_bare(
         self, split: Split, batch: Batch, peak: memory.PeakMeter | None = None
     ) -> tuple[torch.Tensor, float]:
         """Call the bare pipeline, compare its images to their reference; seconds are per image."""
         images, seconds = self._caller.call(self.workload, self._prompts(split, batch), peak=peak)
-        key = (split, batch.index, len(batch.prompts))
+        key = (split, batch.prompts)
         self._references.compare(key, images, self._caller.last_applied)
+        if key not in self._pictures:
+            self._pictures[key] = to_bytes(images)
         return images, seconds
+
+    def _compare(self, split: Split, batch: Batch, images: torch.Tensor, samples: Samples) -> None:
+        """Add how near the images that count are to the baseline's."""
+        with self.accounting.comparing():
+            reference = self._pictures[split, batch.prompts][: batch.scored]
+            found = similarity(images[: batch.scored], reference)
+        samples.psnr += found.psnr
+        samples.ssim += found.ssim
 
     def _check_bare(self, split: Split, batch: Batch, images: torch.Tensor) -> None:
         try:
@@ -277,11 +320,10 @@ class PipelineEvaluator:
 
     def _make_ready(self) -> None:
         """Before the first call of a batch size: warm up, and prove that the pipeline is bare."""
-        if self.batch_size not in self._warmed_sizes:
-            prompts = self._prompts("search", self._batches("search")[0])
-            self._caller.warm_up(self.workload, prompts)
+        if (self.batch_size, PLAIN) not in self._met:
+            first = plan_batches(range(len(self.prompts.search)), self.batch_size)[0]
+            self._warm_up(self._prompts("search", first))
             self._check_sentinel()
-            self._warmed_sizes.add(self.batch_size)
 
     def _check_sentinel(self) -> None:
         # One image, at the one batch size that fits if any does: it vouches for the pipeline
@@ -290,11 +332,11 @@ class PipelineEvaluator:
         self._references.compare("sentinel", images, self._caller.last_applied)
 
     def _make_references(self, split: Split, batches: list[Batch]) -> None:
-        """Make the references of a resumed search, whose baseline an earlier run measured."""
+        """Make the baseline pictures that a resumed search lacks: an earlier run measured it."""
         missing = {
-            batch.index: batch
+            batch.prompts: batch
             for batch in batches
-            if (split, batch.index, len(batch.prompts)) not in self._references
+            if (split, batch.prompts) not in self._pictures
         }
         if missing and self._caller.last_applied is not None:
             self._check_sentinel()
@@ -303,9 +345,6 @@ class PipelineEvaluator:
 
     def _part(self, split: Split) -> tuple[Prompt, ...]:
         return self.prompts.search if split == "search" else self.prompts.held_out
-
-    def _batches(self, split: Split) -> list[Batch]:
-        return plan_batches(len(self._part(split)), self.batch_size)
 
     def _prompts(self, split: Split, batch: Batch) -> list[Prompt]:
         part = self._part(split)

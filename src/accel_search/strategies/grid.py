@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from accel_search.records import Candidate, Trial
-from accel_search.strategies.base import Strategy
+from accel_search.strategies.base import History, Proposal, Strategy
 
 
 class Grid(Strategy):
-    """Every distinct candidate, a coarse grid first and the gaps between after it.
+    """Every distinct candidate on every prompt, a coarse grid first and the gaps after it.
 
     Nothing is skipped but what is provably not worth a run: points that coincide with one
     already measured, and points that are the baseline.
@@ -17,6 +14,11 @@ class Grid(Strategy):
 
     name = "grid"
 
-    def ask(self, history: Sequence[Trial]) -> Candidate | None:
+    def ask(self, history: History) -> Proposal | None:
         """Return the first candidate of the coarse-to-fine order that is not measured."""
-        return self.first_unmeasured(range(len(self.space)), history)
+        prompts = self.task.prompts
+        for each in history.trials:  # Of a study that another strategy began.
+            if each.is_open:
+                return Proposal(each.trial.candidate, prompts)
+        candidate = self.first_unmeasured(range(len(self.space)), history)
+        return None if candidate is None else Proposal(candidate, prompts)

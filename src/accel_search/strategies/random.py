@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
-from accel_search.records import Candidate, Trial
-from accel_search.strategies.base import Strategy
+from accel_search.strategies.base import History, Proposal, Strategy
 
 
 class Random(Strategy):
-    """Every distinct candidate once, in an order drawn from the seed."""
+    """Every distinct candidate once, in an order drawn from the seed, each raced."""
 
     name = "random"
 
     @cached_property
     def _order(self) -> list[int]:
-        order: list[int] = np.random.default_rng(self.seed).permutation(len(self.space)).tolist()
+        rng = np.random.default_rng(self.task.seed)
+        order: list[int] = rng.permutation(len(self.space)).tolist()
         return order
 
-    def ask(self, history: Sequence[Trial]) -> Candidate | None:
-        """Return the first candidate of the drawn order that is not measured."""
-        return self.first_unmeasured(self._order, history)
+    def ask(self, history: History) -> Proposal | None:
+        """Return the race in hand, or the first candidate of the drawn order not measured."""
+        if race := self.race(history):
+            return race
+        candidate = self.first_unmeasured(self._order, history)
+        return None if candidate is None else self.raced(candidate)

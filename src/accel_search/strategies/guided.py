@@ -1,0 +1,260 @@
+"""Speed from a model, quality learnt where it matters: the answer without the grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from accel_search.latency import LatencyModel, Run
+from accel_search.quality import QualityModel, Used, bounds_of, inputs, scored
+from accel_search.racing import rungs
+from accel_search.records import Candidate, Measurement
+from accel_search.statistics import AssessedTrial, paired_log_ratios, timing_spread
+from accel_search.step_plans import StepPlans, plans_in
+from accel_search.strategies.base import History, Proposal, Strategy, Task
+
+Array = NDArray[np.float64]
+
+CALIBRATION_RUNS = 12
+"""Most runs that serve the latency model alone."""
+CALIBRATION_SHARE = 0.35
+"""Most of a small space that they may be of it."""
+SPEED_SD = 0.02
+"""Error of predicted speeds at which calibration ends, unless timing is noisier than that."""
+LEAST_NOISE = 0.003
+"""Least relative error that a timing is believed to have."""
+LEAST_GAIN = 0.0001
+"""Expected further gain of speed, as a fraction, below which a candidate is not worth a trial."""
+LEAST_CHANCE = 0.01
+"""Probability of meeting a requirement below which a candidate is not worth a trial."""
+SHORT_RACE = 0.3
+"""Share of its prompts at which a race that is lost ends, about."""
+FIXED_COST = 0.05
+"""What a look costs beside its images, in units of a baseline on all prompts."""
+SURE = 0.95
+"""Probability at which something is taken for granted."""
+OPTIMISTIC = float(stats.norm.ppf(SURE))
+"""Standard deviations up to the optimistic end of a predicted speed."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of every candidate; each array is `[N]`."""
+
+    log_speedup: Array
+    """Expected logarithm of the speedup."""
+    sd: Array
+    """Standard deviation of its error."""
+    within: Array
+    """Probability of being within the bounds."""
+    is_open: NDArray[np.bool_]
+    """Candidates that may still be asked for."""
+    prompts: NDArray[np.int64]
+    """Prompts scored on."""
+    best: float
+    """Logarithm of the speedup of the fastest candidate found within the bounds; without one, that
+    of the least speedup that counts as a gain."""
+
+
+class Guided(Strategy):
+    """Measure where the most further speed is to be expected for the time it takes.
+
+    A few short runs, chosen to tell most, calibrate the latency model; the same runs' scores begin
+    the quality model. Then the candidate with the greatest expected gain over the best found, per
+    second, is raced: gain by the latency model × probability of being within the bounds by the
+    quality model. Both learn from every look. It ends when no candidate is expected to gain more
+    than `LEAST_GAIN`: those left are slower even at the optimistic end, or lose too much.
+
+    Source:
+        Expected improvement under a constraint that is learnt too: Gardner et al., "Bayesian
+        optimization with inequality constraints" (2014); per unit of cost: Snoek et al., "Practical
+        Bayesian optimization of machine learning algorithms" (2012), section 3.2.
+    """
+
+    name = "guided"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self._known: dict[Candidate, int | None] = {}
+        self._latest: tuple[tuple[int, int, int], Standing] | None = None
+
+    def ask(self, history: History) -> Proposal | None:
+        """Return the next look at the candidate that is worth most, None if none is worth it."""
+        if not len(self.space):
+            return None
+        standing = self._standing(history)
+        if (position := self._calibration(history, standing)) is not None:
+            return self.raced(self.space.candidate_at(position))
+        worthy = self._is_worthy(standing)
+        if not worthy.any():
+            return None
+        worth = np.where(worthy, self._gain(standing) / self._cost(standing), -1.0)
+        position = int(np.argmax(worth))
+        candidate = self.space.candidate_at(position)
+        if standing.within[position] >= SURE:
+            return Proposal(candidate, self.task.prompts)
+        # The first look is for calibration; it decides next to nothing.
+        looks = rungs(self.task.prompts, self.task.chunk)
+        least = looks[0] if len(looks) > 1 else 0
+        return self.raced(candidate, max(int(standing.prompts[position]), least))
+
+    def speedup_of(self, each: AssessedTrial, history: History) -> float:
+        """Return the speedup by the latency model and the candidate's own timings together.
+
+        Of many that are nearly equal, the one whose few timings are the best was lucky.
+        """
+        position = self._position(each.trial.candidate)
+        if position is None or each.assessment is None:
+            return 0.0
+        return math.exp(float(self._standing(history).log_speedup[position]))
+
+    def why_done(self, history: History) -> str:
+        """Say why no candidate is left that is worth a trial."""
+        standing = self._standing(history)
+        left = standing.is_open & (standing.prompts == 0)
+        slow = left & self._is_too_slow(standing)
+        lossy = left & ~slow & (standing.within < 1 - SURE)
+        others = int((left & ~slow & ~lossy).sum())
+        if not left.any():
+            return "every distinct candidate was measured"
+        parts = [
+            f"{int(slow.sum()):,} are too slow even at the optimistic end of the prediction",
+            f"{int(lossy.sum()):,} lose too much with over {SURE:.0%} probability",
+            f"{others:,} promise too little to be worth a trial",
+        ]
+        counted = [part for part in parts if not part.startswith("0 ")]
+        return f"of the {int(left.sum()):,} candidates not measured, " + ", ".join(counted)
+
+    def could_win(self, history: History) -> int:
+        """Return how many candidates are still worth a trial."""
+        return int(self._is_worthy(self._standing(history)).sum())
+
+    @cached_property
+    def _plans(self) -> StepPlans:
+        return plans_in(self.space)
+
+    @cached_property
+    def _latency(self) -> LatencyModel:
+        return LatencyModel(self._plans)
+
+    @cached_property
+    def _bounds(self) -> list[tuple[QualityModel, Used]]:
+        points = inputs(self.space.coordinates(), self._plans)
+        return [(QualityModel(points), used) for used in bounds_of(self.task.goal)]
+
+    def _position(self, candidate: Candidate) -> int | None:
+        if candidate not in self._known:
+            self._known[candidate] = self.space.position(candidate)
+        return self._known[candidate]
+
+    def _standing(self, history: History) -> Standing:
+        looks = sum(each.assessment.prompts for each in history.trials if each.assessment)
+        state = (len(history.trials), looks, len(history.refuted))
+        if self._latest is None or self._latest[0] != state:
+            self._latest = state, self._judge(history)
+        return self._latest[1]
+
+    def _judge(self, history: History) -> Standing:
+        """Fit both models to the history and say what they make of every candidate."""
+        located = [
+            (position, each)
+            for each in history.trials
+            if (position := self._position(each.trial.candidate)) is not None
+        ]
+        measured = [
+            (position, each.trial.measurement)
+            for position, each in located
+            if each.trial.measurement is not None
+        ]
+        log_speedup, sd = self._speeds(measured, history.baseline)
+        within = np.ones(len(self.space))
+        for model, used in self._bounds:
+            within *= model.within(scored(measured, history.baseline, used))
+        is_open = np.ones(len(self.space), dtype=bool)
+        prompts = np.zeros(len(self.space), dtype=np.int64)
+        best: list[float] = []
+        floor = 0.0
+        for position, each in located:
+            is_open[position] = each.is_open
+            if each.assessment is None:
+                continue
+            prompts[position] = each.assessment.prompts
+            floor = math.log1p(each.assessment.noise_floor)
+            refuted = each.trial.candidate in history.refuted
+            if each.is_feasible(self.task.goal) and not refuted:
+                best.append(float(log_speedup[position]))
+        return Standing(log_speedup, sd, within, is_open, prompts, max(best, default=floor))
+
+    def _speeds(
+        self, measured: Sequence[tuple[int, Measurement]], baseline: Measurement
+    ) -> tuple[Array, Array]:
+        """Return the expected log speedup of every candidate and the deviation of its error."""
+        runs = [_run(position, each, self._noise(baseline)) for position, each in measured]
+        self._latency.fit(runs)
+        predicted = self._latency.predict()
+        log_speedup, sd = -predicted.log_time, predicted.sd.copy()
+        misfit = self._latency.misfit
+        for run in runs:
+            # What the model misses of a candidate, its own timing has seen.
+            kept = misfit**2 / (misfit**2 + run.noise**2)
+            log_speedup[run.position] -= kept * (run.log_time + log_speedup[run.position])
+            sd[run.position] = math.sqrt(max(sd[run.position] ** 2 - kept * misfit**2, 0.0))
+        return log_speedup, np.maximum(sd, 1e-6)
+
+    def _noise(self, baseline: Measurement) -> float:
+        return max(timing_spread(baseline), LEAST_NOISE)
+
+    def _calibration(self, history: History, standing: Standing) -> int | None:
+        """Return the next run that serves the latency model, None if it knows enough."""
+        size = len(self.space)
+        runs = sum(each.assessment is not None for each in history.trials)
+        if runs >= min(CALIBRATION_RUNS, math.ceil(CALIBRATION_SHARE * size)):
+            return None
+        fresh = np.flatnonzero(standing.is_open & (standing.prompts == 0))
+        noise = self._noise(history.baseline)
+        enough = max(SPEED_SD, noise / 2, 1.5 * self._latency.misfit)
+        if not len(fresh) or (runs and np.quantile(standing.sd, 0.9) <= enough):
+            return None
+        return self._latency.most_informative(fresh, noise, np.arange(size))
+
+    def _is_worthy(self, standing: Standing) -> NDArray[np.bool_]:
+        least = LEAST_GAIN if self.task.goal.min_speedup is None else LEAST_CHANCE
+        return np.asarray(standing.is_open & (self._gain(standing) >= least))
+
+    def _gain(self, standing: Standing) -> Array:
+        """Return what each candidate is worth, `[N]`.
+
+        Without a required speedup, the expected further gain over the best found, as a difference
+        of logarithms; with one, the probability of meeting the requirement.
+        """
+        required = self.task.goal.min_speedup
+        if required is not None:
+            ahead = (standing.log_speedup - math.log(required)) / standing.sd
+            return np.asarray(standing.within * stats.norm.cdf(ahead))
+        ahead = (standing.log_speedup - standing.best) / standing.sd
+        expected = standing.sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead))
+        return np.asarray(standing.within * expected)
+
+    def _cost(self, standing: Standing) -> Array:
+        """Return what finding out about each takes, in units of a baseline on all prompts."""
+        left = 1 - standing.prompts / self.task.prompts
+        lost = np.minimum(np.maximum(SHORT_RACE - (1 - left), SHORT_RACE / 4), left)
+        share = standing.within * left + (1 - standing.within) * lost
+        return np.asarray(share * np.exp(-standing.log_speedup) + FIXED_COST)
+
+    def _is_too_slow(self, standing: Standing) -> NDArray[np.bool_]:
+        required = self.task.goal.min_speedup
+        least = standing.best if required is None else math.log(required)
+        return np.asarray(standing.log_speedup + OPTIMISTIC * standing.sd <= least)
+
+
+def _run(position: int, measured: Measurement, noise: float) -> Run:
+    """Return what a measurement says of a candidate's time."""
+    ratios = paired_log_ratios(measured)
+    return Run(position, -float(ratios.mean()), noise / math.sqrt(len(ratios)))
