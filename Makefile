@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-gpu lint format bench clean
+.PHONY: demo test test-full test-gpu lint format bench bench-strategies clean
 
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
@@ -14,6 +14,9 @@ demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes,
 # Two processes of one thread each: threads of one process wait for each other on busy cores.
 test: $(READY)  ## Run the tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-full: $(READY)  ## Go through every case of what the tests take a sample of: an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full --numprocesses 2 --dist worksteal
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -29,6 +32,12 @@ format: $(READY)  ## Put the code into its standard form
 
 bench: $(READY)  ## Measure what the harness adds to the bare pipeline and scoring calls
 	$(BIN)/python scripts/bench_harness.py
+
+bench-strategies: $(READY)  ## Replay the recorded tables with every strategy: hours
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group bench
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_strategies.py \
+	  --table tests/data/tables/*.json.gz --out build/strategies.json
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

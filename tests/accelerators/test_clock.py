@@ -62,6 +62,18 @@ def test_a_unet_call_that_raises_ends_the_call(sd: Any) -> None:
         assert events == [("begin", 1), (0, 0), "end"]
 
 
+def test_a_callback_that_raises_between_two_unet_calls_ends_the_call(sd: Any) -> None:
+    clock, events = StepClock(), list[Any]()
+
+    def interrupt(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with watch(clock, events), clock.install(sd):
+        with pytest.raises(KeyboardInterrupt):
+            render(sd, (0,), steps=3, callback_on_step_end=interrupt)
+        assert events == [("begin", 3), (0, 0), "end"]
+
+
 def test_custom_timesteps_still_pass() -> None:
     """diffusers asks `set_timesteps` for its signature before it hands them on."""
     pipe = make_pipe(scheduler="DPMSolverMultistepScheduler")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from accel_search.records import Candidate
@@ -82,3 +84,46 @@ def test_too_much_acceleration_costs_score():
     baseline = scores(None)
     mild, harsh = score_loss(baseline, scores(15)), score_loss(baseline, scores(5))
     assert harsh.low > max(mild.high, 0.02)
+
+
+def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_be(evaluator):
+    """What self-attention hands on in steps that reuse it, against what it computes by itself."""
+    from accel_search.accelerators.compose import apply_candidate
+    from accel_search.accelerators.patching import transformer_blocks
+    from accel_search.accelerators.tgate import REUSE, schedule
+    from accel_search.runtime.generation import generate
+    from tests.accelerators.test_traps import stacked
+
+    steps, interval = 8, 3
+    tome = {"ratio": 0.7, "max_downsample": 2}
+    tgate = {"gate_step": 7, "sp_interval": interval, "fi_interval": 1, "warmup": 1}
+    pipe, prompts = evaluator._caller._pipe, evaluator.prompts.search[:2]
+    blocks = transformer_blocks(pipe.unet)
+
+    def handed_on(applied):
+        found = []
+        hooks = [
+            block.attn1.register_forward_hook(lambda _, __, output: found.append(output.clone()))
+            for block in blocks
+        ]
+        with applied:
+            generate(pipe, evaluator.workload, prompts)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    plain = handed_on(nullcontext())
+    ours = handed_on(apply_candidate(pipe, {"tome": tome, "tgate": tgate}))
+    theirs = handed_on(stacked(pipe, tome, tgate))
+    modes = schedule(steps, 7, interval, 1, 1)[:6]
+    reused = [i for i, mode in enumerate(modes) if mode.self_attention == REUSE]
+    assert len(plain) == len(ours) == len(theirs) == steps * len(blocks) and reused
+
+    def error(values):
+        parts = [step * len(blocks) + block for step in reused for block in range(len(blocks))]
+        gaps = [float((values[i] - plain[i]).norm() / plain[i].norm()) for i in parts]
+        return sum(gaps) / len(gaps)
+
+    print(f"relative error of the reused value: un-merged {error(ours):.3f}, "
+          f"stacked {error(theirs):.3f}")  # fmt: skip
+    assert error(ours) < 0.85 * error(theirs)

@@ -1,0 +1,84 @@
+"""A plug-in: stop classifier-free guidance at a step, as an accelerator that accel-search finds.
+
+It is what a package of its own would hold, with the entry point that its `pyproject.toml` declares:
+
+    [project.entry-points."accel_search.accelerators"]
+    cutoff = "guidance_cutoff:GuidanceCutoff"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from accel_search.accelerators.base import (
+    ALONE,
+    PLAIN,
+    Accelerator,
+    Company,
+    Effect,
+    Parameter,
+    StepType,
+)
+from accel_search.accelerators.patching import attribute
+from accel_search.records import Params, Workload
+
+
+class GuidanceCutoff(Accelerator):
+    """Run the UNet on the text half of the guidance batch alone from `cutoff_step` on."""
+
+    name = "cutoff"
+    parameters = (
+        Parameter("cutoff_step", (6, 5, 4, 3, 2), 1, None, "first step without guidance; smaller "
+                  "is faster"),
+    )  # fmt: skip
+    order = 35
+
+    def signature(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> Hashable | None:
+        """Return the step; None where there is no guidance, or no step left to cut."""
+        step = int(params["cutoff_step"])
+        return step if workload.has_guidance and step < workload.unet_calls else None
+
+    def restarts(self, params: Params) -> frozenset[int]:
+        """Return the step at which the batch changes."""
+        return frozenset({int(params["cutoff_step"])})
+
+    def step_types(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> tuple[StepType, ...]:
+        """Return plain calls, and calls on half the batch from the cut-off on."""
+        half = frozenset({Effect("unguided")})
+        step = int(params["cutoff_step"])
+        return tuple(half if call >= step else PLAIN for call in range(workload.unet_calls))
+
+    @contextmanager
+    def apply(self, pipe: Any, params: Params, clock: Any) -> Iterator[None]:
+        """Wrap the UNet's forward; see `Accelerator.apply`."""
+        forward, step = pipe.unet.forward, int(params["cutoff_step"])
+
+        def half(value: Any, batch: int) -> Any:
+            if isinstance(value, dict):
+                return {key: half(item, batch) for key, item in value.items()}
+            rows = getattr(value, "shape", (0,))
+            return value[batch // 2 :] if len(rows) and rows[0] == batch else value
+
+        def cut(sample: Any, *args: Any, **kwargs: Any) -> Any:
+            import torch
+
+            if clock.index < step or not pipe.do_classifier_free_guidance:
+                return forward(sample, *args, **kwargs)
+            batch = sample.shape[0]
+            output = forward(
+                half(sample, batch),
+                *(half(each, batch) for each in args),
+                **{key: half(each, batch) for key, each in kwargs.items()},
+            )
+            return (torch.cat([output[0], output[0]]), *output[1:])
+
+        with ExitStack() as stack:
+            stack.enter_context(attribute(pipe.unet, "forward", cut))
+            stack.enter_context(clock.subscribe(restarts=self.restarts(params)))
+            yield
