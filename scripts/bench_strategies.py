@@ -345,32 +345,25 @@ def play(
     return row
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return medians over seeds of each table, bound and strategy, and print them."""
-    keys = dict.fromkeys((row["table"], row["bound"], row["strategy"]) for row in rows)
-    found = []
-    for key in keys:
-        group = [row for row in rows if (row["table"], row["bound"], row["strategy"]) == key]
-        costs = [math.inf if row["found_cost"] is None else row["found_cost"] for row in group]
-        entry: dict[str, Any] = {
-            "table": key[0],
-            "bound": key[1],
-            "strategy": key[2],
-            "seeds": len(group),
-            "best_speedup": round(group[0]["best_speedup"], 3),
-            "found_cost": _finite(statistics.median(costs)),
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return medians over the seeds of one table, bound and strategy."""
+    first = rows[0]
+    costs = [math.inf if row["found_cost"] is None else row["found_cost"] for row in rows]
+    entry = {name: first[name] for name in ("table", "bound", "strategy")} | {
+        "seeds": len(rows),
+        "best_speedup": round(first["best_speedup"], 3),
+        "found_cost": _finite(statistics.median(costs)),
+        "wall": round(statistics.median(row["wall"] for row in rows), 1),
+    }
+    if first["strategy"] == "guided":
+        entry |= {
+            "cost": round(statistics.median(row["cost"] for row in rows), 4),
+            "trials": statistics.median(row["trials"] for row in rows),
+            "share": round(statistics.median(row["share"] for row in rows), 4),
+            "share_least": round(min(row["share"] for row in rows), 4),
+            "meets_bound": sum(row["meets_bound"] for row in rows) / len(rows),
         }
-        if key[2] == "guided":
-            entry |= {
-                "cost": round(statistics.median(row["cost"] for row in group), 4),
-                "trials": statistics.median(row["trials"] for row in group),
-                "share": round(statistics.median(row["share"] for row in group), 4),
-                "share_least": round(min(row["share"] for row in group), 4),
-                "meets_bound": sum(row["meets_bound"] for row in group) / len(group),
-            }
-        found.append(entry)
-        print(json.dumps(entry), flush=True)
-    return found
+    return entry
 
 
 def _finite(value: float) -> float | None:
@@ -395,11 +388,18 @@ def main() -> None:
         for strategy in options.strategies
         for seed in range(options.seeds)
     ]
+    rows: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.processes) as pool:
-        rows = list(pool.map(play, *zip(*jobs, strict=True), chunksize=1))
-    summary = summarise(rows)
-    if options.out is not None:
-        options.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        for row in pool.map(play, *zip(*jobs, strict=True), chunksize=1):
+            rows.append(row)
+            if len(rows) < options.seeds:
+                continue
+            summary.append(summarise(rows))
+            rows = []
+            print(json.dumps(summary[-1]), flush=True)
+            if options.out is not None:  # It takes hours: what is done by then is kept.
+                options.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

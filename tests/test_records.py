@@ -49,3 +49,38 @@ def test_the_prompt_digest_depends_on_texts_seeds_and_parts():
     assert first.digest == PromptSet("y", (Prompt("a", 1),), (Prompt("b", 2),)).digest
     assert first.digest != PromptSet("x", (Prompt("a", 2),), (Prompt("b", 2),)).digest
     assert first.digest != PromptSet("x", (Prompt("a", 1), Prompt("b", 2)), ()).digest
+
+
+def looked(first, count, pairs, batch_size=4):
+    """Return a look at `count` prompts, `pairs` of its calls timed beside the baseline."""
+    scores = tuple(float(each) for each in range(first, first + count))
+    return Measurement(
+        seconds_per_image=tuple(0.1 * (first + each) for each in range(count)),
+        baseline_seconds_per_image=tuple(1.0 * (first + each) for each in range(pairs)),
+        scores=scores,
+        batch_size=batch_size,
+        peak_memory_bytes=100 + first,
+        seconds=2.0,
+        psnr=scores,
+        ssim=scores,
+    )
+
+
+def test_two_looks_are_joined_in_prompt_order_and_pairs_stay_pairs():
+    joined = looked(0, 4, 2).joined(looked(4, 4, 1))
+    assert joined.scores == joined.psnr == joined.ssim == tuple(map(float, range(8)))
+    assert joined.baseline_seconds_per_image == (0.0, 1.0, 4.0)
+    # Each paired call lies beside the baseline call that was timed next to it.
+    assert joined.seconds_per_image[:3] == pytest.approx((0.0, 0.1, 0.4))
+    assert sorted(joined.seconds_per_image) == pytest.approx([0.1 * each for each in range(8)])
+    assert joined.seconds == 4.0 and joined.peak_memory_bytes == 104
+
+
+def test_looks_at_two_batch_sizes_are_not_joined():
+    with pytest.raises(ValueError, match="two batch sizes"):
+        looked(0, 4, 1).joined(looked(4, 4, 1, batch_size=2))
+
+
+def test_what_could_not_be_read_stays_unknown_when_joined():
+    one, other = (Measurement((0.5,), (1.0,), (30.0,), 1) for _ in range(2))
+    assert one.joined(other).peak_memory_bytes is None

@@ -1,5 +1,6 @@
 """Recorded trials in place of a pipeline, through the whole program."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -102,6 +103,33 @@ def test_what_a_search_writes_is_what_a_replay_reads(replay, tmp_path, capsys):
     capsys.readouterr()
     assert main(["--replay", "out.json", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cache_interval"] == 3
+
+
+def test_a_compressed_file_is_written_and_read_and_is_the_same_each_time(replay, tmp_path):
+    for name in ("one.json.gz", "two.json.gz", "plain.json"):
+        assert replay(recorded(), "--strategy", "grid", "--trials_out", name, "--quiet") == 0
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.json.gz", "two.json.gz"))
+    assert one == two and gzip.decompress(one) == (tmp_path / "plain.json").read_bytes()
+    assert read_trials(tmp_path / "one.json.gz") == read_trials(tmp_path / "plain.json")
+    (tmp_path / "cut.json.gz").write_bytes(one[:-20])
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_trials(tmp_path / "cut.json.gz")
+
+
+def test_an_early_look_is_answered_and_charged_in_part(tmp_path):
+    path = tmp_path / "t.json"
+    content = recorded(baseline={"seconds_per_image": [0.5, 0.5], "scores": [30.0] * 8})
+    for trial in content["trials"]:
+        trial["scores"] = [float(each) for each in range(20, 28)]
+    path.write_text(json.dumps(content))
+    evaluator, space = open_replay(path, ("deepcache",))
+    whole = evaluator.measure(space.candidate_at(0))
+    looks = [
+        evaluator.measure(space.candidate_at(0), prompts=range(a, b)) for a, b in ((0, 4), (4, 8))
+    ]
+    assert looks[0].scores == (20.0, 21.0, 22.0, 23.0)
+    assert looks[0].joined(looks[1]) == whole
+    assert looks[0].seconds == looks[1].seconds == whole.seconds / 2
 
 
 def test_coinciding_points_are_one_where_the_workload_is_known(tmp_path):

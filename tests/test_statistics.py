@@ -14,6 +14,7 @@ from accel_search.statistics import (
     prompts_needed,
     score_loss,
     speedup,
+    timing_spread,
 )
 
 
@@ -106,3 +107,26 @@ def test_a_baseline_without_a_positive_score_is_refused():
 def test_scores_of_different_prompts_are_refused():
     with pytest.raises(ConfigurationError, match="paired by prompt"):
         score_loss([30.0, 31.0], [30.0])
+
+
+def pairs(own, beside):
+    return Measurement(tuple(own), tuple(beside), (30.0, 31.0), 4)
+
+
+def test_the_timing_spread_is_that_of_pairs():
+    rng = np.random.default_rng(0)
+    noise = pairs(np.exp(rng.normal(0, 0.05, 400)), np.ones(400))
+    assert timing_spread(noise) == pytest.approx(0.05, rel=0.15)
+    assert timing_spread(pairs([], [])) == 0.0
+
+
+def test_a_baseline_that_agrees_by_chance_is_contradicted_by_the_trials_own_pairs():
+    rng = np.random.default_rng(0)
+    lucky = pairs([1.0, 1.001, 1.0], [1.0, 1.0, 1.0])
+    trials = [pairs(0.5 * np.exp(rng.normal(0, 0.05, 3)), np.ones(3)) for _ in range(60)]
+    assert timing_spread(lucky) < 0.002
+    assert timing_spread(lucky, trials) == pytest.approx(0.05, rel=0.2)
+    # A single pair says nothing of how far pairs differ, a disturbed one next to nothing.
+    assert timing_spread(lucky, [pairs([0.5], [1.0])]) == timing_spread(lucky)
+    disturbed = [pairs([5.0, 0.5, 0.5], [1.0] * 3)]
+    assert timing_spread(lucky, trials + disturbed) == pytest.approx(0.05, rel=0.25)

@@ -49,6 +49,37 @@ def test_optunas_own_tools_read_the_study(tmp_path):
     assert states == ["COMPLETE", "FAIL"]
 
 
+def test_an_early_look_is_kept_as_pruned_and_the_farthest_one_counts(tmp_path):
+    url = default_url(tmp_path)
+    store, _, baseline = filled(url)
+    candidate, evaluator = CANDIDATES[2], FakeEvaluator()
+    looks = []
+    for scored, until in ((0, 8), (8, 16), (16, 32)):
+        look = evaluator.measure(candidate, prompts=range(scored, until))
+        looks.append(looks[-1].joined(look) if looks else look)
+        store.add(Trial(candidate, looks[-1]), assess(looks[-1], baseline, 0.02))
+    again = TrialStore(url, "study", SPACE)
+    kept = [each for each in again.trials() if each.candidate == candidate]
+    assert [each.measurement for each in kept] == [looks[-1]]
+    study = optuna.load_study(study_name=store.name, storage=url)
+    states = [each.state.name for each in study.trials]
+    assert states == ["COMPLETE", "FAIL", "PRUNED", "PRUNED", "COMPLETE"]
+    # Another machine that stopped at an early look does not undo what is known.
+    again.add(Trial(candidate, looks[0]), assess(looks[0], baseline, 0.02))
+    assert [each.measurement for each in again.trials() if each.candidate == candidate] == [
+        looks[-1]
+    ]
+
+
+def test_a_candidate_that_failed_in_the_middle_of_a_race_has_failed(tmp_path):
+    store, _, baseline = filled(default_url(tmp_path))
+    look = FakeEvaluator().measure(CANDIDATES[2], prompts=range(8))
+    store.add(Trial(CANDIDATES[2], look), assess(look, baseline, 0.02))
+    failed = Trial(CANDIDATES[2], None, Failure("cuda_oom", "no room", 1.0))
+    store.add(failed, None)
+    assert [each for each in store.trials() if each.candidate == CANDIDATES[2]] == [failed]
+
+
 def test_a_fresh_run_leaves_the_old_trials_alone_and_is_the_one_resumed(tmp_path):
     url = default_url(tmp_path)
     _, trials, _ = filled(url)

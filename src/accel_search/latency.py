@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from accel_search.step_plans import StepPlans
 
@@ -111,9 +112,10 @@ class LatencyModel:
         observed = np.array([run.log_time for run in runs])
         noise = np.array([run.noise for run in runs])
         weights = np.ones(len(runs))
+        counts = self._plans.counts[positions].toarray()
         for _ in range(25):
             before = self._mode
-            value, rows = self._linearised(positions)
+            value, rows = self._linearised(counts)
             target = observed - value + rows @ self._mode
             self.misfit = self._most_likely_misfit(rows, target, noise, weights)
             variances = (noise**2 + self.misfit**2) / weights
@@ -126,7 +128,7 @@ class LatencyModel:
             largest = max(1.0, float(np.abs(moved).max()))
             self._mode = before + step / largest
             self._rows, self._gain = rows, gain
-            residuals = observed - self._linearised(positions)[0]
+            residuals = observed - self._linearised(counts)[0]
             squares = residuals**2 / (noise**2 + self.misfit**2)
             weights = (FREEDOM + 1) / (FREEDOM + squares)
             if np.abs(self._mode - before).max() < 1e-6:
@@ -138,7 +140,7 @@ class LatencyModel:
             positions = np.arange(len(self._plans))
         values, spreads = [], []
         for start in range(0, len(positions), CHUNK):
-            value, rows = self._linearised(positions[start : start + CHUNK])
+            value, rows = self._linearised(self._plans.counts[positions[start : start + CHUNK]])
             values.append(value)
             spreads.append(np.sqrt(self._variances(rows) + self.misfit**2))
         return Prediction(np.concatenate(values), np.concatenate(spreads))
@@ -155,21 +157,24 @@ class LatencyModel:
         """
         wanted = positions if wanted is None else wanted
         thinned = positions[:: max(1, len(positions) // POOL)]
-        _, rows = self._linearised(thinned)
-        _, others = self._linearised(wanted[:: max(1, len(wanted) // POOL)])
+        _, rows = self._linearised(self._plans.counts[thinned])
+        _, others = self._linearised(self._plans.counts[wanted[:: max(1, len(wanted) // POOL)]])
         shared = self._covariances(others, rows)
         learnt = (shared**2).sum(axis=0) / (self._variances(rows) + noise**2 + self.misfit**2)
         return int(thinned[np.argmax(learnt)])
 
-    def _linearised(self, positions: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Return log times and their derivatives by the coefficients, `[N]` and `[N, D]`."""
+    def _linearised(self, counts: Array | sparse.csr_array) -> tuple[Array, Array]:
+        """Return log times and their derivatives by the coefficients, `[N]` and `[N, D]`.
+
+        Args:
+            counts: UNet calls of each type, `[N, types]`.
+        """
         overhead = 1 / (1 + math.exp(-self._mode[0]))
-        times = np.exp(self._features @ self._mode[1:])
-        per_call = 1 / self._plans.baseline_calls
-        parts = self._plans.counts[positions].multiply(times * per_call).tocsr()
-        unet = np.asarray(parts.sum(axis=1)).reshape(-1)
+        times = np.exp(self._features @ self._mode[1:]) / self._plans.baseline_calls
+        unet = np.asarray(counts @ times)
         total = overhead + (1 - overhead) * unet
-        by_feature = (1 - overhead) * (parts @ self._features) / total[:, None]
+        by_feature = np.asarray(counts @ (times[:, None] * self._features))
+        by_feature *= (1 - overhead) / total[:, None]
         by_overhead = overhead * (1 - overhead) * (1 - unet) / total
         return np.log(total), np.concatenate([by_overhead[:, None], by_feature], axis=1)
 
@@ -194,16 +199,15 @@ class LatencyModel:
         """Return the misfit under which the runs were most to be expected."""
         explained = (rows * self._variance) @ rows.T
         error = target - rows @ self._mean
-        best, most = self.misfit, -math.inf
-        for misfit in MISFITS:
-            covariance = explained + np.diag((noise**2 + misfit**2) / weights)
-            _, logarithm = np.linalg.slogdet(covariance)
-            evidence = -0.5 * (logarithm + error @ np.linalg.solve(covariance, error))
-            distance = (math.log(misfit) - MISFIT_PRIOR[0]) / MISFIT_PRIOR[1]
-            evidence -= 0.5 * distance**2
-            if evidence > most:
-                best, most = float(misfit), evidence
-        return best
+        variances = (noise**2 + MISFITS[:, None] ** 2) / weights
+        covariances = explained + variances[:, :, None] * np.eye(len(rows))
+        # One factor a misfit; a covariance is its square, and so is its determinant.
+        factors = np.linalg.cholesky(covariances)
+        logarithms = 2 * np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+        squares = np.linalg.solve(covariances, np.tile(error[:, None], (len(MISFITS), 1, 1)))
+        evidence = -0.5 * (logarithms + squares[:, :, 0] @ error)
+        evidence -= 0.5 * ((np.log(MISFITS) - MISFIT_PRIOR[0]) / MISFIT_PRIOR[1]) ** 2
+        return float(MISFITS[np.argmax(evidence)])
 
 
 def _features(plans: StepPlans) -> tuple[Array, Array]:

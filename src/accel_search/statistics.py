@@ -238,14 +238,26 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def timing_spread(noise: Measurement) -> float:
-    """Return the standard deviation of the log ratio of one pair of calls.
+def timing_spread(noise: Measurement, trials: Sequence[Measurement] = ()) -> float:
+    """Return the standard deviation of the log ratio of one pair of calls; 0.0 without pairs.
+
+    The baseline's few pairs alone may agree by chance: what each trial's own pairs differ by is
+    counted in. By the median, which a few disturbed calls do not move.
 
     Args:
         noise: The baseline timed against itself.
+        trials: Candidates, each timed beside the baseline.
     """
-    ratios = paired_log_ratios(noise)
-    return float(np.sqrt((ratios**2).mean())) if len(ratios) else 0.0
+    deviations = [paired_log_ratios(noise)]
+    for trial in trials:
+        ratios = paired_log_ratios(trial)
+        if len(ratios) > 1:
+            # About their own mean they differ by less than about the true one.
+            scale = math.sqrt(len(ratios) / (len(ratios) - 1))
+            deviations.append(scale * (ratios - ratios.mean()))
+    pooled = np.concatenate(deviations)
+    to_sd = 1 / float(stats.norm.ppf(0.75))
+    return to_sd * float(np.median(np.abs(pooled))) if len(pooled) else 0.0
 
 
 def prompts_needed(baseline: Sequence[float], candidate: Sequence[float], bound: float) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial as Asked
 
-TRIES = 100
+TRIES = 20
 """Suggestions of points that are measured already before the first unmeasured one is taken."""
 
 

@@ -31,6 +31,8 @@ LEAST_NOISE = 0.003
 """Least relative error that a timing is believed to have."""
 LEAST_GAIN = 0.0001
 """Expected further gain of speed, as a fraction, below which a candidate is not worth a trial."""
+SAME_SPEED = 0.005
+"""Relative difference of speeds that is no gain: the timing of a few calls cannot tell it."""
 LEAST_CHANCE = 0.01
 """Probability of meeting a requirement below which a candidate is not worth a trial."""
 SHORT_RACE = 0.3
@@ -172,7 +174,8 @@ class Guided(Strategy):
             for position, each in located
             if each.trial.measurement is not None
         ]
-        log_speedup, sd = self._speeds(measured, history.baseline)
+        noise = self._noise(history)
+        log_speedup, sd = self._speeds(measured, noise)
         within = np.ones(len(self.space))
         for model, used in self._bounds:
             within *= model.within(scored(measured, history.baseline, used))
@@ -192,10 +195,10 @@ class Guided(Strategy):
         return Standing(log_speedup, sd, within, is_open, prompts, max(best, default=floor))
 
     def _speeds(
-        self, measured: Sequence[tuple[int, Measurement]], baseline: Measurement
+        self, measured: Sequence[tuple[int, Measurement]], noise: float
     ) -> tuple[Array, Array]:
         """Return the expected log speedup of every candidate and the deviation of its error."""
-        runs = [_run(position, each, self._noise(baseline)) for position, each in measured]
+        runs = [_run(position, each, noise) for position, each in measured]
         self._latency.fit(runs)
         predicted = self._latency.predict()
         log_speedup, sd = -predicted.log_time, predicted.sd.copy()
@@ -207,8 +210,10 @@ class Guided(Strategy):
             sd[run.position] = math.sqrt(max(sd[run.position] ** 2 - kept * misfit**2, 0.0))
         return log_speedup, np.maximum(sd, 1e-6)
 
-    def _noise(self, baseline: Measurement) -> float:
-        return max(timing_spread(baseline), LEAST_NOISE)
+    def _noise(self, history: History) -> float:
+        measured = [each.trial.measurement for each in history.trials]
+        known = [each for each in measured if each is not None]
+        return max(timing_spread(history.baseline, known), LEAST_NOISE)
 
     def _calibration(self, history: History, standing: Standing) -> int | None:
         """Return the next run that serves the latency model, None if it knows enough."""
@@ -217,7 +222,7 @@ class Guided(Strategy):
         if runs >= min(CALIBRATION_RUNS, math.ceil(CALIBRATION_SHARE * size)):
             return None
         fresh = np.flatnonzero(standing.is_open & (standing.prompts == 0))
-        noise = self._noise(history.baseline)
+        noise = self._noise(history)
         enough = max(SPEED_SD, noise / 2, 1.5 * self._latency.misfit)
         if not len(fresh) or (runs and np.quantile(standing.sd, 0.9) <= enough):
             return None
@@ -230,14 +235,14 @@ class Guided(Strategy):
     def _gain(self, standing: Standing) -> Array:
         """Return what each candidate is worth, `[N]`.
 
-        Without a required speedup, the expected further gain over the best found, as a difference
-        of logarithms; with one, the probability of meeting the requirement.
+        Without a required speedup, the expected further gain over the best found, beyond what is
+        the same speed, as a difference of logarithms; with one, the probability of meeting it.
         """
         required = self.task.goal.min_speedup
         if required is not None:
             ahead = (standing.log_speedup - math.log(required)) / standing.sd
             return np.asarray(standing.within * stats.norm.cdf(ahead))
-        ahead = (standing.log_speedup - standing.best) / standing.sd
+        ahead = (standing.log_speedup - standing.best - SAME_SPEED) / standing.sd
         expected = standing.sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead))
         return np.asarray(standing.within * expected)
 
