@@ -19,7 +19,7 @@ def pipes() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def baselines(pipes: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Latents of each kind with no accelerator, at `STEPS` steps."""
-    return {kind: render(pipe, steps=STEPS) for kind, pipe in pipes.items()}
+    return {kind: render(pipe, (0,), steps=STEPS) for kind, pipe in pipes.items()}
 
 
 @pytest.fixture

@@ -163,13 +163,13 @@ def test_reversible_and_repeatable(
         pass
     assert_same(before, snapshot(pipe), called=False)
     with apply_candidate(pipe, candidate):
-        first = render(pipe, steps=STEPS)
-        second = render(pipe, steps=STEPS)
+        first = render(pipe, (0,), steps=STEPS)
+        second = render(pipe, (0,), steps=STEPS)
     assert_same(before, snapshot(pipe))
     assert torch.equal(first, second)
     works = candidate_signature(candidate, workload(kind, steps=STEPS)) is not None
     assert torch.equal(first, baseline) is not works
-    assert torch.equal(render(pipe, steps=STEPS), baseline)
+    assert torch.equal(render(pipe, (0,), steps=STEPS), baseline)
 
 
 class Broken(BaseException):
@@ -198,9 +198,9 @@ def test_reversible_when_the_body_raises(
     pipe.unet.up_blocks[-1].register_forward_pre_hook(hook)
     before = snapshot(pipe)
     with pytest.raises(Broken), apply_candidate(pipe, candidate):
-        render(pipe, steps=STEPS, callback_on_step_end=callback)
+        render(pipe, (0,), steps=STEPS, callback_on_step_end=callback)
     assert_same(before, snapshot(pipe))
-    assert torch.equal(render(pipe, steps=STEPS), baselines["SD"])
+    assert torch.equal(render(pipe, (0,), steps=STEPS), baselines["SD"])
 
 
 @every_candidate
@@ -211,10 +211,10 @@ def test_a_call_after_a_broken_one_is_as_if_first(candidate: dict[str, Any], sd:
         return {}
 
     with apply_candidate(sd, candidate):
-        expected = render(sd, steps=STEPS)
+        expected = render(sd, (0,), steps=STEPS)
         with pytest.raises(Broken):
-            render(sd, steps=STEPS, callback_on_step_end=callback)
-        assert torch.equal(render(sd, steps=STEPS), expected)
+            render(sd, (0,), steps=STEPS, callback_on_step_end=callback)
+        assert torch.equal(render(sd, (0,), steps=STEPS), expected)
 
 
 def _tensors() -> dict[int, torch.Tensor]:
@@ -241,7 +241,7 @@ def test_no_tensor_is_held_after_a_call(candidate: dict[str, Any], sd: Any) -> N
         before = _tensors()
         for place in ("", "module", "callback"):
             with contextlib.suppress(Broken):
-                render(sd, steps=STEPS, callback_on_step_end=callback)
+                render(sd, (0,), steps=STEPS, callback_on_step_end=callback)
             # What the scheduler keeps, it keeps after a plain call too.
             allowed = {id(value) for value in vars(sd.scheduler).values()}
             # DPM-Solver++ and UniPC keep theirs in lists; the scheduler here is DDIM.
