@@ -64,6 +64,16 @@ def known(request):
     return plans_in(space), count
 
 
+def test_an_effect_that_bends_with_its_amount_is_followed():
+    plans = plans_in(JointSpace(("tome",), WORKLOAD))
+    # Merging costs at first and pays later.
+    times = [np.exp(sum(0.5 * e.amount - 1.1 * e.amount**2 for e in step)) for step in plans.types]
+    truth = np.log(0.1 + 0.9 * (plans.counts @ np.array(times)) / plans.baseline_calls)
+    model = LatencyModel(plans)
+    calibrated(model, truth, 9, 0.003, np.random.default_rng(0))
+    assert np.quantile(np.abs(model.predict().log_time - truth), 0.95) < 0.03
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_it_finds_a_known_truth_from_a_dozen_runs_and_knows_how_well(known, seed):
     plans, count = known

@@ -120,13 +120,15 @@ def test_it_finds_the_grids_answer_at_a_fraction_of_its_cost(name, bound, most):
     assert outcome.settled
 
 
-def test_a_baseline_whose_few_calls_agree_by_chance_does_not_make_it_measure_everything():
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_baseline_whose_few_calls_agree_by_chance_does_not_make_it_believe_all_others(seed):
     recorded, space = table("tgate")
-    recorded, truth = timed(recorded, space, 0.05, seed=1, baseline_noise=0.002)
-    outcome, cost = search(recorded, space, Goal(0.02))
-    assert cost < 0.35
+    recorded, truth = timed(recorded, space, 0.06, seed, baseline_noise=0.002)
+    outcome, _ = search(recorded, space, Goal(0.02))
     best = min(truth[each] for each in within(recorded, 0.02))
-    assert best / truth[outcome.winner.trial.candidate] > 0.93
+    # Else it takes the luckiest reading for the fastest, after looking at twice as many.
+    assert best / truth[outcome.winner.trial.candidate] > 0.985
+    assert len(outcome.trials) < 40
 
 
 def test_a_requirement_ends_it_at_the_first_that_meets_it():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -56,19 +56,19 @@ class Accounting:
     @contextmanager
     def comparing(self) -> Iterator[None]:
         """Charge a block to the comparison of pictures."""
-        began = perf_counter()
+        began = time.perf_counter()
         try:
             yield
         finally:
-            self.comparing_seconds += perf_counter() - began
+            self.comparing_seconds += time.perf_counter() - began
 
     def start(self) -> None:
         """Begin to count one measurement."""
-        self._started = perf_counter()
+        self._started = time.perf_counter()
 
     def elapsed(self) -> float:
         """Return the seconds since `start`; 0 where nothing is counted."""
-        return 0.0 if self._started is None else perf_counter() - self._started
+        return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def stop(self) -> None:
         """End counting one measurement."""
