@@ -23,7 +23,7 @@ def summary(outcome: Outcome, settings: Settings, space: JointSpace) -> str:
         part
         for part in (
             _headline(outcome, settings),
-            _best_few(outcome),
+            _best_few(outcome, settings),
             _rival(outcome),
             _coverage(outcome, space),
             _use(outcome, settings),
@@ -69,7 +69,7 @@ def _settings_lines(candidate: Candidate) -> list[str]:
     ]
 
 
-def _best_few(outcome: Outcome) -> str:
+def _best_few(outcome: Outcome, settings: Settings) -> str:
     """Return the fastest few within the bound, and the fastest of all for comparison."""
     measured = [each for each in outcome.trials if each.assessment is not None]
     if not measured:
@@ -87,8 +87,37 @@ def _best_few(outcome: Outcome) -> str:
     if outcome.winner is not None and outcome.winner not in shown:
         shown = [outcome.winner, *shown[:-1]]
     return "\n".join(
-        [f"  {'speedup':17}  {'score loss':18}  verdict", *(_row(each, outcome) for each in shown)]
+        [
+            f"  {'speedup':17}  {'score loss':18}  verdict",
+            *(_row(each, outcome) for each in shown),
+            *_why_not_the_first(outcome, settings),
+        ]
     )
+
+
+def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
+    """Say why the winner is not the one with the best timings, where it is not."""
+    winner = outcome.winner
+    if winner is None or winner.assessment is None:
+        return []
+    luckier = [
+        short(each.trial.candidate)
+        for each in outcome.trials
+        if each.is_feasible(settings.goal)
+        and each.trial.candidate not in outcome.refuted
+        and each.assessment is not None
+        and each.assessment.speedup.value > winner.assessment.speedup.value
+    ]
+    if not luckier or settings.req_speedup is not None:
+        return []
+    # A no-break space, so that no candidate is broken in two.
+    name = luckier[0].replace(" ", "\u00a0")
+    text = (
+        f"* is the fastest by the timings of all candidates taken together; {name} "
+        + (f"and {len(luckier) - 1} more were" if len(luckier) > 1 else "was")
+        + " timed faster, by chance as far as can be told."
+    )
+    return ["", *(line.replace("\u00a0", " ") for line in textwrap.wrap(text, 80))]
 
 
 def _row(each: AssessedTrial, outcome: Outcome) -> str:

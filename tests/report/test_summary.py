@@ -1,0 +1,90 @@
+"""The text that ends a search: what won, why, how far it got, and how to use it."""
+
+from dataclasses import replace
+
+import pytest
+
+from accel_search.report.summary import summary
+from accel_search.search import Budget
+from accel_search.settings import Settings
+from accel_search.space import JointSpace
+from accel_search.statistics import Estimate
+from tests.fakes import WORKLOAD, FakeEvaluator
+from tests.test_search import point, run
+
+SPACE = JointSpace(("deepcache",), WORKLOAD)
+
+
+def text(outcome, **settings):
+    return summary(outcome, Settings(**settings), SPACE)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return run(FakeEvaluator())
+
+
+def test_the_winner_its_figures_and_its_use_are_said(found):
+    said = text(found)
+    assert "The largest speedup within 2 % of the baseline's score:" in said
+    assert "  deepcache  cache_interval=4  cache_branch_id=3" in said
+    assert "on 32 prompts the search never saw: speedup: 1.90" in said
+    assert "16 points, 16 distinct; 16 measured, in " in said
+    assert "Every distinct candidate was measured." in said
+    assert said.endswith('accelerate(pipe, "search_params.json", steps=20)')
+    assert max(map(len, said.splitlines())) <= 90
+
+
+def test_the_fastest_few_are_listed_with_the_winner_among_them(found):
+    rows = [line for line in text(found).splitlines() if "deepcache(" in line]
+    assert len(rows) == 5
+    assert [row.endswith("deepcache(4, 3)") for row in rows if row.startswith("* ")] == [True]
+
+
+def test_the_rival_is_said_to_do_as_well_or_not(found):
+    assert "None is as fast without a lower score" in text(found)
+    worse = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
+    assert "fewer steps do as well, with nothing to apply" in text(worse)
+
+
+def test_a_winner_that_others_were_timed_faster_than_is_explained(found):
+    assert "timed faster" not in text(found)
+    faster = Estimate(2.5, 2.0, 3.0)
+    lucky = point(3, 1)
+    trials = tuple(
+        replace(each, assessment=replace(each.assessment, speedup=faster))
+        if each.trial.candidate == lucky
+        else each
+        for each in found.trials
+    )
+    said = " ".join(text(replace(found, trials=trials)).split())
+    assert "all candidates taken together; deepcache(3, 1) was timed faster" in said
+    refuted = replace(found, trials=trials, refuted=(lucky,))
+    assert "timed faster" not in text(refuted)
+
+
+def test_one_that_failed_on_held_out_prompts_is_named(found):
+    said = text(replace(found, refuted=(point(5, 3),)))
+    assert "faster, but not confirmed on those: deepcache(cache_interval=5" in said
+
+
+def test_a_budget_that_ended_it_says_what_could_still_win():
+    said = text(run(FakeEvaluator(), budget=Budget(max_trials=3)))
+    assert "--max_trials 3 was reached; 13 candidates could still win." in said
+
+
+def test_candidates_left_at_an_early_look_are_said_to_be_open():
+    outcome = run(FakeEvaluator(), strategy="guided")
+    said = text(outcome)
+    complete = sum(each.assessment.is_complete for each in outcome.trials)
+    assert f"{len(outcome.trials)} measured, {complete} of them on all 32 prompts" in said
+    assert " open " in said
+
+
+def test_without_a_winner_the_goal_is_said_and_nothing_to_use():
+    outcome = run(FakeEvaluator(), bound=0.0)
+    said = text(outcome, req_score_loss=0.0)
+    assert said.startswith("No candidate meets the goal: largest speedup within 0 %")
+    assert "Use it:" not in said
+    wanted = run(FakeEvaluator(), speedup=9.0)
+    assert "first speedup of 9 or more" in text(wanted, req_speedup=9.0)
