@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TABLES := tests/data/tables
 
 .PHONY: demo test test-full test-gpu lint format bench bench-strategies clean
 
@@ -37,7 +38,11 @@ bench-strategies: $(READY)  ## Replay the recorded tables with every strategy: h
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group bench
 	mkdir -p build
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_strategies.py \
-	  --table tests/data/tables/*.json.gz --out build/strategies.json
+	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tome deepcache-tgate)) \
+	  --out build/strategies_demo.json
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_strategies.py \
+	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tgate)) \
+	  --seconds tests/data/latency_sdxl_h200.json --out build/strategies_sdxl.json
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -11,6 +11,7 @@ from accel_search.accelerators.compose import apply_candidate
 from accel_search.errors import AcceleratorError
 from tests.accelerators.tiny import (
     KINDS,
+    difference,
     inputs,
     make_pipe,
     make_scheduler,
@@ -194,3 +195,18 @@ def test_inputs_are_not_changed(sd: Any) -> None:
     with apply_candidate(sd, TRIPLE):
         sd(**given, num_inference_steps=7, output_type="latent")
     assert torch.equal(given["prompt_embeds"], expected)
+
+
+def test_tome_adds_the_same_tokens_whichever_way_it_adds() -> None:
+    """The product is what CUDA takes; here it is held against the scatter that the CPU takes."""
+    from accel_search.accelerators.tome import mean_by_product, mean_in_order
+
+    generator = torch.Generator().manual_seed(0)
+    own, moving = (torch.randn(2, count, 8, generator=generator) for count in (5, 40))
+    target = torch.randint(4, (2, 40), generator=generator)  # The last is nobody's.
+    scattered, multiplied = (mean(own, moving, target) for mean in (mean_in_order, mean_by_product))
+    assert difference(scattered, multiplied) < 1e-6
+    assert torch.equal(multiplied[:, 4], own[:, 4])
+    half = mean_by_product(own.half(), moving.half(), target)
+    assert half.dtype == torch.float16
+    assert difference(half.float(), scattered) < 5e-3

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +173,35 @@ def test_reversible_and_repeatable(
     works = candidate_signature(candidate, workload(kind, steps=STEPS)) is not None
     assert torch.equal(first, baseline) is not works
     assert torch.equal(render(pipe, (0,), steps=STEPS), baseline)
+
+
+ELSEWHERE = """
+import hashlib, json, sys
+from accel_search.accelerators.compose import apply_candidate
+from tests.accelerators.tiny import STEPS, make_pipe, render
+for candidate in json.loads(sys.argv[1]):
+    pipe = make_pipe()
+    with apply_candidate(pipe, candidate):
+        latents = render(pipe, steps=STEPS)
+    print(hashlib.sha256(latents.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_another_process_makes_the_same_images() -> None:
+    chosen = [param.values[0] for param in candidates() if len(param.values[0]) != 2]
+    found = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, json.dumps(chosen)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ).stdout.split()
+    for candidate, digest in zip(chosen, found, strict=True):
+        pipe = make_pipe()
+        with apply_candidate(pipe, candidate):
+            latents = render(pipe, steps=STEPS)
+        assert hashlib.sha256(latents.numpy().tobytes()).hexdigest() == digest, candidate
+    assert len(set(found)) == len(chosen)
 
 
 class Broken(BaseException):

@@ -249,14 +249,8 @@ class Matching:
 
         kept, own = _rows(tokens, self._kept), tokens[:, self._destinations]
         moving = _rows(tokens, self._merged)
-        if not tokens.is_cuda:
-            index = self._target[..., None].expand_as(moving)
-            return torch.cat([kept, own.scatter_reduce(1, index, moving, reduce="mean")], dim=1)
-        number = torch.arange(own.shape[1], device=tokens.device)
-        takes = self._target[:, None, :] == number[:, None]
-        count = takes.sum(dim=-1, keepdim=True) + 1
-        mean = torch.baddbmm(own, takes.to(tokens.dtype), moving) / count
-        return torch.cat([kept, mean.to(tokens.dtype)], dim=1)
+        mean = mean_by_product if tokens.is_cuda else mean_in_order
+        return torch.cat([kept, mean(own, moving, self._target)], dim=1)
 
     def unmerge(self, tokens: Any) -> Any:
         """Return `[B, N, C]`: every merged token gets the value of its destination."""
@@ -269,6 +263,27 @@ class Matching:
         for index, rows in ((self._kept, kept), (self._merged, _rows(own, self._target))):
             result.scatter_(1, index[..., None].expand_as(rows), rows)
         return result
+
+
+def mean_in_order(own: Any, moving: Any, target: Any) -> Any:
+    """Return the mean of each destination and of what is merged into it, `[B, D, C]`.
+
+    Args:
+        own: Destinations, `[B, D, C]`.
+        moving: Tokens that are merged into them, `[B, M, C]`.
+        target: Destination of each, `[B, M]`.
+    """
+    return own.scatter_reduce(1, target[..., None].expand_as(moving), moving, reduce="mean")
+
+
+def mean_by_product(own: Any, moving: Any, target: Any) -> Any:
+    """Return the same as `mean_in_order`, to rounding, in an order that never changes."""
+    import torch
+
+    number = torch.arange(own.shape[1], device=own.device)
+    takes = target[:, None, :] == number[:, None]
+    count = takes.sum(dim=-1, keepdim=True) + 1
+    return (torch.baddbmm(own, takes.to(own.dtype), moving) / count).to(own.dtype)
 
 
 def _rows(tokens: Any, index: Any) -> Any:
