@@ -1,6 +1,7 @@
 """The loop's logic on an evaluator whose truth is known."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -28,10 +29,11 @@ def run(
     url=None,
     strategy="grid",
     targets=("deepcache",),
+    min_psnr=None,
 ):
     space = JointSpace(targets, evaluator.workload)
     store = TrialStore(url, "study", space)
-    goal = Goal(bound, speedup)
+    goal = Goal(bound, speedup, min_psnr)
     cls = get(strategy)
     task = Task(
         space, goal, evaluator.prompt_count, evaluator.chunk, 0, next(iter(cls.samplers), "")
@@ -105,6 +107,21 @@ def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next(strateg
     outcome = run(Lucky(), strategy=strategy)
     assert outcome.refuted == (lucky,)
     # What a strategy had left aside as slower than the first winner is taken up again.
+    assert outcome.winner.trial.candidate == point(3, 1)
+
+
+def test_bounds_on_likeness_hold_on_held_out_prompts_too():
+    blurred = point(4, 3)
+
+    class Measured(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            likeness = 10.0 if candidate == blurred and split == "held_out" else 30.0
+            return replace(measured, psnr=(likeness,) * len(measured.scores))
+
+    assert run(Measured()).winner.trial.candidate == blurred
+    outcome = run(Measured(), min_psnr=20.0)
+    assert outcome.refuted == (blurred,)
     assert outcome.winner.trial.candidate == point(3, 1)
 
 

@@ -372,7 +372,7 @@ class Search:
         # timing is what rules those out.
         holds = (
             held_out.is_gain
-            and held_out.score_loss.value <= goal.max_score_loss
+            and held_out.is_within(goal)
             and (goal.min_speedup is None or held_out.speedup.high >= goal.min_speedup)
         )
         self._observer.on_confirm(each, held_out, holds)

@@ -67,6 +67,14 @@ class Assessment:
         """Tell whether it is faster beyond its interval and beyond the noise floor."""
         return self.speedup.low > 1.0 and self.speedup.value > 1.0 + self.noise_floor
 
+    def is_within(self, goal: Goal) -> bool:
+        """Tell whether it keeps the goal's bounds on score and likeness."""
+        return (
+            self.score_loss.value <= goal.max_score_loss
+            and (goal.min_psnr is None or (self.psnr or 0.0) >= goal.min_psnr)
+            and (goal.min_ssim is None or (self.ssim or 0.0) >= goal.min_ssim)
+        )
+
 
 @dataclass(frozen=True)
 class AssessedTrial:
@@ -88,10 +96,8 @@ class AssessedTrial:
             found is not None
             and found.is_complete
             and found.is_gain
-            and found.score_loss.value <= goal.max_score_loss
+            and found.is_within(goal)
             and (goal.min_speedup is None or found.speedup.value >= goal.min_speedup)
-            and (goal.min_psnr is None or (found.psnr or 0.0) >= goal.min_psnr)
-            and (goal.min_ssim is None or (found.ssim or 0.0) >= goal.min_ssim)
         )
 
 
