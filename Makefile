@@ -16,7 +16,7 @@ demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes,
 test: $(READY)  ## Run the tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-full: $(READY)  ## Go through every case of what the tests take a sample of: an hour
+test-full: $(READY)  ## Go through every case of what the tests take a sample of
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full --numprocesses 2 --dist worksteal
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device
