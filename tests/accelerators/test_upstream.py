@@ -32,7 +32,9 @@ def tome(ratio: float, max_downsample: int) -> dict[str, Any]:
     return {"tome": {"ratio": ratio, "max_downsample": max_downsample}}
 
 
-def check(pipe: Any, kind: str, scheduler: str, candidate: dict[str, Any], **options: Any) -> None:
+def assert_equals_upstream(
+    pipe: Any, kind: str, scheduler: str, candidate: dict[str, Any], **options: Any
+) -> None:
     pipe.scheduler = make_scheduler(scheduler)
     with apply_candidate(pipe, candidate):
         ours = render(pipe, **options)
@@ -52,7 +54,9 @@ def test_every_deepcache_branch(
     kind: str, interval: int, branch: int, pipes: dict[str, Any]
 ) -> None:
     steps = interval + 2  # Full, partial to the end of the interval, full, partial.
-    check(pipes[kind], kind, "DDIMScheduler", deepcache(interval, branch), steps=steps)
+    assert_equals_upstream(
+        pipes[kind], kind, "DDIMScheduler", deepcache(interval, branch), steps=steps
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,17 +71,17 @@ def test_every_deepcache_branch(
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_points(kind: str, candidate: dict[str, Any], pipes: dict[str, Any]) -> None:
-    check(pipes[kind], kind, "DDIMScheduler", candidate, steps=12)
+    assert_equals_upstream(pipes[kind], kind, "DDIMScheduler", candidate, steps=12)
 
 
 @pytest.mark.parametrize(("ratio", "max_downsample"), [(0.1, 4), (0.7, 1), (0.9, 3)])
 def test_tome(ratio: float, max_downsample: int, pipes: dict[str, Any]) -> None:
-    check(pipes["SD"], "SD", "DDIMScheduler", tome(ratio, max_downsample), steps=3)
+    assert_equals_upstream(pipes["SD"], "SD", "DDIMScheduler", tome(ratio, max_downsample), steps=3)
 
 
 @pytest.mark.parametrize("values", [(1, 2, 2, 0), (2, 2, 1, 3), (7, 9, 5, 1), (3, 2, 2, 1)])
 def test_tgate_at_the_edges(values: tuple[int, ...], pipes: dict[str, Any]) -> None:
-    check(pipes["SDXL"], "SDXL", "DDIMScheduler", tgate(*values), steps=8)
+    assert_equals_upstream(pipes["SDXL"], "SDXL", "DDIMScheduler", tgate(*values), steps=8)
 
 
 def test_tgate_with_guidance_rescale(pipes: dict[str, Any]) -> None:
@@ -92,4 +96,6 @@ def test_tgate_with_guidance_rescale(pipes: dict[str, Any]) -> None:
 
 
 def test_deepcache_without_guidance(pipes: dict[str, Any]) -> None:
-    check(pipes["SD"], "SD", "DDIMScheduler", deepcache(3, 0), steps=8, guidance_scale=1.0)
+    assert_equals_upstream(
+        pipes["SD"], "SD", "DDIMScheduler", deepcache(3, 0), steps=8, guidance_scale=1.0
+    )
