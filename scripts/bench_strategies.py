@@ -37,7 +37,7 @@ from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.replay import ReplayEvaluator, replay_space
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
-from accel_search.statistics import AssessedTrial
+from accel_search.statistics import AssessedTrial, timing_spread
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
 from accel_search.strategies import get
@@ -49,9 +49,9 @@ READINGS = 3
 SHARE = 0.99
 """Share of the best feasible speedup at which a strategy counts as having found it."""
 STRATEGIES = ("guided", "random", "tpe", "gp", "gp_minimize", "grid")
-CAPS = {"grid": math.inf, "random": 0.5}
+CAPS = {"grid": math.inf, "random": 0.5, "tpe": 0.12}
 """Share of the grid's cost at which a strategy that has not found it is stopped."""
-CAP, SMALL_SPACE = 0.12, 50
+CAP, SMALL_SPACE = 0.06, 50
 
 
 class Minimize(Strategy):
@@ -144,7 +144,8 @@ def load(path: Path, seconds: Path | None) -> Table:
     positions = [space.position(trial.candidate) for trial in recorded.trials]
     assert recorded.workload is not None and None not in positions
     readings = [_readings(trial.measurement) for trial in recorded.trials]
-    noise = _spread([log - each[0] for each in readings for log in each[1:]] or [0.05])
+    measurements = [trial.measurement for trial in recorded.trials if trial.measurement]
+    noise = timing_spread(recorded.baseline, measurements)
     model = LatencyModel(plans_in(space))
     if seconds is None:
         model.fit(
@@ -175,10 +176,6 @@ def _readings(measured: Measurement | None) -> list[float]:
     assert measured is not None
     pairs = zip(measured.seconds_per_image, measured.baseline_seconds_per_image, strict=True)
     return [math.log(own / beside) for own, beside in pairs]
-
-
-def _spread(values: Sequence[float]) -> float:
-    return float(1.4826 * np.median(np.abs(values)))
 
 
 def _elsewhere(path: Path, space: JointSpace) -> tuple[Any, list[float], float]:
@@ -383,9 +380,9 @@ def main() -> None:
     options = parser.parse_args()
     jobs = [
         (path, options.seconds, bound, strategy, seed)
+        for strategy in options.strategies
         for path in options.table
         for bound in options.bounds
-        for strategy in options.strategies
         for seed in range(options.seeds)
     ]
     rows: list[dict[str, Any]] = []
