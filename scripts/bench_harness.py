@@ -12,7 +12,7 @@ import argparse
 import logging
 
 from accel_search.records import Candidate
-from accel_search.runtime.evaluator import open_evaluator
+from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
 
 CANDIDATES = (

@@ -11,7 +11,7 @@ from accel_search.settings import SCHEDULERS
 def bare_loggers():
     """Take off what a run of the program hung on its loggers."""
     yield
-    for name in ("accel_search", "traversal_search"):
+    for name in ("accel_search", "traversal_search", "explore_upper_bounds"):
         logger = logging.getLogger(name)
         logger.propagate = True
         for handler in list(logger.handlers):

@@ -30,9 +30,14 @@ LAYERS = [
     {"strategies"},
     {"settings"},
     {"search"},
-    {"replay", "results", "report"},
+    {"speed_bound", "replay", "results"},
+    {"bounds"},
+    {"sweep"},
+    {"report"},
+    {"study"},
+    {"exploration"},
     {"runtime", "api"},
-    {"traversal_search", ""},
+    {"traversal_search", "explore_upper_bounds", ""},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
@@ -53,9 +58,10 @@ def test_nothing_outside_runtime_loads_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_help_imports_neither_torch_nor_optuna():
+@pytest.mark.parametrize("entry", ["traversal_search", "explore_upper_bounds"])
+def test_help_imports_neither_torch_nor_optuna(entry):
     code = (
-        "import sys\nfrom accel_search.traversal_search import main\n"
+        f"import sys\nfrom accel_search.{entry} import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
         "assert not {'torch', 'optuna', 'scipy'} & set(sys.modules)\n"
     )

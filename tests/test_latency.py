@@ -156,8 +156,8 @@ def test_predictions_of_some_are_those_of_all():
 
 @pytest.mark.parametrize(
     ("name", "median", "high"),
-    # SDXL's own noise floor, the same schedule measured twice: median 2.3 %, 95 % below 5.4 %.
-    [("latency_sdxl_h200.json", 0.02, 0.06), ("latency_sd15_h200.json", 0.13, 0.4)],
+    # What is asked of SDXL; SD1.5 is bound by the host, its noise floor is 11 % and 33 %.
+    [("latency_sdxl_h200.json", 0.02, 0.05), ("latency_sd15_h200.json", 0.13, 0.4)],
 )
 def test_a_dozen_recorded_runs_of_a_full_size_pipeline_predict_the_others(name, median, high):
     path = ROOT / "tests" / "data" / name

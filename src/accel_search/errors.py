@@ -44,9 +44,29 @@ class ConfigurationError(AccelSearchError):
 
 
 class OutOfMemoryError(AccelSearchError):
-    """The workload does not fit the device even at batch size 1."""
+    """The workload does not fit the device even at batch size 1.
+
+    Args:
+        message: One line.
+        bytes_asked: Bytes of the allocation that failed; None where that is not known.
+        bytes_free: Bytes free on the device at that moment; None where that is not known.
+        batch_sizes: Batch sizes that were tried, in order; empty where not even weights fit.
+    """
 
     exit_code = ExitCode.OUT_OF_MEMORY
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        bytes_asked: int | None = None,
+        bytes_free: int | None = None,
+        batch_sizes: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.bytes_asked = bytes_asked
+        self.bytes_free = bytes_free
+        self.batch_sizes = batch_sizes
 
 
 class LoadError(AccelSearchError):

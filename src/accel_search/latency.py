@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from accel_search.records import Measurement
+from accel_search.statistics import paired_log_ratios
 from accel_search.step_plans import StepPlans
 
 Array = NDArray[np.float64]
@@ -61,6 +63,18 @@ class Run:
     """Logarithm of its time in units of the baseline's, timed side by side."""
     noise: float
     """Standard deviation of that, as far as timing is to blame."""
+
+
+def run_of(position: int, measured: Measurement, noise: float) -> Run:
+    """Return what a measurement says of a candidate's time.
+
+    Args:
+        position: Which of the plans it is of.
+        measured: With at least one call timed beside the baseline's.
+        noise: Standard deviation of the log ratio of one such pair.
+    """
+    ratios = paired_log_ratios(measured)
+    return Run(position, -float(ratios.mean()), noise / math.sqrt(len(ratios)))
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,23 @@ class LatencyModel:
             values.append(value)
             spreads.append(np.sqrt(self._variances(rows) + self.misfit**2))
         return Prediction(np.concatenate(values), np.concatenate(spreads))
+
+    def speeds(self, runs: Sequence[Run]) -> tuple[Array, Array]:
+        """Fit the runs and say what follows of all candidates, their own timings counted in.
+
+        Returns:
+            Expected logarithm of each speedup and the standard deviation of its error, `[N]`.
+        """
+        self.fit(runs)
+        predicted = self.predict()
+        log_speedup, sd = -predicted.log_time, predicted.sd.copy()
+        for run in runs:
+            # What the model misses of a candidate, its own timing has seen.
+            kept = self.misfit**2 / (self.misfit**2 + run.noise**2)
+            log_speedup[run.position] -= kept * (run.log_time + log_speedup[run.position])
+            rest = sd[run.position] ** 2 - kept * self.misfit**2
+            sd[run.position] = math.sqrt(max(rest, 0.0))
+        return log_speedup, np.maximum(sd, 1e-6)
 
     def most_informative(
         self, positions: NDArray[np.int64], noise: float, wanted: NDArray[np.int64] | None = None

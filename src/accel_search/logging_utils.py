@@ -1,12 +1,43 @@
-"""Log files that can be followed while they grow."""
+"""Log files that can be followed while they grow, and that no secret gets into."""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 LOG_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+KEPT_FILES = 5
+"""Old log files that are kept where a log is rotated."""
+
+_SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
+"""Environment variables whose values are secrets."""
+_SECRET_SHAPES = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "***"),
+    (re.compile(r"(\w+://[^\s:/@]*:)[^\s@]+@"), r"\1***@"),  # A password in a URL.
+)
+_LEAST_SECRET = 8
+"""Characters below which a value is taken for a setting, such as `TOKEN_LIMIT=77`."""
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with hub tokens, passwords in URLs and the environment's secrets struck out."""
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST_SECRET and _SECRET_NAMES.search(name):
+            text = text.replace(value, "***")
+    for shape, instead in _SECRET_SHAPES:
+        text = shape.sub(instead, text)
+    return text
+
+
+class _Discreet(logging.Formatter):
+    """Formats a line, its traceback included, and strikes out secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 class _AboveTheBar(logging.Handler):
@@ -33,6 +64,8 @@ def setup_logger(
     level: int | str = logging.INFO,
     *,
     console: bool = True,
+    stamped: bool = False,
+    max_bytes: int = 0,
 ) -> logging.Logger:
     """Return a logger that writes each line to a file at once, and to the console.
 
@@ -45,6 +78,9 @@ def setup_logger(
         level: Least level that is written.
         console: Whether ordinary lines go to standard output; warnings and errors go to
             standard error in any case.
+        stamped: Whether lines on the console are those of the file, with time and level.
+        max_bytes: Size at which the file is put aside and begun anew, `KEPT_FILES` old ones being
+            kept; 0 lets it grow.
 
     Raises:
         OSError: The file cannot be opened for appending.
@@ -59,15 +95,18 @@ def setup_logger(
         path = Path(log_file)
         path.parent.mkdir(parents=True, exist_ok=True)
         # FileHandler flushes after every record, which is what `tail -f` needs.
-        to_file = logging.FileHandler(path, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter(LOG_FORMAT))
+        to_file = RotatingFileHandler(
+            path, maxBytes=max_bytes, backupCount=KEPT_FILES, encoding="utf-8"
+        )
+        to_file.setFormatter(_Discreet(LOG_FORMAT))
         logger.addHandler(to_file)
     if console:
         to_output = _AboveTheBar("stdout")
         to_output.addFilter(lambda record: record.levelno < logging.WARNING)
+        to_output.setFormatter(_Discreet(LOG_FORMAT if stamped else "%(message)s"))
         logger.addHandler(to_output)
     to_errors = _AboveTheBar("stderr")
     to_errors.setLevel(logging.WARNING)
-    to_errors.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    to_errors.setFormatter(_Discreet(LOG_FORMAT if stamped else "%(levelname)s: %(message)s"))
     logger.addHandler(to_errors)
     return logger

@@ -130,7 +130,8 @@ class Provenance:
     revision: str | None
     prompt_set_hash: str
     """First 16 hex digits of the SHA-256 of the search and held-out prompts and their seeds."""
-    clip_model: str
+    clip_model: str | None
+    """None where nothing was scored."""
     date: str
     """ISO 8601, UTC."""
 

@@ -12,7 +12,7 @@ from accel_search.records import Provenance, Workload
 from accel_search.result_files import read_json, update_json
 from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
-from accel_search.space import JointSpace, search_key
+from accel_search.space import JointSpace, parse_key, search_key
 from accel_search.statistics import Assessment, Verdict, prompts_needed
 
 
@@ -30,7 +30,7 @@ def entry_of(
     rivals = [
         {
             "steps": rival.steps,
-            **_figures(rival.assessment),
+            **figures(rival.assessment),
             "does_as_well": rival.rivals(winner),
         }
         for rival in outcome.rivals
@@ -39,10 +39,10 @@ def entry_of(
         "goal": settings.goal_key,
         "req_score_loss": settings.req_score_loss,
         **_intervals(assessment),
-        "held_out": None if outcome.held_out is None else _figures(outcome.held_out),
-        "noise_floor": _rounded(assessment.noise_floor),
+        "held_out": None if outcome.held_out is None else figures(outcome.held_out),
+        "noise_floor": rounded(assessment.noise_floor),
         "fewer_steps": rivals,
-        "baseline_score": _rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
+        "baseline_score": rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
         "refuted_on_held_out": [each.as_dict() for each in outcome.refuted],
         "strategy": settings.strategy,
         "search": _search_identity(settings, space),
@@ -63,8 +63,8 @@ def entry_of(
             outcome.baseline.scores, winner.trial.measurement.scores, settings.req_score_loss
         )
     return {
-        "speedup": _rounded(assessment.speedup.value),
-        "score_loss": _rounded(assessment.score_loss.value),
+        "speedup": rounded(assessment.speedup.value),
+        "score_loss": rounded(assessment.score_loss.value),
         **winner.trial.candidate.flat(),
         "settings": winner.trial.candidate.as_dict(),
         "evidence": evidence,
@@ -80,10 +80,31 @@ def save(path: Path, workload: Workload, settings: Settings, entry: Mapping[str,
     A search for the upper bound is written under that goal and under the speedup reached; one
     for a required speedup stopped early, so it is written under the speedup reached alone.
     """
-    goals: list[str | float] = [round(float(entry["speedup"]), 2)]
+    key = search_key(workload, UPPER_BOUND, settings.req_score_loss, settings.targets)
     if settings.req_speedup is None:
-        goals.insert(0, UPPER_BOUND)
-    keys = [search_key(workload, goal, settings.req_score_loss, settings.targets) for goal in goals]
+        return save_winner(path, key, entry)
+    return _write(path, [_at_speedup(key, entry)], entry)
+
+
+def save_winner(path: Path, key: str, entry: Mapping[str, Any]) -> list[str]:
+    """Write the entry of a search for the upper bound under its two keys, and return them.
+
+    Args:
+        path: The file.
+        key: The search's key, its goal `UPPER_BOUND`.
+        entry: From `entry_of`.
+    """
+    return _write(path, [key, _at_speedup(key, entry)], entry)
+
+
+def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
+    """Return a search's key with the speedup reached in place of its goal."""
+    parts = parse_key(key)
+    assert parts is not None
+    return str((*parts[:3], round(float(entry["speedup"]), 2), *parts[4:]))
+
+
+def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
     update_json(path, lambda content: content.update(dict.fromkeys(keys, entry)))
     return keys
 
@@ -125,7 +146,7 @@ def _answering(
     )
     found: list[dict[str, Any]] = []
     for text, entry in content.items():
-        key = _parsed_key(text)
+        key = parse_key(text)
         if (
             key is None
             or not isinstance(entry, dict)
@@ -138,15 +159,6 @@ def _answering(
         elif isinstance(key[3], float) and key[3] >= settings.req_speedup:
             found.append(entry)
     return sorted(found, key=lambda entry: -float(entry.get("speedup", 0)))
-
-
-def _parsed_key(text: str) -> tuple[Any, ...] | None:
-    """Return a key as a tuple, None where it is not one; literals only, nothing is run."""
-    try:
-        key = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return key if isinstance(key, tuple) and len(key) == 6 else None
 
 
 def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
@@ -201,7 +213,7 @@ def find_settings(
     """
     fitting: list[dict[str, Any]] = []
     for text, entry in read_json(path).items():
-        key = _parsed_key(text)
+        key = parse_key(text)
         if key is None or not isinstance(entry, dict) or "settings" not in entry:
             continue
         wanted = (pipeline_class, scheduler_class, None if steps is None else str(steps))
@@ -219,23 +231,24 @@ def find_settings(
     return best
 
 
-def _figures(assessment: Assessment) -> dict[str, Any]:
+def figures(assessment: Assessment) -> dict[str, Any]:
+    """Return an assessment as the result files hold it."""
     return {
-        "speedup": _rounded(assessment.speedup.value),
-        "score_loss": _rounded(assessment.score_loss.value),
+        "speedup": rounded(assessment.speedup.value),
+        "score_loss": rounded(assessment.score_loss.value),
         **_intervals(assessment),
     }
 
 
 def _intervals(assessment: Assessment) -> dict[str, Any]:
     return {
-        "speedup_interval": [_rounded(end) for end in assessment.speedup.as_list()],
-        "score_loss_interval": [_rounded(end) for end in assessment.score_loss.as_list()],
+        "speedup_interval": [rounded(end) for end in assessment.speedup.as_list()],
+        "score_loss_interval": [rounded(end) for end in assessment.score_loss.as_list()],
         "verdict": str(assessment.verdict),
         "prompts": assessment.prompts,
     }
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Round to five places: more than any interval here is worth, and short to read."""
     return round(float(value), 5)

@@ -65,16 +65,32 @@ def parse_scheduler(text: str) -> str:
     raise ValueError(f"one of {', '.join(SCHEDULERS)}")
 
 
-def _option(
+def declare(
     default: Any,
     help_text: str,
     *,
     parse: Callable[[str], Any] = str,
     metavar: str | None = None,
     aliases: tuple[str, ...] = (),
+    alone: Any = None,
 ) -> Any:
-    """Declare an option: its default, one line of help, and how its text is parsed."""
-    metadata = {"help": help_text, "parse": parse, "metavar": metavar, "aliases": aliases}
+    """Declare an option.
+
+    Args:
+        default: Its value where it is not given.
+        help_text: One line.
+        parse: Makes a value of its text, or raises ValueError with what is allowed.
+        metavar: Stands for the value in the help.
+        aliases: Other names that are understood.
+        alone: Its value where it is given without one; None asks for a value.
+    """
+    metadata = {
+        "help": help_text,
+        "parse": parse,
+        "metavar": metavar,
+        "aliases": aliases,
+        "alone": alone,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -83,77 +99,86 @@ class Settings:
     """Everything that decides what a search does. Values are checked on construction."""
 
     # Workload
-    pipe: str = _option("demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id")
-    sched: str = _option("DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler)
-    steps: int = _option(20, "denoising steps", parse=int)
-    revision: str | None = _option(None, "branch, tag or commit of the hub repository")
-    device: str = _option("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
-    dtype: str = _option("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16")
-    guidance_scale: float | None = _option(
+    pipe: str = declare("demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id")
+    sched: str = declare("DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler)
+    steps: int = declare(20, "denoising steps", parse=int)
+    revision: str | None = declare(None, "branch, tag or commit of the hub repository")
+    device: str = declare("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
+    dtype: str = declare("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16")
+    guidance_scale: float | None = declare(
         None, "classifier-free guidance scale (default: the model's own)", parse=float
     )
-    height: int | None = _option(None, "pixels, a multiple of 8 (default: the model's)", parse=int)
-    width: int | None = _option(None, "pixels, a multiple of 8 (default: the model's)", parse=int)
-    batch_size: int = _option(4, "images a pipeline call", parse=int)
-    threads: int | None = _option(
+    height: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int)
+    width: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int)
+    batch_size: int = declare(4, "images a pipeline call", parse=int)
+    threads: int | None = declare(
         None, "CPU threads (default: all cores but one, left to the rest)", parse=int
+    )
+    memory_limit: float | None = declare(
+        None, "GiB of GPU memory to use, as on a smaller GPU (default: all there is)", parse=float
     )
 
     # What is searched
-    targets: tuple[str, ...] = _option(
+    targets: tuple[str, ...] = declare(
         ("deepcache",),
         "what is searched jointly, comma-separated: deepcache, tome, tgate, steps",
         parse=parse_targets,
         metavar="A,B",
         aliases=("search_targets",),
     )
-    strategy: str = _option("guided", "what is measured next: guided, bayes, grid or random")
-    sampler: str | None = _option(None, "for bayes: tpe or gp (default: tpe)")
-    req_score_loss: float = _option(0.02, "largest loss of CLIP score, as a fraction", parse=float)
-    req_speedup: float | None = _option(
+    strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random")
+    sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)")
+    req_score_loss: float = declare(0.02, "largest loss of CLIP score, as a fraction", parse=float)
+    req_speedup: float | None = declare(
         None, "stop at the first candidate this fast (default: find the fastest)", parse=float
     )
-    min_psnr: float | None = _option(
+    min_psnr: float | None = declare(
         None, "least likeness to the baseline's pictures, in dB (default: none)", parse=float
     )
-    min_ssim: float | None = _option(
+    min_ssim: float | None = declare(
         None, "least structural similarity to them, 0 to 1 (default: none)", parse=float
     )
-    max_trials: int | None = _option(None, "stop after this many measured candidates", parse=int)
-    time_budget: float | None = _option(
+    max_trials: int | None = declare(None, "stop after this many measured candidates", parse=int)
+    time_budget: float | None = declare(
         None, "stop after this long, e.g. 90s, 30m, 2h", parse=parse_seconds, metavar="TIME"
     )
-    seed: int = _option(0, "seed of the prompts' noise and of random strategies", parse=int)
+    seed: int = declare(0, "seed of the prompts' noise and of random strategies", parse=int)
 
     # Scoring
-    prompts: str = _option("auto", "builtin, coco, or a file; auto: builtin for demo, else coco")
-    num_samples: int = _option(32, "prompts each candidate is scored on", parse=int)
-    held_out_samples: int | None = _option(
+    latency_only: bool = declare(
+        False, "speed alone: random weights at full size, nothing fetched or scored", parse=bool
+    )
+    prompts: str = declare("auto", "builtin, coco, or a file; auto: builtin for demo, else coco")
+    num_samples: int = declare(32, "prompts each candidate is scored on", parse=int)
+    held_out_samples: int | None = declare(
         None, "further prompts that confirm the winner (default: as num_samples)", parse=int
     )
-    timing_pairs: int = _option(3, "baseline calls timed beside each candidate's own", parse=int)
-    clip_model: str | None = _option(
+    timing_pairs: int = declare(3, "baseline calls timed beside each candidate's own", parse=int)
+    clip_model: str | None = declare(
         None, "open_clip model name or folder (default: the demo's, else ViT-L-14)"
     )
-    clip_pretrained: str | None = _option(
+    clip_pretrained: str | None = declare(
         None, "open_clip weights tag or file (default: openai for ViT-L-14)"
     )
 
     # Files
-    output: str = _option("search_params.json", "result file", metavar="FILE")
-    run_dir: str = _option("accel_search_runs", "folder of the trials' database", metavar="DIR")
-    storage: str | None = _option(
+    output: str = declare("search_params.json", "result file", metavar="FILE")
+    bounds: str = declare(
+        "speedup_bounds.json", "result file of bounds on speed (--latency_only)", metavar="FILE"
+    )
+    run_dir: str = declare("accel_search_runs", "folder of the trials' database", metavar="DIR")
+    storage: str | None = declare(
         None, "Optuna storage URL (default: SQLite in run_dir)", metavar="URL"
     )
-    trials_out: str | None = _option(None, "write every trial with raw samples", metavar="FILE")
-    replay: str | None = _option(None, "search such a file in place of a pipeline", metavar="FILE")
-    log_file: str = _option("traversal_search.log", "log, flushed line by line", metavar="FILE")
+    trials_out: str | None = declare(None, "write every trial with raw samples", metavar="FILE")
+    replay: str | None = declare(None, "search such a file in place of a pipeline", metavar="FILE")
+    log_file: str = declare("traversal_search.log", "log, flushed line by line", metavar="FILE")
 
     # Behaviour
-    force: bool = _option(False, "search again though a result or trials are stored", parse=bool)
-    json: bool = _option(False, "print one JSON object on stdout and nothing else", parse=bool)
-    quiet: bool = _option(False, "print nothing but errors and the result", parse=bool)
-    log_level: str = _option("INFO", "DEBUG, INFO, WARNING or ERROR", parse=str.upper)
+    force: bool = declare(False, "search again though a result or trials are stored", parse=bool)
+    json: bool = declare(False, "print one JSON object on stdout and nothing else", parse=bool)
+    quiet: bool = declare(False, "print nothing but errors and the result", parse=bool)
+    log_level: str = declare("INFO", "DEBUG, INFO, WARNING or ERROR", parse=str.upper)
 
     space: Mapping[str, Mapping[str, tuple[int | float, ...]]] = field(default_factory=dict)
     """Values that replace an accelerator's own: accelerator -> parameter -> values (TOML only)."""
@@ -200,6 +225,7 @@ _REAL = {
     "min_ssim": (-1.0, 1.0, "a similarity up to 1, e.g. 0.9"),
     "guidance_scale": (0.0, 1000.0, "a number of 0 or more (1 or less: no guidance)"),
     "time_budget": (0.0, math.inf, "a duration, e.g. 30m"),
+    "memory_limit": (0.1, math.inf, "GiB, 0.1 or more, e.g. 8"),
 }
 """Real numbers, each with the least and greatest value allowed and how to say it."""
 
@@ -213,6 +239,10 @@ def _check(settings: Settings) -> None:
             _refuse(name, getattr(settings, name), f"one of {', '.join(allowed)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         _refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
+    if settings.latency_only and settings.replay is not None:
+        raise ConfigurationError(
+            "--latency_only and --replay: choose one; a replay measures no pipeline"
+        )
     if settings.json and settings.quiet:
         raise ConfigurationError(
             "--json and --quiet: choose one; --json already prints nothing else"
@@ -279,8 +309,34 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigurationError(f"{message}; see {self.prog} --help")
 
 
-def build_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
-    """Return the command line made from `Settings`' fields."""
+_GROUPS = {
+    "pipe": "workload",
+    "targets": "search",
+    "latency_only": "scoring and timing",
+    "output": "files",
+    "force": "behaviour",
+}
+"""First option of each group in the help -> title of the group."""
+
+
+def build_parser(
+    prog: str,
+    description: str,
+    version: str,
+    options: Sequence[Field[Any]] | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> argparse.ArgumentParser:
+    """Return a command line made from the fields of a dataclass.
+
+    Args:
+        prog: Name of the program.
+        description: What it does.
+        version: Printed by `--version`.
+        options: Fields that were declared with `option`; None takes those of `Settings`.
+        groups: First option of each group in the help -> title of the group, where not as in
+            `Settings`.
+    """
+    titles = _GROUPS | dict(groups or {})
     parser = _Parser(
         prog=prog,
         description=description,
@@ -293,11 +349,11 @@ def build_parser(prog: str, description: str, version: str) -> argparse.Argument
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
     group: argparse._ArgumentGroup | None = None
-    for each in fields(Settings):
+    for each in fields(Settings) if options is None else options:
         if not each.metadata:
             continue
-        if each.name in _GROUPS or group is None:
-            group = parser.add_argument_group(_GROUPS[each.name])
+        if each.name in titles or group is None:
+            group = parser.add_argument_group(titles[each.name])
         _add_option(group, f"--{each.name}", each, _help_line(each))
         # Understood but not shown: the usual spelling with hyphens, and older names.
         for name in (each.name, *each.metadata["aliases"]):
@@ -307,37 +363,31 @@ def build_parser(prog: str, description: str, version: str) -> argparse.Argument
     return parser
 
 
-_GROUPS = {
-    "pipe": "workload",
-    "targets": "search",
-    "prompts": "scoring and timing",
-    "output": "files",
-    "force": "behaviour",
-}
-"""First option of each group in the help -> title of the group."""
-
-
-def _help_line(option: Field[Any]) -> str:
+def _help_line(each: Field[Any]) -> str:
     """Return an option's help with its default, as argparse formats it."""
-    text: str = option.metadata["help"].replace("%", "%%")
-    if option.default in (None, MISSING) or option.metadata["parse"] is bool:
+    text: str = each.metadata["help"].replace("%", "%%")
+    if each.default in (None, MISSING) or each.metadata["parse"] is bool:
         return text
-    shown = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+    shown = each.default
+    if isinstance(shown, tuple):
+        shown = ",".join(str(one) for one in shown)
     return f"{text} [{shown}]"
 
 
 def _add_option(
-    group: argparse._ArgumentGroup, flag: str, option: Field[Any], help_text: str
+    group: argparse._ArgumentGroup, flag: str, each: Field[Any], help_text: str
 ) -> None:
-    parse = option.metadata["parse"]
+    parse = each.metadata["parse"]
     if parse is bool:
-        group.add_argument(flag, dest=option.name, action="store_true", help=help_text)
+        group.add_argument(flag, dest=each.name, action="store_true", help=help_text)
         return
+    alone = each.metadata["alone"]
     group.add_argument(
         flag,
-        dest=option.name,
-        type=_typed(option.name, parse),
-        metavar=option.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
+        dest=each.name,
+        type=_typed(each.name, parse),
+        **({} if alone is None else {"nargs": "?", "const": alone}),
+        metavar=each.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
         help=help_text,
     )
 
@@ -369,8 +419,15 @@ def from_command_line(
     return Settings(**(from_file | given))
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(
+    path: Path, options: Sequence[Field[Any]] | None = None, program: str = "accel-search"
+) -> dict[str, Any]:
     """Read a TOML file of options; `[space.NAME]` tables replace parameter values.
+
+    Args:
+        path: The file.
+        options: Fields that it may set; None takes those of `Settings`.
+        program: Whose options they are, for messages.
 
     Raises:
         ConfigurationError: The file cannot be read or parsed, or holds an unknown key.
@@ -379,33 +436,36 @@ def read_config(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"--config {path}: cannot be read as TOML: {error}") from error
-    options = {each.name: each for each in fields(Settings)}
+    known = {each.name: each for each in (fields(Settings) if options is None else options)}
+    names = {
+        alias: each.name for each in known.values() for alias in each.metadata.get("aliases", ())
+    }
     result: dict[str, Any] = {}
     for name, value in content.items():
-        key = "targets" if name == "search_targets" else name.replace("-", "_")
-        if key not in options:
+        spelled = name.replace("-", "_")
+        key = names.get(spelled, spelled)
+        if key not in known:
             raise ConfigurationError(
-                f"--config {path}: unknown option {name!r}; accel-search --help lists them"
+                f"--config {path}: unknown option {name!r}; {program} --help lists them"
             )
-        if key == "space":
-            result[key] = _space(path, value)
-        elif isinstance(value, str | list) and key in ("sched", "targets", "time_budget"):
-            parse = _typed(key, options[key].metadata["parse"])
-            result[key] = parse(value)  # type: ignore[arg-type]
-        else:
-            result[key] = _of_declared_type(path, options[key], value)
+        result[key] = _space(path, value) if key == "space" else _value(path, known[key], value)
     return result
 
 
-def _of_declared_type(path: Path, option: Any, value: Any) -> Any:
-    """Refuse a TOML value of another type than the option's own, e.g. text for a number."""
-    parse = option.metadata["parse"]
-    numbers = (int, float)
-    kinds: dict[Any, Any] = {int: int, float: numbers, bool: bool, parse_seconds: numbers}
-    expected = kinds.get(parse, str)
-    if not isinstance(value, expected) or (isinstance(value, bool) and parse is not bool):
-        raise ConfigurationError(f"--config {path}: {option.name} = {value!r} has the wrong type")
-    return value
+def _value(path: Path, each: Field[Any], value: Any) -> Any:
+    """Return a TOML value as the option wants it: of its own type, or parsed from text."""
+    parse = each.metadata["parse"]
+    kinds: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, str.upper: str}
+    if parse not in kinds:
+        # These read text on the command line; a file may also hold their lists and numbers.
+        numbers = type(value) in (int, float) and parse is parse_seconds
+        if isinstance(value, str | list):
+            return _typed(each.name, parse)(value)  # type: ignore[arg-type]
+        if numbers:
+            return value
+    elif isinstance(value, kinds[parse]) and (parse is bool or not isinstance(value, bool)):
+        return parse(value) if parse is str.upper else value
+    raise ConfigurationError(f"--config {path}: {each.name} = {value!r} has the wrong type")
 
 
 def _space(path: Path, tables: Any) -> dict[str, dict[str, tuple[int | float, ...]]]:

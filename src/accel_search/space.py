@@ -9,11 +9,13 @@ never all built.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -390,3 +392,12 @@ def search_key(
             sorted(targets),
         )
     )
+
+
+def parse_key(text: str) -> tuple[Any, ...] | None:
+    """Return such a key as a tuple, None where it is not one; literals only, nothing is run."""
+    try:
+        key = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return key if isinstance(key, tuple) and len(key) == 6 else None

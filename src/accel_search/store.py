@@ -101,12 +101,13 @@ class TrialStore:
     def add(self, trial: Trial, assessment: Assessment | None) -> None:
         """Store a trial; it is on disk when this returns.
 
-        A trial at an early look of its race stands in the study as pruned; one that goes on is
-        stored again, with all its samples so far.
+        A trial at an early look of its race, or one that was timed alone, stands in the study as
+        pruned; one that goes on is stored again, with all its samples so far.
 
         Args:
             trial: The candidate with its raw samples or its failure.
-            assessment: What follows from the samples; None for a failure.
+            assessment: What follows from the samples; None for a failure, and where nothing was
+                scored.
         """
         import optuna
 
@@ -121,10 +122,11 @@ class TrialStore:
             "failure": None if trial.failure is None else asdict(trial.failure),
         }
         states = optuna.trial.TrialState
-        if assessment is None:
+        if trial.failure is not None:
             state = states.FAIL
         else:
-            state = states.COMPLETE if assessment.is_complete else states.PRUNED
+            is_complete = assessment is not None and assessment.is_complete
+            state = states.COMPLETE if is_complete else states.PRUNED
         self._study.add_trial(
             optuna.trial.create_trial(
                 state=state,

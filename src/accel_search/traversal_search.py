@@ -8,7 +8,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,11 @@ def run(settings: Settings) -> int:
     """Carry out one search as the settings say, and return the exit code."""
     from accel_search import results
     from accel_search.report.summary import summary
+    from accel_search.study import open_store, run_search
 
     logger = _set_up_logging(settings)
+    if settings.latency_only:
+        return _bound_speed(settings, logger)
     evaluator, space = _open(settings, logger)
     output = Path(settings.output)
     if not settings.force and settings.replay is None:
@@ -69,8 +71,8 @@ def run(settings: Settings) -> int:
                 output,
                 ", ".join(differences),
             )
-    store = _open_store(settings, evaluator, space)
-    outcome = _search(settings, logger, evaluator, space, store)
+    store = open_store(settings, evaluator, space)
+    outcome = run_search(settings, logger, evaluator, space, store, show_bar=_has_bar(settings))
     if settings.trials_out is not None:
         _write_trials(settings.trials_out, space, evaluator, outcome, store)
     entry = None
@@ -111,55 +113,30 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
         from accel_search.replay import open_replay
 
         return open_replay(Path(settings.replay), settings.targets)
-    from accel_search.runtime.evaluator import open_evaluator
+    from accel_search.runtime.workbench import open_evaluator
 
     evaluator = open_evaluator(settings, logger)
     return evaluator, JointSpace(settings.targets, evaluator.workload, settings.space)
 
 
-def _open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
-    """Open the study of all searches that measure the same thing; a replay's is in memory."""
-    from accel_search.store import TrialStore, default_url, study_name
+def _bound_speed(settings: Settings, logger: logging.Logger) -> int:
+    """Find the fastest candidate, quality aside, and return the exit code."""
+    from accel_search.bounds import save
+    from accel_search.exploration import explore
+    from accel_search.report.summary import bound_summary
+    from accel_search.runtime.workbench import open_evaluator
 
-    if settings.replay is not None:
-        return TrialStore(None, "replay", space)
-    provenance = evaluator.provenance
-    identity = {
-        "workload": asdict(evaluator.workload),
-        "provenance": None if provenance is None else provenance.identity(),
-        "timing_pairs": settings.timing_pairs,
-        "values": space.values(),
-    }
-    url = settings.storage or default_url(settings.run_dir)
-    return TrialStore(url, study_name(identity), space, fresh=settings.force)
+    found = explore(settings, open_evaluator(settings, logger), logger, show_bar=_has_bar(settings))
+    save(Path(settings.bounds), found.key, found.label, found.entry)
+    if settings.json:
+        print(json.dumps(found.entry, allow_nan=False))
+    else:
+        print("\n" + bound_summary(found.entry, settings))
+    return ExitCode.DONE if found.is_gain else ExitCode.NOTHING_FOUND
 
 
-def _search(
-    settings: Settings,
-    logger: logging.Logger,
-    evaluator: Evaluator,
-    space: JointSpace,
-    store: TrialStore,
-) -> Outcome:
-    from accel_search import strategies
-    from accel_search.report.progress import Progress
-    from accel_search.search import Budget, Search
-    from accel_search.strategies.base import Task
-
-    cls = strategies.get(settings.strategy)
-    goal = settings.goal
-    task = Task(
-        space,
-        goal,
-        prompts=evaluator.prompt_count,
-        chunk=evaluator.chunk,
-        seed=settings.seed,
-        sampler=settings.sampler or next(iter(cls.samplers), ""),
-    )
-    budget = Budget(settings.max_trials, settings.time_budget)
-    show_bar = sys.stderr.isatty() and not (settings.json or settings.quiet)
-    with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
-        return Search(evaluator, cls(task), store, goal, budget, progress).run()
+def _has_bar(settings: Settings) -> bool:
+    return sys.stderr.isatty() and not (settings.json or settings.quiet)
 
 
 def _write_trials(

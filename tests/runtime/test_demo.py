@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from accel_search.records import Candidate
-from accel_search.runtime.evaluator import open_evaluator
+from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
 from accel_search.statistics import score_loss
 from tests.runtime.conftest import LOG

@@ -20,7 +20,8 @@ from accel_search.errors import (
 )
 from accel_search.records import Candidate
 from accel_search.runtime.batches import plan_batches, plan_steps
-from accel_search.runtime.evaluator import NOISE_PAIRS, open_evaluator
+from accel_search.runtime.evaluator import NOISE_PAIRS
+from accel_search.runtime.workbench import open_evaluator
 from tests.runtime.conftest import LOG
 
 TOME = Candidate({"tome": {"ratio": 0.5, "max_downsample": 2}})

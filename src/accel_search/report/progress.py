@@ -8,10 +8,10 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from accel_search.records import Candidate, Goal, Measurement
+from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.report.wording import factor, figures, percent
 from accel_search.search import Rival
-from accel_search.statistics import AssessedTrial, Assessment, noise_floor
+from accel_search.statistics import AssessedTrial, Assessment, Estimate, noise_floor
 
 
 class Progress:
@@ -55,13 +55,14 @@ class Progress:
         """Write what the bare pipeline does and how far timings can be trusted here."""
         seconds = sum(baseline.seconds_per_image) / len(baseline.seconds_per_image)
         floor = noise_floor(baseline, len(baseline.baseline_seconds_per_image))
-        score = sum(baseline.scores) / len(baseline.scores)
+        scored = ""
+        if baseline.scores:
+            score = sum(baseline.scores) / len(baseline.scores)
+            scored = f", score {score:.2f} over {len(baseline.scores)} prompts"
         self._logger.info(
-            "baseline: %.4g s an image, score %.2f over %d prompts; "
-            "timing noise ±%.1f %% (baseline against itself)",
+            "baseline: %.4g s an image%s; timing noise ±%.1f %% (baseline against itself)",
             seconds,
-            score,
-            len(baseline.scores),
+            scored,
             100 * floor,
         )
 
@@ -92,6 +93,14 @@ class Progress:
             "trial %d/%d  %s  %s", number, self._total, assessed.trial.candidate, said
         )
         self._bar.update(len(self._numbers) - begun)
+
+    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
+        """Write what a candidate's timing came to."""
+        if found is not None:
+            said = f"speedup: {factor(found)}"
+        else:
+            said = f"failed: {trial.failure.message}" if trial.failure else "failed"
+        self._logger.info("timed  %s  %s", trial.candidate, said)
 
     def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
         """Write how a candidate did on held-out prompts."""

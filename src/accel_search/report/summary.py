@@ -203,6 +203,41 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
     return "\n".join(lines)
 
 
+def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
+    """Return the text that ends a search for speed alone."""
+    found, evidence = entry["measured_max"], entry["evidence"]
+    low, high = found["speedup_interval"]
+    where = entry["provenance"]
+    targets = " + ".join(settings.targets)
+    lines = [
+        f"Latency only: {where['model_id']}, {where['height']} × {where['width']} pixels, "
+        f"batch size {where['batch_size']}, {settings.steps} steps, {where['dtype']}.",
+        "Nothing was scored: this says how fast these settings can be, not whether to use them.",
+        "",
+        f"The fastest of {targets}:",
+        "",
+        *(f"  {line}" for line in _settings_lines(Candidate(found["settings"]))),
+        "",
+        f"  speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]",
+        f"  taken as the bound, with a margin of 10 %: {entry['max_speedup']:.2f}",
+    ]
+    if not found["is_gain"]:
+        lines.append("  That is no gain beyond the timing noise: it does not pay here.")
+    lines += [
+        "",
+        f"{evidence['space_points']:,} points, {evidence['space_distinct']:,} distinct; "
+        f"{evidence['trials_measured']} timed, in {duration(evidence['seconds'])}, the rest "
+        "predicted."
+        + (
+            ""
+            if evidence["speed_settled"]
+            else " Others may still be faster: the runs were used up."
+        ),
+        f"Written to {settings.bounds}.",
+    ]
+    return "\n".join(lines)
+
+
 def snippet(settings: Settings) -> Sequence[str]:
     """Return the two lines of Python that apply the stored result."""
     return (

@@ -102,8 +102,14 @@ def build_random(name: str, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _part(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
-    with torch.device(device):
-        return build().to(dtype).eval().requires_grad_(False)
+    # Made in the dtype that it is to have: a copy in float32 first would take twice the memory.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return build().eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _text_encoder(
@@ -179,3 +185,6 @@ _BUILDERS: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
     ),
     "SDXL": _sdxl,
 }
+
+ARCHITECTURES = tuple(_BUILDERS)
+"""Names that `build_random` knows."""

@@ -18,17 +18,11 @@ from accel_search.runtime import memory
 from accel_search.runtime.batches import Batch, plan_batches, plan_steps
 from accel_search.runtime.calls import BASELINE, Accounting, Apply, Caller, Samples
 from accel_search.runtime.contamination import References
-from accel_search.runtime.devices import resolve_device, set_threads
-from accel_search.runtime.folders import check_name
 from accel_search.runtime.generation import check_images
-from accel_search.runtime.pipelines import describe_workload, load_pipeline
-from accel_search.runtime.prompts import load_prompts
-from accel_search.runtime.provenance import describe
 from accel_search.runtime.quiet import quiet_libraries
-from accel_search.runtime.scoring import ClipScorer, load_scorer
+from accel_search.runtime.scoring import ClipScorer
 from accel_search.runtime.similarity import similarity, to_bytes
 from accel_search.runtime.timing import timed
-from accel_search.settings import Settings
 
 T = TypeVar("T")
 Split = Literal["search", "held_out"]
@@ -51,7 +45,7 @@ class PipelineEvaluator:
 
     Args:
         pipe: A bare pipeline on its device, in eval mode.
-        scorer: Scores images against texts.
+        scorer: Scores images against texts; None leaves pictures unlooked at, and scores empty.
         prompts: What is scored on.
         workload: What is measured.
         provenance: Where and with what.
@@ -63,7 +57,7 @@ class PipelineEvaluator:
     def __init__(
         self,
         pipe: Any,
-        scorer: ClipScorer,
+        scorer: ClipScorer | None,
         prompts: PromptSet,
         workload: Workload,
         provenance: Provenance,
@@ -91,6 +85,8 @@ class PipelineEvaluator:
         self._references = References(self._log)
         self._pictures: dict[Hashable, torch.Tensor] = {}
         self._met: set[tuple[int, StepType]] = set()
+        self._tried: list[int] = []
+        """Batch sizes that did not fit."""
         if len(prompts.search) < workload.batch_size:
             self._log.warning(
                 "--batch_size %d is more than --num_samples %d: measuring at batch size %d",
@@ -212,11 +208,15 @@ class PipelineEvaluator:
         memory.release(self._device)
         shortage = memory.parse_shortage(message)
         size, load = self.batch_size, self.workload
+        self._tried.append(size)
         if size == 1:
             raise OutOfMemoryError(
                 f"--pipe {load.pipeline} at {load.height} × {load.width} pixels does not fit "
                 f"{load.device} even at batch size 1 ({shortage}): lower --height and --width, "
-                "or free memory on the device"
+                "or free memory on the device",
+                bytes_asked=shortage.bytes_asked,
+                bytes_free=shortage.bytes_free,
+                batch_sizes=tuple(self._tried),
             )
         self._set_batch_size(size // 2)
         self._log.warning(
@@ -245,7 +245,7 @@ class PipelineEvaluator:
             if step.paired:
                 _, seconds = self._call_bare(split, step.batch, samples.peak)
                 samples.baseline_seconds_per_image.append(seconds)
-            if step.is_new:
+            if step.is_new and self._scorer is not None:
                 self._check_bare(split, step.batch, images)
                 samples.scores += self._score(split, step.batch, images)
         result = samples.measurement(self.batch_size, self.accounting.elapsed())
@@ -273,7 +273,7 @@ class PipelineEvaluator:
                 samples.baseline_seconds_per_image.append(self._call_bare(split, step.batch)[1])
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
-            if step.is_new:
+            if step.is_new and self._scorer is not None:
                 check_images(images, texts, step.batch.prompts)
                 samples.scores += self._score(split, step.batch, images)
                 self._compare(split, step.batch, images, samples)
@@ -351,43 +351,9 @@ class PipelineEvaluator:
         return [part[index] for index in batch.prompts]
 
     def _score(self, split: Split, batch: Batch, images: torch.Tensor) -> list[float]:
+        scorer = self._scorer
+        assert scorer is not None
         texts = [prompt.text for prompt in self._prompts(split, batch)[: batch.scored]]
-        scores, seconds = timed(
-            lambda: self._scorer.score(images[: batch.scored], texts), self._device
-        )
+        scores, seconds = timed(lambda: scorer.score(images[: batch.scored], texts), self._device)
         self.accounting.scoring_seconds += seconds
         return scores
-
-
-def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator:
-    """Load prompts, scorer and pipeline, cheapest first, and return what measures them.
-
-    Raises:
-        LoadError: One of them, or the device, is not there.
-        ConfigurationError: There are too few prompts, or the pipeline cannot make such images.
-        OutOfMemoryError: Their weights do not fit the device.
-    """
-    device = resolve_device(settings.device)
-    check_name(settings.pipe)
-    prompts = load_prompts(settings)
-    threads = set_threads(settings.threads, device)
-    scorer = load_scorer(settings, device)
-    pipe, folder = load_pipeline(settings, log)
-    workload = describe_workload(pipe, settings, folder)
-    provenance = describe(
-        pipe,
-        workload,
-        prompts,
-        revision=folder.revision,
-        clip_model=scorer.name,
-        threads=threads,
-    )
-    return PipelineEvaluator(
-        pipe,
-        scorer,
-        prompts,
-        workload,
-        provenance,
-        timing_pairs=settings.timing_pairs,
-        log=log,
-    )

@@ -50,16 +50,26 @@ def is_out_of_memory(error: BaseException) -> bool:
 def parse_shortage(message: str) -> Shortage:
     """Read the bytes asked for and the bytes free out of an allocator's message.
 
+    Where the process may use a part of the device only, what is free is what is left of that part.
+
     Source:
         torch's CUDACachingAllocator: "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of
-        79.11 GiB of which 1.50 GiB is free."; its CPU allocator: "you tried to allocate 8 bytes".
+        79.11 GiB of which 1.50 GiB is free. … 8.00 GiB allowed; Of the allocated memory 6.00 GiB is
+        allocated by PyTorch, and 1.00 GiB is reserved by PyTorch but unallocated."; its CPU
+        allocator: "you tried to allocate 8 bytes".
     """
 
     def find(pattern: str) -> int | None:
         match = re.search(pattern, message)
         return round(float(match[1]) * _UNITS[match[2]]) if match else None
 
-    return Shortage(find(rf"[Tt]ried to allocate {_SIZE}"), find(rf"of which {_SIZE} is free"))
+    free = find(rf"of which {_SIZE} is free")
+    allowed = find(rf"{_SIZE} allowed;")
+    if allowed is not None and free is not None:
+        used = find(rf"memory {_SIZE} is allocated by PyTorch") or 0
+        used += find(rf"and {_SIZE} is reserved by PyTorch") or 0
+        free = min(free, max(allowed - used, 0))
+    return Shortage(find(rf"[Tt]ried to allocate {_SIZE}"), free)
 
 
 def release(device: torch.device) -> None:

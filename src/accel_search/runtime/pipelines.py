@@ -11,6 +11,7 @@ import torch
 
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError
 from accel_search.records import Workload
+from accel_search.runtime.architectures import build_random
 from accel_search.runtime.demo import default_guidance
 from accel_search.runtime.devices import dtype_name, resolve_device, resolve_dtype
 from accel_search.runtime.folders import PipelineFolder, find_pipeline
@@ -66,10 +67,7 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
             pipe.to(device)
         except Exception as error:  # Broken files raise errors of six libraries.
             if is_out_of_memory(error):
-                raise OutOfMemoryError(
-                    f"--pipe {settings.pipe}: its weights do not fit {device} "
-                    f"({parse_shortage(str(error))}): use a GPU with more memory free"
-                ) from error
+                raise weights_do_not_fit(settings.pipe, device, error) from error
             raise LoadError(
                 f"--pipe {settings.pipe}: {folder.path} could not be loaded "
                 f"({first_line(error)}): fetch or save it again"
@@ -78,6 +76,38 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
         log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
     _make_bare(pipe)
     return pipe, folder
+
+
+def random_pipeline(settings: Settings) -> Any:
+    """Return the full-size architecture that `settings.pipe` names, with random weights.
+
+    Raises:
+        LoadError: The device is not there.
+        OutOfMemoryError: Its weights do not fit the device.
+    """
+    device = resolve_device(settings.device)
+    try:
+        with quiet_libraries():
+            pipe = build_random(settings.pipe, device, resolve_dtype(settings.dtype, device))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise weights_do_not_fit(settings.pipe, device, error) from error
+        raise
+    _make_bare(pipe)
+    return pipe
+
+
+def weights_do_not_fit(
+    pipeline: str, device: torch.device, error: BaseException
+) -> OutOfMemoryError:
+    """Return the error that says so, with what the allocator said."""
+    shortage = parse_shortage(str(error))
+    return OutOfMemoryError(
+        f"--pipe {pipeline}: its weights do not fit {device} ({shortage}): use a GPU with more "
+        "memory free",
+        bytes_asked=shortage.bytes_asked,
+        bytes_free=shortage.bytes_free,
+    )
 
 
 def build_scheduler(class_name: str, own: Any) -> Any:
@@ -107,13 +137,13 @@ def _make_bare(pipe: Any) -> None:
             component.requires_grad_(False)
 
 
-def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder) -> Workload:
+def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | None) -> Workload:
     """Return the facts of what is to be made faster.
 
     Args:
         pipe: As `load_pipeline` returned it; it is not changed.
         settings: What was asked.
-        folder: Where the pipeline came from.
+        folder: Where the pipeline came from; None where its weights are random.
 
     Raises:
         ConfigurationError: The scheduler cannot make so many steps, or the size does not suit
@@ -129,10 +159,10 @@ def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder) -> 
                 f"--{name} {value}: expected a multiple of {multiple} for this pipeline"
             )
     guidance_scale = settings.guidance_scale
-    if guidance_scale is None:
+    if guidance_scale is None and folder is not None:
         guidance_scale = default_guidance(folder.path)
     if guidance_scale is None:
-        guidance_scale = GUIDANCE_SCALES[folder.pipeline_class]
+        guidance_scale = GUIDANCE_SCALES[type(pipe).__name__]
     return Workload(
         pipeline=settings.pipe,
         pipeline_class=type(pipe).__name__,

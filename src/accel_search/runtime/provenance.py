@@ -25,6 +25,8 @@ PACKAGES = (
 )
 """Packages that can change a picture or a timing."""
 
+RANDOM_WEIGHTS = "random weights"
+
 
 def describe(
     pipe: Any,
@@ -32,8 +34,9 @@ def describe(
     prompts: PromptSet,
     *,
     revision: str | None,
-    clip_model: str,
+    clip_model: str | None,
     threads: int | None,
+    weights: str | None = None,
 ) -> Provenance:
     """Return the provenance of what is measured from now on.
 
@@ -42,27 +45,35 @@ def describe(
         workload: What it is made to do.
         prompts: What it is scored on.
         revision: Commit of the hub repository it came from, if it did.
-        clip_model: What identifies the scorer and its weights.
+        clip_model: What identifies the scorer and its weights; None where nothing is scored.
         threads: CPU threads; None on a GPU.
+        weights: What is special about the weights, e.g. `RANDOM_WEIGHTS`.
     """
     device = torch.device(workload.device)
     return Provenance(
-        device_name=device_name(device),
-        driver=driver_version() if device.type == "cuda" else None,
+        **machine(device),
         threads=threads,
-        versions=package_versions(),
         dtype=workload.dtype,
         height=workload.height,
         width=workload.width,
         batch_size=workload.batch_size,
         guidance_scale=workload.guidance_scale,
         attention_backend=attention_backend(pipe.unet),
-        model_id=model_id(workload.pipeline),
+        model_id=model_id(workload.pipeline) + (f" ({weights})" if weights else ""),
         revision=revision,
         prompt_set_hash=prompts.digest,
         clip_model=clip_model,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return the fields of a provenance that hang on the machine alone."""
+    return {
+        "device_name": device_name(device),
+        "driver": driver_version() if device.type == "cuda" else None,
+        "versions": package_versions(),
+    }
 
 
 def model_id(pipeline: str) -> str:

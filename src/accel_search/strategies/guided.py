@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from accel_search.latency import LatencyModel, Run
+from accel_search.latency import LatencyModel, run_of
 from accel_search.quality import QualityModel, Used, bounds_of, inputs, scored
 from accel_search.racing import rungs
-from accel_search.records import Candidate, Measurement
-from accel_search.statistics import AssessedTrial, paired_log_ratios, timing_spread
+from accel_search.records import Candidate
+from accel_search.statistics import AssessedTrial, timing_spread
 from accel_search.step_plans import StepPlans, plans_in
 from accel_search.strategies.base import History, Proposal, Strategy, Task
 
@@ -175,7 +174,8 @@ class Guided(Strategy):
             if each.trial.measurement is not None
         ]
         noise = self._noise(history)
-        log_speedup, sd = self._speeds(measured, noise)
+        runs = [run_of(position, each, noise) for position, each in measured]
+        log_speedup, sd = self._latency.speeds(runs)
         within = np.ones(len(self.space))
         for model, used in self._bounds:
             within *= model.within(scored(measured, history.baseline, used))
@@ -193,22 +193,6 @@ class Guided(Strategy):
             if each.is_feasible(self.task.goal) and not refuted:
                 best.append(float(log_speedup[position]))
         return Standing(log_speedup, sd, within, is_open, prompts, max(best, default=floor))
-
-    def _speeds(
-        self, measured: Sequence[tuple[int, Measurement]], noise: float
-    ) -> tuple[Array, Array]:
-        """Return the expected log speedup of every candidate and the deviation of its error."""
-        runs = [_run(position, each, noise) for position, each in measured]
-        self._latency.fit(runs)
-        predicted = self._latency.predict()
-        log_speedup, sd = -predicted.log_time, predicted.sd.copy()
-        misfit = self._latency.misfit
-        for run in runs:
-            # What the model misses of a candidate, its own timing has seen.
-            kept = misfit**2 / (misfit**2 + run.noise**2)
-            log_speedup[run.position] -= kept * (run.log_time + log_speedup[run.position])
-            sd[run.position] = math.sqrt(max(sd[run.position] ** 2 - kept * misfit**2, 0.0))
-        return log_speedup, np.maximum(sd, 1e-6)
 
     def _noise(self, history: History) -> float:
         measured = [each.trial.measurement for each in history.trials]
@@ -257,9 +241,3 @@ class Guided(Strategy):
         required = self.task.goal.min_speedup
         least = standing.best if required is None else math.log(required)
         return np.asarray(standing.log_speedup + OPTIMISTIC * standing.sd <= least)
-
-
-def _run(position: int, measured: Measurement, noise: float) -> Run:
-    """Return what a measurement says of a candidate's time."""
-    ratios = paired_log_ratios(measured)
-    return Run(position, -float(ratios.mean()), noise / math.sqrt(len(ratios)))

@@ -1,0 +1,94 @@
+"""What `accel-explore` does for one configuration: search it, and bound the speed in its space."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from accel_search import bounds, results
+from accel_search.report.progress import Progress
+from accel_search.search import Evaluator, Outcome
+from accel_search.settings import UPPER_BOUND, Settings
+from accel_search.space import JointSpace, search_key
+from accel_search.speed_bound import SpeedBound, SpeedBoundSearch
+from accel_search.store import TrialStore
+from accel_search.study import open_store, run_search
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What one configuration's exploration found, as the result files hold it."""
+
+    key: str
+    """Of `speedup_bounds.json`."""
+    label: str
+    """Tells its model from others of the same pipeline class."""
+    entry: dict[str, Any]
+    is_gain: bool
+    """Whether anything in the space is faster than the baseline beyond the noise."""
+    winner: Mapping[str, Any] | None
+    """Entry of `search_params.json`; None where no candidate keeps the bound on the loss, or none
+    was scored."""
+
+
+def explore(
+    settings: Settings, evaluator: Evaluator, logger: logging.Logger, *, show_bar: bool = False
+) -> Exploration:
+    """Search one configuration and find the fastest candidate of its space.
+
+    Everything is stored as it is measured; an exploration that was interrupted goes on.
+
+    Args:
+        settings: The configuration, as a search's settings. With `latency_only` nothing is scored,
+            and the speed alone is looked for.
+        evaluator: Measures it.
+        logger: Gets the lines.
+        show_bar: Whether a bar is drawn on standard error.
+
+    Raises:
+        TrialFailure: No candidate could be measured.
+        AccelSearchError: As `Search.run` and `SpeedBoundSearch.run`.
+    """
+    space = JointSpace(settings.targets, evaluator.workload, settings.space)
+    store = open_store(settings, evaluator, space)
+    _share_baselines(evaluator, store)
+    outcome: Outcome | None = None
+    if not settings.latency_only:
+        outcome = run_search(settings, logger, evaluator, space, store, show_bar=show_bar)
+    pairs = 1 if settings.latency_only else evaluator.pairs
+    with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
+        bound = SpeedBoundSearch(evaluator, space, store, progress, pairs).run()
+    winner = None
+    if outcome is not None and outcome.winner is not None:
+        winner = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
+    return _described(settings, evaluator, space, store.name, bound, outcome, winner)
+
+
+def _share_baselines(evaluator: Evaluator, store: TrialStore) -> None:
+    """Take over what the evaluator measured of this workload a moment ago, for another method."""
+    for split, measured in evaluator.baselines.items():
+        name = f"baseline:{split}:{measured.batch_size}"
+        is_of_size = measured.batch_size == evaluator.workload.batch_size
+        if is_of_size and store.recall(name) is None:
+            store.remember(name, measured)
+
+
+def _described(
+    settings: Settings,
+    evaluator: Evaluator,
+    space: JointSpace,
+    study: str,
+    bound: SpeedBound,
+    outcome: Outcome | None,
+    winner: dict[str, Any] | None,
+) -> Exploration:
+    workload = evaluator.workload
+    return Exploration(
+        key=search_key(workload, UPPER_BOUND, settings.req_score_loss, settings.targets),
+        label=bounds.label_of(settings.pipe, settings.latency_only),
+        entry=bounds.entry_of(settings, space, evaluator.provenance, study, bound, outcome, winner),
+        is_gain=bound.is_gain,
+        winner=winner,
+    )

@@ -1,0 +1,134 @@
+"""Entry of `accel-explore`: parse, wire, exit code."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from accel_search.errors import AccelSearchError, ConfigurationError, ExitCode
+from accel_search.sweep.settings import SweepSettings, from_command_line, sweep_parser
+
+if TYPE_CHECKING:
+    from accel_search.sweep.estimate import Estimate
+    from accel_search.sweep.workers import Worker
+
+DESCRIPTION = (
+    "Explore a whole table of pipelines, schedulers, step counts and accelerators, each in a "
+    "subprocess: how fast each can be, and how fast within the bound on its loss of score."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `accel-explore` and return its exit code; every user error is one line."""
+    from accel_search import __version__
+
+    try:
+        settings = from_command_line(
+            sweep_parser("accel-explore", DESCRIPTION, __version__), arguments
+        )
+        # A polite kill ends as Ctrl-C does: what is finished is stored, nothing is half done.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return run(settings)
+    except AccelSearchError as error:
+        print(f"accel-explore: error: {error}", file=sys.stderr)
+        if error.exit_code == ExitCode.UNEXPECTED:
+            traceback.print_exc()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "accel-explore: interrupted; what was measured is stored: run the same command again "
+            "to go on",
+            file=sys.stderr,
+        )
+        return ExitCode.INTERRUPTED
+
+
+def run(settings: SweepSettings) -> int:
+    """Carry out one sweep and return the exit code."""
+    from accel_search.report.sweep import SweepProgress, legend, table
+    from accel_search.sweep.driver import Sweep
+    from accel_search.sweep.estimate import Estimate
+    from accel_search.sweep.lock import only_one
+
+    estimate = Estimate(settings)
+    if settings.dry_run:
+        return _print_plan(settings, estimate)
+    logger = _set_up_logging(settings)
+    total, show_bar = len(settings.table), sys.stderr.isatty()
+    with (
+        only_one(settings.run_dir),
+        _workers(settings) as workers,
+        SweepProgress(logger, total, estimate.seconds, show_bar=show_bar) as progress,
+    ):
+        sweep = Sweep(settings, workers, _machine(settings, workers))
+        progress.expect(settings.table, len(workers))
+        failed = sweep.run(progress)
+        statuses = sweep.statuses()
+    print(f"\n{table(statuses)}\n\n{legend(settings.latency_only)}")
+    return ExitCode.SWEEP_FAILURES if failed else ExitCode.DONE
+
+
+def _print_plan(settings: SweepSettings, estimate: Estimate) -> int:
+    """Print what would run."""
+    from accel_search.report.sweep import plan
+    from accel_search.sweep.driver import Sweep
+
+    with _workers(settings) as workers:
+        statuses = Sweep(settings, workers, _machine(settings, workers)).statuses()
+    seconds, measured = estimate.left(statuses)
+    print(plan(statuses, seconds, len(workers), measured=measured))
+    return ExitCode.DONE
+
+
+def _set_up_logging(settings: SweepSettings) -> logging.Logger:
+    from accel_search.logging_utils import setup_logger
+
+    try:
+        return setup_logger(
+            "explore_upper_bounds",
+            settings.log_file,
+            settings.common.get("log_level", "INFO"),
+            stamped=True,
+            max_bytes=settings.log_rotate or 0,
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"--log_file {settings.log_file}: cannot be written: {error.strerror}"
+        ) from error
+
+
+@contextmanager
+def _workers(settings: SweepSettings) -> Iterator[Sequence[Worker]]:
+    """Open the workers, and close them at the end of the block."""
+    if settings.executor == "ray":
+        from accel_search.sweep.ray_workers import ray_workers
+
+        with ray_workers(settings) as workers:
+            yield workers
+        return
+    from accel_search.sweep.workers import local_workers
+
+    local = local_workers(settings)
+    try:
+        yield local
+    finally:
+        for worker in local:
+            worker.close()
+
+
+def _machine(
+    settings: SweepSettings, workers: Sequence[Worker]
+) -> Callable[[], Mapping[str, Any] | None]:
+    """Return what asks a worker's process, which may load torch, what machine this is."""
+    first = settings.search_settings(settings.table[0])
+    return lambda: workers[0].probe(first, threading.Event())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

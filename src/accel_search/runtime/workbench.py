@@ -1,0 +1,129 @@
+"""Everything that is loaded once, and the evaluators of all that is measured with it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from accel_search.errors import ConfigurationError
+from accel_search.records import Prompt, PromptSet
+from accel_search.runtime.architectures import ARCHITECTURES
+from accel_search.runtime.devices import resolve_device, set_threads
+from accel_search.runtime.evaluator import PipelineEvaluator
+from accel_search.runtime.folders import PipelineFolder, check_name
+from accel_search.runtime.pipelines import (
+    build_scheduler,
+    describe_workload,
+    load_pipeline,
+    random_pipeline,
+)
+from accel_search.runtime.prompts import load_prompts
+from accel_search.runtime.provenance import RANDOM_WEIGHTS, describe
+from accel_search.runtime.scoring import ClipScorer, load_scorer
+from accel_search.settings import Settings
+
+TIMED_PROMPT = "a small red ring to the left of a large blue star on white"
+"""What is drawn where nothing is scored; every prompt is padded to one length."""
+
+
+class Workbench:
+    """A pipeline, a scorer and prompts, loaded once for any number of schedulers and step counts.
+
+    With `latency_only` there is no scorer, and a pipeline that is named (SD1.5, SD2.1, SDXL) is
+    its full-size architecture with random weights.
+
+    Args:
+        settings: What is loaded, where to, and in what precision.
+        log: Gets notices and warnings.
+
+    Raises:
+        LoadError: A part, or the device, is not there.
+        ConfigurationError: There are too few prompts.
+        OutOfMemoryError: The weights do not fit the device.
+    """
+
+    def __init__(self, settings: Settings, log: logging.Logger) -> None:
+        device = resolve_device(settings.device)
+        check_name(settings.pipe)
+        limit_memory(settings.memory_limit, device)
+        self._log = log
+        self._threads = set_threads(settings.threads, device)
+        self._scorer: ClipScorer | None = None
+        self._folder: PipelineFolder | None = None
+        self._pipe: Any
+        # The cheapest first: a mistake in the prompts shows before gigabytes are read.
+        if settings.latency_only:
+            self._prompts = timing_prompts(settings.batch_size)
+        else:
+            self._prompts = load_prompts(settings)
+            self._scorer = load_scorer(settings, device)
+        if settings.latency_only and settings.pipe in ARCHITECTURES:
+            self._pipe = random_pipeline(settings)
+        else:
+            self._pipe, self._folder = load_pipeline(settings, log)
+        self._own_scheduler = self._pipe.scheduler
+
+    def evaluator(self, settings: Settings) -> PipelineEvaluator:
+        """Return what measures the pipeline as the settings want it.
+
+        Args:
+            settings: Of the same pipeline, prompts and scorer; scheduler, steps, size, batch and
+                guidance are free.
+
+        Raises:
+            ConfigurationError: The pipeline cannot make such images.
+        """
+        pipe = self._pipe
+        pipe.scheduler = build_scheduler(settings.scheduler_class, self._own_scheduler)
+        workload = describe_workload(pipe, settings, self._folder)
+        provenance = describe(
+            pipe,
+            workload,
+            self._prompts,
+            revision=None if self._folder is None else self._folder.revision,
+            weights=RANDOM_WEIGHTS if self._folder is None else None,
+            clip_model=None if self._scorer is None else self._scorer.name,
+            threads=self._threads,
+        )
+        return PipelineEvaluator(
+            pipe,
+            self._scorer,
+            self._prompts,
+            workload,
+            provenance,
+            timing_pairs=settings.timing_pairs,
+            log=self._log,
+        )
+
+
+def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator:
+    """Load what one search needs and return what measures it; raises as `Workbench` does."""
+    return Workbench(settings, log).evaluator(settings)
+
+
+def timing_prompts(count: int) -> PromptSet:
+    """Return prompts for one batch that is timed and not looked at."""
+    return PromptSet("timing", tuple(Prompt(TIMED_PROMPT, seed) for seed in range(count)), ())
+
+
+def limit_memory(limit: float | None, device: torch.device) -> None:
+    """Let torch allocate so many GiB on a GPU and no more; None is no limit.
+
+    Raises:
+        ConfigurationError: The device is no GPU, or has less.
+    """
+    if limit is None:
+        return
+    if device.type != "cuda":
+        raise ConfigurationError(
+            f"--memory_limit {limit:g}: limits a CUDA device's memory, but {device} is used; leave "
+            "it out"
+        )
+    total = torch.cuda.get_device_properties(device).total_memory
+    if limit * 2**30 > total:
+        raise ConfigurationError(
+            f"--memory_limit {limit:g}: {device} has {total / 2**30:.1f} GiB; give less"
+        )
+    torch.cuda.set_per_process_memory_fraction(limit * 2**30 / total, device)

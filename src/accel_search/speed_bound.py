@@ -1,0 +1,271 @@
+"""How fast a space can be, quality aside: its fastest candidate, in a handful of runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.latency import LatencyModel, run_of
+from accel_search.records import Candidate, Failure, Measurement, Trial
+from accel_search.search import Evaluator
+from accel_search.space import JointSpace
+from accel_search.statistics import Estimate, noise_floor, speedup, timing_spread
+from accel_search.step_plans import plans_in
+from accel_search.store import TrialStore
+
+Array = NDArray[np.float64]
+
+MAX_RUNS = 12
+"""Most candidates that are timed on the way; a space of step types needs about half of them."""
+SAME_SPEED = 0.01
+"""Relative difference of speeds that is no gain: a bound has a margin of ten times that."""
+LEAST_GAIN = 0.002
+"""Expected further gain, as a fraction, below which another candidate is not worth a run."""
+NOISE_SHARE = 0.1
+"""The same as a share of the noise of one timing, where that is more."""
+LEAST_NOISE = 0.003
+"""Least relative error that a timing is believed to have."""
+OPTIMISTIC = 2.0
+"""Standard deviations up to what an unknown candidate may reach, while nothing is timed."""
+
+
+class Listener(Protocol):
+    """Is told what is timed, as it is."""
+
+    def on_baseline(self, baseline: Measurement) -> None:
+        """Tell that the baseline is measured, or was recalled."""
+
+    def on_start(self, candidate: Candidate) -> None:
+        """Tell that a candidate is about to be timed."""
+
+    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
+        """Tell what came of it; None where it failed."""
+
+
+@dataclass(frozen=True)
+class SpeedBound:
+    """The fastest candidate of a space."""
+
+    candidate: Candidate
+    measurement: Measurement
+    speedup: Estimate
+    """Its own timings'; below 1 where nothing in the space is faster than the baseline."""
+    noise_floor: float
+    """Relative difference that two copies of one pipeline may show at as many pairs."""
+    baseline: Measurement
+    timed: int
+    """Candidates of which there are timings, a search's before among them."""
+    failed: int
+    settled: bool
+    """Whether no other candidate promises to be faster; if not, the runs were used up."""
+    seconds: float
+    """Wall seconds of everything timed, over every run of this study."""
+
+    @property
+    def is_gain(self) -> bool:
+        """Tell whether it is faster than the baseline beyond its interval and the noise floor."""
+        return self.speedup.low > 1.0 and self.speedup.value > 1.0 + self.noise_floor
+
+
+class SpeedBoundSearch:
+    """Looks for the fastest candidate: the one of which the latency model promises most is next.
+
+    With nothing timed, a candidate may be as fast as the model's prior allows; every run tells what
+    its step types cost, and the model the rest. What a search over the same study has timed counts.
+
+    Args:
+        evaluator: Times candidates, and scores them or not.
+        space: What is searched.
+        store: Keeps every run; what it already holds is not timed again.
+        listener: Is told what happens.
+        pairs: Baseline calls beside a candidate's first timing; the fastest gets `evaluator.pairs`.
+            Fewer than those can be made up for only where nothing is scored.
+
+    Source:
+        Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
+        functions" (1998), with the latency model in place of a Gaussian process.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        space: JointSpace,
+        store: TrialStore,
+        listener: Listener,
+        pairs: int,
+    ) -> None:
+        self._evaluator = evaluator
+        self._space = space
+        self._store = store
+        self._listener = listener
+        self._pairs = pairs
+        self._model = LatencyModel(plans_in(space))
+        self._standing = _Standing(len(space))
+
+    def run(self) -> SpeedBound:
+        """Time candidates until none promises to be faster than the fastest.
+
+        Raises:
+            TrialFailure: No candidate could be measured; the first one's reason.
+            ConfigurationError: The space is empty, or the bare pipeline fails.
+            ContaminationError: An accelerator left the pipeline changed.
+            OutOfMemoryError: The workload does not fit even at batch size 1.
+        """
+        if not len(self._space):
+            raise ConfigurationError(f"--targets {','.join(self._space.targets)}: nothing to time")
+        baseline = self._baseline()
+        self._listener.on_baseline(baseline)
+        standing = self._standing
+        for trial in self._store.trials():
+            standing.take(self._space.position(trial.candidate), trial)
+        standing.forget_other_sizes(baseline.batch_size)
+        runs = 0
+        while (position := self._most_promising(baseline)) is not None and runs < MAX_RUNS:
+            runs += 1
+            baseline = self._time(position, self._pairs, baseline)
+        # What was the fastest by a few calls may not be by all of them.
+        while (best := self._to_be_timed_again(baseline)) is not None:
+            baseline = self._time(*best, baseline)
+        self._evaluator.check()
+        return self._outcome(baseline, settled=position is None)
+
+    def _outcome(self, baseline: Measurement, settled: bool) -> SpeedBound:
+        standing = self._standing
+        if not standing.measured:
+            raise _NothingMeasured(standing.failures[0])
+        best = self._fastest(baseline)
+        found = standing.measured[best]
+        kept = [each.seconds for each in standing.measured.values()]
+        return SpeedBound(
+            candidate=self._space.candidate_at(best),
+            measurement=found,
+            speedup=speedup(found, baseline),
+            noise_floor=noise_floor(baseline, len(found.baseline_seconds_per_image)),
+            baseline=baseline,
+            timed=len(standing.measured),
+            failed=len(standing.failures),
+            settled=settled,
+            seconds=baseline.seconds + sum(kept) + sum(each.seconds for each in standing.failures),
+        )
+
+    def _most_promising(self, baseline: Measurement) -> int | None:
+        """Return which candidate is worth timing next, None if none is."""
+        standing = self._standing
+        fresh = ~standing.is_known
+        if not fresh.any():
+            return None
+        log_speedup, sd = self._speeds(baseline)
+        if not standing.measured:
+            return int(np.argmax(np.where(fresh, log_speedup + OPTIMISTIC * sd, -np.inf)))
+        best = max(log_speedup[position] for position in standing.measured)
+        ahead = (log_speedup - best - SAME_SPEED) / sd
+        gain = np.where(fresh, sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead)), 0.0)
+        least = max(LEAST_GAIN, NOISE_SHARE * self._noise(baseline))
+        return int(np.argmax(gain)) if gain.max() >= least else None
+
+    def _to_be_timed_again(self, baseline: Measurement) -> tuple[int, int] | None:
+        """Return the fastest and how many pairs it lacks, None where it lacks none."""
+        measured = self._standing.measured
+        if not measured:
+            return None
+        best = self._fastest(baseline)
+        missing = self._evaluator.pairs - len(measured[best].baseline_seconds_per_image)
+        # The prompts that it was scored on cannot be scored a second time.
+        return None if missing <= 0 or measured[best].scores else (best, missing)
+
+    def _fastest(self, baseline: Measurement) -> int:
+        log_speedup, _ = self._speeds(baseline)
+        return max(self._standing.measured, key=lambda position: float(log_speedup[position]))
+
+    def _noise(self, baseline: Measurement) -> float:
+        return max(timing_spread(baseline, list(self._standing.measured.values())), LEAST_NOISE)
+
+    def _speeds(self, baseline: Measurement) -> tuple[Array, Array]:
+        measured, noise = self._standing.measured, self._noise(baseline)
+        return self._model.speeds([run_of(at, each, noise) for at, each in measured.items()])
+
+    def _baseline(self) -> Measurement:
+        size = self._evaluator.workload.batch_size
+        kept = self._store.recall(f"baseline:search:{size}")
+        if kept is None:
+            try:
+                kept = self._evaluator.baseline("search")
+            except TrialFailure as error:
+                raise ConfigurationError(str(error)) from error
+            self._store.remember(f"baseline:search:{kept.batch_size}", kept)
+        return kept
+
+    def _time(self, position: int, pairs: int, baseline: Measurement) -> Measurement:
+        """Time a candidate once more and store it; return the baseline of its batch size."""
+        candidate = self._space.candidate_at(position)
+        self._listener.on_start(candidate)
+        before = self._standing.measured.get(position)
+        chunk = min(self._evaluator.chunk, self._evaluator.prompt_count)
+        try:
+            measured = self._evaluator.measure(candidate, prompts=range(chunk), pairs=pairs)
+        except TrialFailure as error:
+            failure = Failure(error.kind, str(error)[:1000], error.seconds)
+            trial = Trial(candidate, None, failure)
+        else:
+            if measured.batch_size != baseline.batch_size:  # It was halved on the way.
+                baseline = self._baseline_of(measured)
+                self._standing.forget_other_sizes(measured.batch_size)
+            elif before is not None:
+                measured = before.joined(measured)
+            trial = Trial(candidate, measured)
+        self._standing.take(position, trial)
+        self._store.add(trial, None)
+        found = None if trial.measurement is None else speedup(trial.measurement, baseline)
+        self._listener.on_timed(trial, found)
+        return baseline
+
+    def _baseline_of(self, measured: Measurement) -> Measurement:
+        latest = self._evaluator.baselines.get("search")
+        if latest is None or latest.batch_size != measured.batch_size:
+            latest = self._evaluator.baseline("search")
+        self._store.remember(f"baseline:search:{latest.batch_size}", latest)
+        return latest
+
+
+class _NothingMeasured(TrialFailure):
+    """Every candidate that was tried failed."""
+
+    def __init__(self, first: Failure) -> None:
+        super().__init__(f"no candidate could be measured: {first.message}")
+        self.kind = first.kind  # type: ignore[misc]
+        self.seconds = first.seconds
+
+
+@dataclass
+class _Standing:
+    """What is known of each position of a space."""
+
+    size: int
+    measured: dict[int, Measurement] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.is_known = np.zeros(self.size, dtype=bool)
+
+    def take(self, position: int | None, trial: Trial) -> None:
+        """Take a trial into account; one of no position of this space is none of it."""
+        if position is None:
+            return
+        self.is_known[position] = True
+        if trial.failure is not None:
+            self.failures.append(trial.failure)
+            self.measured.pop(position, None)
+        elif trial.measurement is not None and trial.measurement.baseline_seconds_per_image:
+            self.measured[position] = trial.measurement
+
+    def forget_other_sizes(self, batch_size: int) -> None:
+        """Drop what was timed at another batch size: no ratio is of two sizes."""
+        for position, each in list(self.measured.items()):
+            if each.batch_size != batch_size:
+                del self.measured[position]
+                self.is_known[position] = False

@@ -1,0 +1,71 @@
+"""One study, opened and run as the settings say."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from accel_search import strategies
+from accel_search.report.progress import Progress
+from accel_search.search import Budget, Evaluator, Outcome, Search
+from accel_search.settings import Settings
+from accel_search.space import JointSpace
+from accel_search.store import TrialStore, default_url, study_name
+from accel_search.strategies.base import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
+    """Open the study of all searches that measure the same thing; a replay's is in memory.
+
+    Raises:
+        ConfigurationError: The storage cannot be opened.
+    """
+    if settings.replay is not None:
+        return TrialStore(None, "replay", space)
+    provenance = evaluator.provenance
+    identity: Mapping[str, object] = {
+        "workload": asdict(evaluator.workload),
+        "provenance": None if provenance is None else provenance.identity(),
+        "timing_pairs": settings.timing_pairs,
+        "values": space.values(),
+    }
+    url = settings.storage or default_url(settings.run_dir)
+    return TrialStore(url, study_name(identity), space, fresh=settings.force)
+
+
+def run_search(
+    settings: Settings,
+    logger: logging.Logger,
+    evaluator: Evaluator,
+    space: JointSpace,
+    store: TrialStore,
+    *,
+    show_bar: bool,
+) -> Outcome:
+    """Run the search that the settings ask for.
+
+    Args:
+        settings: Give strategy, goal and budget.
+        logger: Gets a line a trial.
+        evaluator: Measures.
+        space: What is searched.
+        store: Keeps the trials.
+        show_bar: Whether a bar is drawn on standard error.
+    """
+    cls = strategies.get(settings.strategy)
+    goal = settings.goal
+    task = Task(
+        space,
+        goal,
+        prompts=evaluator.prompt_count,
+        chunk=evaluator.chunk,
+        seed=settings.seed,
+        sampler=settings.sampler or next(iter(cls.samplers), ""),
+    )
+    budget = Budget(settings.max_trials, settings.time_budget)
+    with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
+        return Search(evaluator, cls(task), store, goal, budget, progress).run()

@@ -1,0 +1,1 @@
+"""Many configurations, each in a subprocess, on one GPU, several, or a cluster of them."""

@@ -1,0 +1,92 @@
+"""What a worker answers: an entry, or a failure as `failed_configs` holds it. Plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from accel_search.errors import (
+    AccelSearchError,
+    ConfigurationError,
+    ExitCode,
+    LoadError,
+    OutOfMemoryError,
+    TrialFailure,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one configuration: one of `entry` and `failure`."""
+
+    key: str = ""
+    """Of `speedup_bounds.json`."""
+    label: str = ""
+    """The model's, under that key."""
+    entry: Mapping[str, Any] | None = None
+    winner: Mapping[str, Any] | None = None
+    """Entry of `search_params.json`, where there is one."""
+    failure: Mapping[str, Any] | None = None
+    is_of_model: bool = False
+    """Whether every configuration of the model would fail the same way."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+def failure(
+    error: str,
+    message: str,
+    *,
+    seconds: float,
+    exit_code: int | None = None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Return a failure as the file holds it.
+
+    Args:
+        error: Its kind.
+        message: What a user can act on; cut to length when it is written.
+        seconds: Wall seconds until it failed.
+        exit_code: Of the process or of the program, had it been run alone; below 0 a signal's.
+        facts: Further fields: `batch_sizes_tried`, `bytes_asked`, `bytes_free`.
+    """
+    return {
+        "error": error,
+        "message": message,
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "exit_code": exit_code,
+        "seconds": round(seconds, 1),
+        **facts,
+    }
+
+
+def failure_of(error: BaseException, seconds: float) -> dict[str, Any]:
+    """Return the failure that an exception amounts to."""
+    code = error.exit_code if isinstance(error, AccelSearchError) else ExitCode.UNEXPECTED
+    message = str(error) if isinstance(error, AccelSearchError) else _named(error)
+    facts: dict[str, Any] = {}
+    if isinstance(error, OutOfMemoryError):
+        kind = "cuda_oom"
+        facts = {
+            "batch_sizes_tried": list(error.batch_sizes),
+            "bytes_asked": error.bytes_asked,
+            "bytes_free": error.bytes_free,
+        }
+    elif isinstance(error, LoadError):
+        kind = "model_load"
+    elif isinstance(error, TrialFailure):
+        kind = error.kind
+    elif isinstance(error, ConfigurationError) and isinstance(error.__cause__, TrialFailure):
+        kind = error.__cause__.kind  # The bare pipeline's own pictures.
+    else:
+        kind = "unknown_error"
+    return failure(kind, message, seconds=seconds, exit_code=code, **facts)
+
+
+def _named(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,267 @@
+"""What a sweep is: its table, how it is run, and the options that each search of it gets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from accel_search.errors import ConfigurationError
+from accel_search.settings import (
+    SCHEDULERS,
+    Settings,
+    build_parser,
+    declare,
+    parse_scheduler,
+    parse_seconds,
+    read_config,
+)
+from accel_search.sweep.table import Configuration
+
+FAILURES = (
+    "cuda_oom",
+    "timeout",
+    "model_load",
+    "invalid_image",
+    "subprocess_error",
+    "unknown_error",
+)
+"""Kinds of failures, as `failed_configs` holds them."""
+ALL = "all"
+ISOLATIONS = ("model", "config")
+EXECUTORS = ("local", "ray")
+
+
+def parse_names(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Parse `SD1.5,SDXL` into distinct names, in the order given.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    names = text.split(",") if isinstance(text, str) else [str(each) for each in text]
+    found = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not found:
+        raise ValueError("one or more names, comma-separated")
+    return found
+
+
+def parse_schedulers(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Parse scheduler names; raises as `parse_scheduler`."""
+    return tuple(dict.fromkeys(parse_scheduler(name) for name in parse_names(text)))
+
+
+def parse_step_counts(text: str | Sequence[int]) -> tuple[int, ...]:
+    """Parse `20,25,50`.
+
+    Raises:
+        ValueError: One is no whole number above 0.
+    """
+    names = parse_names(text if isinstance(text, str) else [str(each) for each in text])
+    if not all(name.isdecimal() and int(name) > 0 for name in names):
+        raise ValueError("whole numbers, comma-separated, e.g. 20,25,50")
+    return tuple(dict.fromkeys(int(name) for name in names))
+
+
+def parse_methods(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Parse `deepcache,deepcache+tome`: each a set of accelerators, its names sorted."""
+    return tuple(
+        dict.fromkeys(
+            "+".join(sorted({part.strip() for part in name.split("+") if part.strip()}))
+            for name in parse_names(text)
+        )
+    )
+
+
+def parse_gpus(text: str) -> str | tuple[int, ...]:
+    """Parse `all` or `0,2`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if str(text) == ALL:
+        return ALL
+    names = parse_names(str(text))
+    if not all(name.isdecimal() for name in names):
+        raise ValueError("all, or numbers of GPUs, e.g. 0,1")
+    return tuple(dict.fromkeys(int(name) for name in names))
+
+
+def parse_bytes(text: str) -> int:
+    """Parse a size: `50MB`, `1GB`, `500000`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
+    spelled = str(text).strip().upper()
+    for unit, factor in units.items():
+        number = spelled.removesuffix(unit)
+        if spelled.endswith(unit) and number.isdecimal() and int(number) > 0:
+            return int(number) * factor
+    raise ValueError("a size, e.g. 50MB")
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Everything that decides what a sweep does. Values are checked on construction."""
+
+    # Table
+    models: tuple[str, ...] = declare(
+        ("SD1.5", "SD2.1", "SDXL"),
+        "pipelines: the names that accel-search --pipe takes",
+        parse=parse_names,
+        metavar="A,B",
+        aliases=("pipe", "pipes"),
+    )
+    scheds: tuple[str, ...] = declare(
+        tuple(SCHEDULERS), "schedulers", parse=parse_schedulers, metavar="A,B", aliases=("sched",)
+    )
+    steps: tuple[int, ...] = declare(
+        (20, 25, 50), "denoising steps", parse=parse_step_counts, metavar="N,M"
+    )
+    methods: tuple[str, ...] = declare(
+        ("deepcache", "tgate", "tome"),
+        "accelerators; several of one search are joined by +, e.g. deepcache+tome",
+        parse=parse_methods,
+        metavar="A,B",
+        aliases=("targets",),
+    )
+
+    # Execution
+    dry_run: bool = declare(False, "print the table, what is done and an estimate", parse=bool)
+    retry_failed: str | None = declare(
+        None,
+        f"explore failed configurations again: all, or one kind of {', '.join(FAILURES)}",
+        metavar="KIND",
+        alone=ALL,
+    )
+    isolation: str = declare("model", "a process for each model, or for each config")
+    timeout: float = declare(
+        3600.0, "longest that one configuration may take", parse=parse_seconds, metavar="TIME"
+    )
+    gpus: str | tuple[int, ...] | None = declare(
+        None, "all, or 0,1: a worker on each (default: one worker)", parse=parse_gpus, metavar="A,B"
+    )
+    workers: int | None = declare(
+        None, "workers on the CPU, each with its share of the cores (default: 1)", parse=int
+    )
+    executor: str = declare("local", "local processes, or ray for a cluster")
+    ray_address: str | None = declare(
+        None, "address of a Ray cluster (default: one started here)", metavar="ADDRESS"
+    )
+    log_file: str = declare("exploration.log", "log, flushed line by line", metavar="FILE")
+    log_rotate: int | None = declare(
+        None, "size at which the log is begun anew, e.g. 50MB (default: never)", parse=parse_bytes
+    )
+
+    common: dict[str, Any] = field(default_factory=dict)
+    """Options of `accel-search` that every configuration gets."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        # A mistake in any configuration shows before the first one runs.
+        for configuration in self.table:
+            self.search_settings(configuration)
+
+    @property
+    def table(self) -> tuple[Configuration, ...]:
+        """Return every configuration, in the order of running: a model's are together."""
+        return tuple(
+            Configuration(model, sched, steps, method)
+            for model in self.models
+            for sched in self.scheds
+            for steps in self.steps
+            for method in self.methods
+        )
+
+    @property
+    def run_dir(self) -> str:
+        """Return the folder that the configurations' own folders lie in."""
+        return str(self.common.get("run_dir", Settings.run_dir))
+
+    @property
+    def latency_only(self) -> bool:
+        """Tell whether nothing is scored."""
+        return bool(self.common.get("latency_only", False))
+
+    def search_settings(self, configuration: Configuration) -> Settings:
+        """Return the settings of one configuration's search, which keeps a study of its own.
+
+        Raises:
+            ConfigurationError: An option is out of range, or an accelerator unknown.
+        """
+        run_dir = Path(self.run_dir) / configuration.slug
+        return Settings(
+            **self.common
+            | {
+                "pipe": configuration.model,
+                "sched": configuration.sched,
+                "steps": configuration.steps,
+                "targets": configuration.targets,
+                "run_dir": str(run_dir),
+            }
+        )
+
+    def _check(self) -> None:
+        choices: dict[str, Sequence[str | None]] = {
+            "isolation": ISOLATIONS,
+            "executor": EXECUTORS,
+            "retry_failed": (None, ALL, *FAILURES),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                names = ", ".join(each for each in allowed if each)
+                raise ConfigurationError(f"--{name} {value!r}: expected one of {names}")
+        if self.workers is not None and (type(self.workers) is not int or self.workers < 1):
+            raise ConfigurationError(
+                f"--workers {self.workers!r}: expected a whole number, 1 or more"
+            )
+        if self.workers is not None and self.gpus is not None:
+            raise ConfigurationError(
+                "--workers and --gpus: choose one; --gpus runs one worker on each GPU"
+            )
+        if self.ray_address is not None and self.executor != "ray":
+            raise ConfigurationError("--ray_address: needs --executor ray")
+
+
+_OWN = ("pipe", "sched", "steps", "targets", "req_speedup", "trials_out", "replay")
+"""Options of `accel-search` that the table sets, or that mean nothing for a sweep."""
+_UNFIT = ("json", "quiet", "log_file")
+GROUPS = {"models": "table", "dry_run": "running", "revision": "each search"}
+
+
+def options() -> list[Field[Any]]:
+    """Return the fields that `accel-explore` takes: a sweep's own, then those of every search."""
+    own = [each for each in fields(SweepSettings) if each.metadata]
+    return own + [each for each in fields(Settings) if each.name not in (*_OWN, *_UNFIT)]
+
+
+def sweep_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
+    """Return the command line of `accel-explore`."""
+    parser = build_parser(prog, description, version, options(), GROUPS)
+    parser.add_argument(
+        "--sweep", dest="config", metavar="FILE", help="TOML file of these options; flags win"
+    )
+    return parser
+
+
+def from_command_line(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> SweepSettings:
+    """Return the settings of a command line: defaults, then the TOML file, then flags.
+
+    Raises:
+        ConfigurationError: An option or a TOML entry is unknown or out of range.
+    """
+    given = vars(parser.parse_args(arguments))
+    config = given.pop("config", None)
+    if config:
+        given = read_config(Path(config), options(), "accel-explore") | given
+    own = {each.name for each in fields(SweepSettings) if each.metadata}
+    return SweepSettings(
+        **{name: value for name, value in given.items() if name in own},
+        common={name: value for name, value in given.items() if name not in own},
+    )

@@ -1,0 +1,151 @@
+"""The subprocess that explores configurations, one after the other, as it is given them.
+
+    python -m accel_search.sweep.worker
+
+Each line of its standard input is a job: `{"options": {...}, "answer": "FILE"}`, a search's
+settings and the file that its answer is written to. What the model needs is loaded for the first
+job and serves all; the sweep gives jobs of one model to one process. The end of its input ends the
+process, also in the middle of a job: a sweep that was killed leaves nothing running. Lines for
+people go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel_search.errors import AccelSearchError
+from accel_search.logging_utils import setup_logger
+from accel_search.result_files import write_atomically
+from accel_search.settings import Settings
+from accel_search.sweep.answers import Answer, failure_of
+
+if TYPE_CHECKING:
+    from accel_search.runtime.evaluator import PipelineEvaluator
+    from accel_search.runtime.workbench import Workbench
+
+ABANDONED = 3
+"""Exit code of a worker whose sweep is gone."""
+
+
+def main() -> None:
+    """Take jobs until there are none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cores", help="CPU cores to keep to, e.g. 0,1")
+    options = parser.parse_args()
+    if options.cores and hasattr(os, "sched_setaffinity"):
+        # Before torch is loaded, which counts the cores once.
+        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    session = Session()
+    for job in _jobs():
+        session.answer(job)
+
+
+def _jobs() -> Any:
+    """Yield jobs as they come; end the process when the sweep is gone in the middle of one."""
+    waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    busy = threading.Event()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            waiting.put(json.loads(line))
+        waiting.put(None)
+        if busy.is_set():
+            # Every finished trial is stored; there is nobody left to take an answer.
+            os._exit(ABANDONED)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while (job := waiting.get()) is not None:
+        busy.set()
+        yield job
+        busy.clear()
+
+
+class Session:
+    """What one process has loaded, and what it does with a job."""
+
+    def __init__(self) -> None:
+        self._bench: Workbench | None = None
+        self._evaluator: PipelineEvaluator | None = None
+        self._latest: Settings | None = None
+
+    def answer(self, job: Mapping[str, Any]) -> None:
+        """Do a job and write its answer; whatever goes wrong is an answer too."""
+        began = time.perf_counter()
+        path = Path(job["answer"])
+        try:
+            answer = self._probe(job) if job.get("probe") else self._explore(job, began)
+        except Exception as error:  # The sweep goes on with the next configuration.
+            if not isinstance(error, AccelSearchError):
+                traceback.print_exc()
+            answer = Answer(failure=failure_of(error, time.perf_counter() - began))
+        sys.stdout.flush()
+        write_atomically(path, json.dumps(answer.as_dict(), allow_nan=False))
+
+    def _explore(self, job: Mapping[str, Any], began: float) -> Answer:
+        from accel_search.exploration import explore
+
+        settings = settings_of(job["options"])
+        for name in ("accel_search", "traversal_search"):
+            logger = setup_logger(name, None, settings.log_level)
+        try:
+            evaluator = self._open(settings, logger)
+        except AccelSearchError as error:
+            # Nothing of it hangs on scheduler, steps or method.
+            of_model = self._bench is None
+            failure = failure_of(error, time.perf_counter() - began)
+            if of_model and failure["error"] == "unknown_error":
+                failure["error"] = "model_load"
+            return Answer(failure=failure, is_of_model=of_model)
+        found = explore(settings, evaluator, logger)
+        return Answer(found.key, found.label, found.entry, found.winner)
+
+    def _open(self, settings: Settings, logger: logging.Logger) -> PipelineEvaluator:
+        """Return what measures the configuration, that of the one before where it serves."""
+        from accel_search.runtime.workbench import Workbench
+
+        if self._bench is None:
+            print(f"loading {settings.pipe}", flush=True)
+            self._bench = Workbench(settings, logger)
+        latest = self._latest
+        same = latest is not None and (latest.sched, latest.steps) == (
+            settings.sched,
+            settings.steps,
+        )
+        evaluator = self._evaluator
+        # One whose batch was halved is not asked again: others may fit.
+        if evaluator is None or not same or evaluator.batch_size < settings.batch_size:
+            evaluator = self._evaluator = self._bench.evaluator(settings)
+        self._latest = settings
+        return evaluator
+
+    @staticmethod
+    def _probe(job: Mapping[str, Any]) -> Answer:
+        """Answer what machine this is."""
+        from accel_search.runtime.devices import resolve_device
+        from accel_search.runtime.provenance import machine
+
+        return Answer(entry=machine(resolve_device(job["options"]["device"])))
+
+
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """Return settings that went through JSON."""
+    space = {
+        name: {key: tuple(values) for key, values in parameters.items()}
+        for name, parameters in options.get("space", {}).items()
+    }
+    return Settings(**dict(options) | {"targets": tuple(options["targets"]), "space": space})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A real Ray cluster of two nodes on this machine, one of which is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from accel_search.sweep.driver import Sweep
+from accel_search.sweep.ray_workers import RayWorker
+from accel_search.sweep.settings import SweepSettings
+from tests.sweep.run_fake import COMMAND, ROOT
+from tests.sweep.test_driver import Observer
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Return a cluster of a head that can run nothing and two nodes of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # The nodes' own processes find the fake worker.
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    plan = {"demo": "sleep 0.7", "SDXL": "sleep 0.7"}
+    monkeypatch.setenv("FAKE_PLAN", json.dumps(plan))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(address=made.address, log_to_driver=False)
+    yield made, nodes
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_a_lost_node_costs_no_configuration(cluster, tmp_path):
+    made, nodes = cluster
+    settings = SweepSettings(
+        models=("demo", "SDXL"), scheds=("DDIM",), steps=(20, 21), methods=("tome",),
+        executor="ray",
+        common={"bounds": str(tmp_path / "bounds.json"), "run_dir": str(tmp_path / "runs")},
+    )  # fmt: skip
+    workers = [RayWorker(0, "model", 300, COMMAND) for _ in range(2)]
+    observer = Observer()
+    lost = threading.Event()
+
+    def lose_one():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(observer.of("on_done")) < 1:
+            time.sleep(0.1)
+        made.remove_node(nodes[0], allow_graceful=False)
+        lost.set()
+
+    threading.Thread(target=lose_one).start()
+    assert Sweep(settings, workers).run(observer) == 0
+    assert lost.is_set()
+    content = json.loads((tmp_path / "bounds.json").read_text())
+    assert len(content) == 5 and content["failed_configs"] == {}
+    assert len(set(observer.of("on_done"))) == 4
+    lines = [str(details[0]) for name, _, details in observer.events if name == "on_line"]
+    assert sum("another one takes over" in line for line in lines) >= 1
+    assert sum(line.startswith("measuring ") for line in lines) >= 4
+
+
+def test_an_executor_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
+    from accel_search.explore_upper_bounds import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["--executor", "ray", "--ray_address", "127.0.0.1:1"]) == 2
+    assert "--ray_address 127.0.0.1:1: no cluster answers there" in capsys.readouterr().err
+    assert main(["--executor", "ray", "--gpus", "0"]) == 2
+    assert "--executor local" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""The fastest candidate of a space, found in a handful of runs: no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from accel_search.accelerators.computation import describe_steps
+from accel_search.errors import TrialFailure
+from accel_search.records import Candidate, Measurement
+from accel_search.space import JointSpace
+from accel_search.speed_bound import MAX_RUNS, SpeedBoundSearch
+from accel_search.store import TrialStore
+from tests.fakes import WORKLOAD, FakeEvaluator
+
+
+class Timer(FakeEvaluator):
+    """Times candidates by what their UNet calls are, and scores nothing."""
+
+    def __init__(self, noise=0.002, fails=frozenset(), halve_after=None, slower=1.0):
+        super().__init__(noise=noise, fails=fails)
+        self.prompt_count = 4
+        self.halve_after = halve_after
+        self.slower = slower
+        self.checked = False
+
+    def baseline(self, split="search"):
+        return self._timed(1.0, 4)
+
+    @property
+    def baselines(self):
+        return {"search": self._timed(1.0, 4)}
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        self.calls.append((candidate, split, pairs))
+        if candidate in self._fails or "all" in self._fails:
+            raise TrialFailure("the pipeline said no")
+        if self.halve_after is not None and len(self.calls) > self.halve_after:
+            self.workload = replace(self.workload, batch_size=2)
+            self.chunk = 2
+        return self._timed(true_time(candidate) * self.slower, pairs)
+
+    def _timed(self, share, pairs):
+        def noisy(seconds):
+            return tuple(seconds * np.exp(self._rng.normal(0, self._noise, pairs)))
+
+        return Measurement(
+            noisy(0.5 * share), noisy(0.5), (), self.workload.batch_size, seconds=1.0
+        )
+
+
+def true_time(candidate):
+    """Overhead, and what is left of a call under each effect; a call is a sum of effects."""
+    calls = describe_steps(candidate, WORKLOAD)
+    unet = sum(
+        math.exp(sum(-0.25 * effect.amount - 0.2 for effect in call)) for call in calls
+    ) / len(calls)
+    return 0.1 + 0.9 * unet
+
+
+class Listener:
+    def __init__(self):
+        self.timed = []
+
+    def on_baseline(self, baseline):
+        self.baseline = baseline
+
+    def on_start(self, candidate):
+        pass
+
+    def on_timed(self, trial, found):
+        self.timed.append((trial, found))
+
+
+def search(evaluator, targets=("deepcache",), store=None, pairs=1):
+    space = JointSpace(targets, WORKLOAD)
+    store = store or TrialStore(None, "test", space)
+    listener = Listener()
+    bound = SpeedBoundSearch(evaluator, space, store, listener, pairs).run()
+    return bound, listener, space
+
+
+@pytest.mark.parametrize(
+    "targets", [("deepcache",), ("tome",), ("tgate",), ("deepcache", "tgate")], ids=str
+)
+def test_the_fastest_is_found_in_a_handful_of_runs(targets):
+    evaluator = Timer()
+    bound, listener, space = search(evaluator, targets)
+    fastest = min(true_time(space.candidate_at(at)) for at in range(len(space)))
+    assert true_time(bound.candidate) <= fastest * 1.02
+    assert bound.speedup.low <= 1 / true_time(bound.candidate) * 1.005
+    assert bound.settled and bound.is_gain and evaluator.checked
+    assert (
+        bound.timed <= MAX_RUNS
+        and len({str(trial.candidate) for trial, _ in listener.timed}) == bound.timed
+    )
+    # The fastest is timed beside as many baseline calls as a search would.
+    assert len(bound.measurement.baseline_seconds_per_image) == evaluator.pairs
+
+
+def test_what_is_stored_is_not_timed_again():
+    space = JointSpace(("deepcache",), WORKLOAD)
+    store = TrialStore(None, "test", space)
+    first, _, _ = search(Timer(), store=store)
+    evaluator = Timer()
+    again, listener, _ = search(evaluator, store=store)
+    assert evaluator.calls == [] and listener.timed == []
+    assert again.candidate == first.candidate and again.speedup == first.speedup
+
+
+def test_candidates_that_fail_are_records_and_the_others_go_on():
+    space = JointSpace(("deepcache",), WORKLOAD)
+    store = TrialStore(None, "test", space)
+    winner, _, _ = search(Timer())
+    bound, listener, _ = search(Timer(fails=frozenset({winner.candidate})), store=store)
+    assert bound.failed == 1 and bound.candidate != winner.candidate
+    assert [found for trial, found in listener.timed if trial.failure] == [None]
+    assert sum(trial.failure is not None for trial in store.trials()) == 1
+
+
+def test_where_every_candidate_fails_its_reason_is_raised():
+    with pytest.raises(TrialFailure, match="no candidate could be measured: the pipeline said no"):
+        search(Timer(fails=frozenset({"all"})))
+
+
+def test_after_a_halved_batch_nothing_of_the_other_size_counts():
+    bound, _, space = search(Timer(halve_after=2))
+    assert bound.measurement.batch_size == bound.baseline.batch_size == 2
+    fastest = min(true_time(space.candidate_at(at)) for at in range(len(space)))
+    assert true_time(bound.candidate) <= fastest * 1.02
+
+
+def test_a_space_in_which_nothing_pays_says_so():
+    bound, _, _ = search(Timer(slower=4.0))
+    assert bound.speedup.value < 1 and not bound.is_gain
+
+
+def test_noise_ends_the_search_and_is_told_from_a_gain():
+    bound, _, _ = search(Timer(noise=0.4, slower=2.0), ("tgate",))
+    assert bound.timed <= MAX_RUNS and bound.noise_floor > 0.3
+    assert not bound.is_gain
+
+
+def test_candidates_that_a_search_has_scored_are_not_scored_again():
+    evaluator = FakeEvaluator()
+    space = JointSpace(("deepcache",), evaluator.workload)
+    store = TrialStore(None, "test", space)
+    fastest = Candidate({"deepcache": {"cache_interval": 5, "cache_branch_id": 0}})
+    from accel_search.records import Trial
+
+    store.add(Trial(fastest, evaluator.measure(fastest)), None)
+    evaluator.calls.clear()
+    bound = SpeedBoundSearch(evaluator, space, store, Listener(), evaluator.pairs).run()
+    assert bound.candidate == fastest
+    assert fastest not in [candidate for candidate, _, _ in evaluator.calls]
