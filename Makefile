@@ -7,10 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLES := tests/data/tables
 
-.PHONY: demo test test-full test-gpu lint format bench bench-strategies clean
+.PHONY: demo demo-sweep test test-full test-gpu lint format bench bench-strategies clean
 
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
+
+demo-sweep: $(READY)  ## Explore 18 configurations of it, in subprocesses
+	$(BIN)/accel-explore --sweep configs/demo_sweep.toml
 
 # Two processes of one thread each: threads of one process wait for each other on busy cores.
 test: $(READY)  ## Run the tests that need no GPU

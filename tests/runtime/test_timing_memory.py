@@ -71,6 +71,14 @@ def test_bytes_are_read_out_of_an_allocators_message():
     assert (shortage.bytes_asked, shortage.bytes_free) == (2 * 2**30, 3 * 2**19)
     assert str(shortage) == "2,147,483,648 bytes asked, 1,572,864 free"
     assert parse_shortage("out of memory").bytes_asked is None
+    # A process that may use a part of the device has left what is left of that part.
+    limited = (
+        "Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which 136.92 GiB "
+        "is free. Including non-PyTorch memory, this process has 2.88 GiB memory in use. 2.25 GiB "
+        "allowed; Of the allocated memory 2.00 GiB is allocated by PyTorch, and 128.00 MiB is "
+        "reserved by PyTorch but unallocated."
+    )
+    assert parse_shortage(limited).bytes_free == 2**30 // 8
     assert parse_shortage("you tried to allocate 400 bytes.").bytes_asked == 400
 
 
