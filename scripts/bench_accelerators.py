@@ -25,7 +25,7 @@ import torch
 
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.runtime.architectures import build_random
-from accel_search.runtime.provenance import device_name, driver_version, package_versions
+from accel_search.runtime.provenance import machine
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "deepcache(3, 0)": {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}},
@@ -51,10 +51,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     device = torch.device(options.device)
+    where = machine(device)
     table: dict[str, Any] = {
-        "device": device_name(device),
-        "driver": driver_version(),
-        "versions": package_versions(),
+        "device": where.pop("device_name"),
+        **where,
         "dtype": "float16",
         "rows": [],
     }

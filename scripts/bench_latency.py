@@ -182,11 +182,7 @@ class Bench:
         from accel_search.runtime.calls import Accounting, Caller
         from accel_search.runtime.devices import resolve_device, set_threads
         from accel_search.runtime.pipelines import attention_downsamples, load_pipeline
-        from accel_search.runtime.provenance import (
-            device_name,
-            driver_version,
-            package_versions,
-        )
+        from accel_search.runtime.provenance import machine
         from accel_search.runtime.quiet import quiet_libraries
 
         device = resolve_device(options.device)
@@ -214,11 +210,8 @@ class Bench:
             latent_width=size // pipe.vae_scale_factor,
             attention_downsamples=attention_downsamples(pipe.unet),
         )
-        self.provenance = {
-            "device": device_name(device),
-            "driver": driver_version(),
-            "versions": package_versions(),
-        }
+        where = machine(device)
+        self.provenance = {"device": where.pop("device_name"), **where}
         self._caller = Caller(pipe, apply_candidate, Accounting())
         self._quiet = quiet_libraries
         self._prompts = [Prompt("a red ring on white", index) for index in range(options.batch)]

@@ -413,10 +413,27 @@ def from_command_line(
     Raises:
         ConfigurationError: An option or a TOML entry is unknown or out of range.
     """
+    return Settings(**given_options(parser, arguments))
+
+
+def given_options(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    options: Sequence[Field[Any]] | None = None,
+) -> dict[str, Any]:
+    """Return what a command line and the TOML file that it names say; flags win.
+
+    Args:
+        parser: From `build_parser`.
+        arguments: None takes the process's own.
+        options: Fields that the file may set; None takes those of `Settings`.
+
+    Raises:
+        ConfigurationError: An option or a TOML entry is unknown, or cannot be parsed.
+    """
     given = vars(parser.parse_args(arguments))
     config = given.pop("config", None)
-    from_file = read_config(Path(config)) if config else {}
-    return Settings(**(from_file | given))
+    return (read_config(Path(config), options, parser.prog) if config else {}) | given
 
 
 def read_config(

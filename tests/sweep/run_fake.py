@@ -3,11 +3,22 @@
 import sys
 from pathlib import Path
 
+import psutil
+
 from accel_search.explore_upper_bounds import main
 from accel_search.sweep import child
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "tests.sweep.fake_worker")
+
+
+def is_gone(pid):
+    """Tell whether a process has ended; an orphan's exit code may wait for ever to be taken."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
 
 if __name__ == "__main__":
     child.COMMAND = COMMAND

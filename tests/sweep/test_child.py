@@ -9,13 +9,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import pytest
 
 from accel_search.settings import Settings
 from accel_search.sweep.child import Child, Stopped, TimedOut, describe_exit
 from accel_search.sweep.workers import LocalWorker
-from tests.sweep.run_fake import COMMAND, ROOT
+from tests.sweep.run_fake import COMMAND, ROOT, is_gone
 
 NEVER = threading.Event()
 
@@ -74,14 +73,6 @@ def test_a_process_that_hangs_is_ended_with_its_own_children(child, monkeypatch,
         process.ask({"options": asdict(settings())}, 600 if reason is Stopped else 4, stop)
     assert is_gone(grandchild(lines))
     assert not process.is_alive
-
-
-def is_gone(pid):
-    """A process whose parent is gone may wait for ever for one that takes its exit code."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def grandchild(lines):

@@ -10,11 +10,10 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
 from accel_search.explore_upper_bounds import main
-from tests.sweep.run_fake import COMMAND, ROOT
+from tests.sweep.run_fake import COMMAND, ROOT, is_gone
 
 TABLE = ["--models", "demo", "--scheds", "DDIM,UniPC", "--steps", "20", "--methods", "tome,tgate"]
 SMALL = ["--device", "cpu", "--threads", "1", "--steps", "6", "--height", "64", "--width", "64"]
@@ -141,13 +140,6 @@ def pid_of(folder, name):
         if match := re.search(rf"measuring {re.escape(name)} in (\d+)", line):
             return int(match[1])
     return None
-
-
-def is_gone(pid):
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_real_pipeline_is_explored(tmp_path):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from types import TracebackType
-
-from tqdm import tqdm
 
 from accel_search.records import Candidate, Goal, Measurement, Trial
+from accel_search.report.bar import WithBar
 from accel_search.report.wording import factor, figures, percent
 from accel_search.search import Rival
 from accel_search.statistics import AssessedTrial, Assessment, Estimate, noise_floor
 
 
-class Progress:
+class Progress(WithBar):
     """Writes one line a trial to the log, and draws a bar below the lines.
 
     Args:
@@ -30,26 +28,7 @@ class Progress:
         self._goal = goal
         self._numbers: dict[Candidate, int] = {}
         self._best: AssessedTrial | None = None
-        self._bar = tqdm(
-            total=total,
-            disable=not show_bar,
-            dynamic_ncols=True,
-            leave=False,
-            bar_format="{n_fmt}/{total_fmt} {bar:12} {elapsed} < {remaining}  {desc}",
-        )
-
-    def __enter__(self) -> Progress:
-        """Return self; the bar is cleared at the end of the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Clear the bar."""
-        self._bar.close()
+        super().__init__(total, " < {remaining}  {desc}", show=show_bar)
 
     def on_baseline(self, baseline: Measurement) -> None:
         """Write what the bare pipeline does and how far timings can be trusted here."""

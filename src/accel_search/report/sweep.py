@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
+from accel_search.report.bar import WithBar
 from accel_search.report.wording import duration
 from accel_search.sweep.answers import Answer
 from accel_search.sweep.status import Status
@@ -19,7 +17,7 @@ LEVELS = {"WARNING: ": logging.WARNING, "ERROR: ": logging.ERROR}
 """How a process marks its lines -> their level in the sweep's log."""
 
 
-class SweepProgress:
+class SweepProgress(WithBar):
     """Writes the sweep's lines to the log, and draws a bar below them.
 
     Args:
@@ -45,26 +43,7 @@ class SweepProgress:
         self._left: set[Configuration] = set()
         self._spent = self._earned = 0.0
         self._workers = 1
-        self._bar = tqdm(
-            total=total,
-            disable=not show_bar,
-            dynamic_ncols=True,
-            leave=False,
-            bar_format="{n_fmt}/{total_fmt} {bar:12} {elapsed}  {desc}",
-        )
-
-    def __enter__(self) -> SweepProgress:
-        """Return self; the bar is cleared at the end of the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Clear the bar."""
-        self._bar.close()
+        super().__init__(total, "  {desc}", show=show_bar)
 
     def expect(self, configurations: Sequence[Configuration], workers: int) -> None:
         """Say what there is to do, for the time left."""

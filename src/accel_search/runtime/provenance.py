@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from accel_search.nvidia_smi import query
 from accel_search.records import PromptSet, Provenance, Workload
 
 PACKAGES = (
@@ -71,7 +71,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return the fields of a provenance that hang on the machine alone."""
     return {
         "device_name": device_name(device),
-        "driver": driver_version() if device.type == "cuda" else None,
+        "driver": next(iter(query("driver_version")), None) if device.type == "cuda" else None,
         "versions": package_versions(),
     }
 
@@ -105,22 +105,6 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def driver_version() -> str | None:
-    """Return the GPU driver's version; None where nvidia-smi cannot tell."""
-    try:
-        output = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = output.strip().splitlines()
-    return lines[0].strip() if lines else None
 
 
 def attention_backend(unet: Any) -> str:

@@ -14,9 +14,9 @@ from accel_search.settings import (
     Settings,
     build_parser,
     declare,
+    given_options,
     parse_scheduler,
     parse_seconds,
-    read_config,
 )
 from accel_search.sweep.table import Configuration
 
@@ -256,10 +256,7 @@ def from_command_line(
     Raises:
         ConfigurationError: An option or a TOML entry is unknown or out of range.
     """
-    given = vars(parser.parse_args(arguments))
-    config = given.pop("config", None)
-    if config:
-        given = read_config(Path(config), options(), "accel-explore") | given
+    given = given_options(parser, arguments, options())
     own = {each.name for each in fields(SweepSettings) if each.metadata}
     return SweepSettings(
         **{name: value for name, value in given.items() if name in own},
