@@ -11,7 +11,7 @@ import pytest
 from accel_search.api import load_best
 from accel_search.errors import ConfigurationError
 from accel_search.report.progress import Progress
-from accel_search.results import entry_of, find_settings, save, stored_answer
+from accel_search.results import entry_of, find_settings, save, save_winner, stored_answer
 from accel_search.search import Budget, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -160,3 +160,38 @@ def test_load_best_takes_the_fastest_that_fits(tmp_path):
         load_best(path, pipe, steps=50)
     with pytest.raises(ConfigurationError, match="no such file"):
         load_best(tmp_path / "none.json")
+
+
+def test_two_models_of_one_class_keep_their_own_results(tmp_path):
+    path = tmp_path / "f.json"
+    searched(path, GRID())
+    content = json.loads(path.read_text())
+    key = next(each for each in content if "upbound" in each)
+    settings = {"deepcache": {"cache_interval": 2, "cache_branch_id": 3}}
+    other = content[key] | {
+        "speedup": 9.0,
+        "settings": settings,
+        "provenance": content[key]["provenance"] | {"model_id": "sd2-community/sd21"},
+    }
+    save_winner(path, key, other)
+    assert set(json.loads(path.read_text())[key]["by_model"]) == {"demo", "sd2-community/sd21"}
+    # Each answers for its own model, and another result of it takes its own place alone.
+    assert answer(path, GRID())[0] == content[key]
+    save_winner(path, key, other | {"speedup": 8.0})
+    assert answer(path, GRID())[0] == content[key]
+    elsewhere = replace(PROVENANCE, model_id="sd2-community/sd21")
+    assert answer(path, GRID(), elsewhere)[0]["speedup"] == 8.0
+
+    def loaded(name):
+        members = {"scheduler": type("DDIMScheduler", (), {})(), "config": {"_name_or_path": name}}
+        return type("StableDiffusionPipeline", (), members)()
+
+    assert load_best(path, loaded("sd2-community/sd21"), steps=20) == settings
+    assert load_best(path, loaded("demo"), steps=20) == content[key]["settings"]
+    assert load_best(path, loaded("/a/copy"), model="demo") == content[key]["settings"]
+    with pytest.raises(ConfigurationError, match="demo, sd2-community/sd21, .* /a/copy: say whose"):
+        load_best(path, loaded("/a/copy"))
+    with pytest.raises(ConfigurationError, match="no result for SDXL"):
+        load_best(path, model="SDXL")
+    # Without a pipeline to tell whose is meant, the fastest of all.
+    assert load_best(path) == settings

@@ -50,6 +50,7 @@ def accelerate(
     steps: int | None = None,
     scheduler: str | None = None,
     targets: Sequence[str] | None = None,
+    model: str | None = None,
 ) -> Acceleration:
     """Apply accelerators to a diffusers pipeline, which is then called as always.
 
@@ -64,6 +65,7 @@ def accelerate(
         steps: As in `load_best`.
         scheduler: As in `load_best`; to be the one that the pipeline has.
         targets: As in `load_best`.
+        model: As in `load_best`.
 
     Raises:
         ConfigurationError: The file holds no fitting result; or an accelerator or a parameter is
@@ -71,11 +73,13 @@ def accelerate(
         AcceleratorError: The pipeline cannot be patched, or already is.
     """
     if isinstance(settings, str | Path):
-        settings = load_best(settings, pipe, steps=steps, scheduler=scheduler, targets=targets)
-    elif not (steps is None and scheduler is None and targets is None):
+        settings = load_best(
+            settings, pipe, steps=steps, scheduler=scheduler, targets=targets, model=model
+        )
+    elif not (steps is None and scheduler is None and targets is None and model is None):
         raise ConfigurationError(
-            "accelerate: steps, scheduler and targets choose among a file's results: give the "
-            "path of one, or settings alone"
+            "accelerate: steps, scheduler, targets and model choose among a file's results: give "
+            "the path of one, or settings alone"
         )
     return Acceleration(pipe, Candidate(settings))
 
@@ -87,23 +91,28 @@ def load_best(
     steps: int | None = None,
     scheduler: str | None = None,
     targets: Sequence[str] | None = None,
+    model: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the fastest settings that a search has stored.
 
     Args:
         path: The result file of `accel-search`.
         pipe: The pipeline they are for: only results of its class and of its scheduler's
-            class are taken. None takes any.
+            class are taken, and where the file has results of several models, those of the
+            model that it was loaded from. None takes any.
         steps: Only results for this many denoising steps are taken. None takes any.
         scheduler: Only results for this scheduler are taken: `DDIM`, `DPM-Solver++`, `UniPC`, or
             a class name. None takes the pipeline's.
         targets: Only results of a search of exactly these accelerators are taken. None takes any.
+        model: Hub id or folder of the model that results are wanted of, where the pipeline was
+            loaded from elsewhere. None takes the pipeline's own.
 
     Returns:
         Accelerator name -> parameters, as `accelerate` takes them.
 
     Raises:
-        ConfigurationError: The file holds no such result, or the pipeline has another scheduler.
+        ConfigurationError: The file holds no such result, or only results of several models none
+            of which is this one's; or the pipeline has another scheduler.
     """
     if not Path(path).exists():
         raise ConfigurationError(f"{path}: no such file; accel-search writes it")
@@ -117,4 +126,5 @@ def load_best(
                 f"pipe.scheduler = {wanted}.from_config(pipe.scheduler.config)"
             )
         wanted = has
-    return find_settings(Path(path), pipeline, wanted, steps, targets)
+    loaded_from = None if pipe is None else getattr(pipe, "config", {}).get("_name_or_path", "")
+    return find_settings(Path(path), pipeline, wanted, steps, targets, model, loaded_from)

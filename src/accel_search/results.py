@@ -105,8 +105,26 @@ def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
-    update_json(path, lambda content: content.update(dict.fromkeys(keys, entry)))
+    def change(content: dict[str, Any]) -> None:
+        for key in keys:
+            models = _by_model(content.get(key)) | {_model_of(entry): dict(entry)}
+            # A key names a pipeline class, and SD1.5 and SD2.1 share one.
+            content[key] = dict(entry) | ({"by_model": models} if len(models) > 1 else {})
+
+    update_json(path, change)
     return keys
+
+
+def _by_model(value: Any) -> dict[str, dict[str, Any]]:
+    """Return the entries that a value of the file holds, by the model that each is of."""
+    if not isinstance(value, dict) or "settings" not in value:
+        return {}
+    return dict(value.get("by_model") or {_model_of(value): value})
+
+
+def _model_of(entry: Mapping[str, Any]) -> str:
+    """Return the hub id or folder that an entry is of; empty where it does not say."""
+    return str((entry.get("provenance") or {}).get("model_id", ""))
 
 
 def stored_answer(
@@ -145,19 +163,16 @@ def _answering(
         search_key(workload, UPPER_BOUND, settings.req_score_loss, settings.targets)
     )
     found: list[dict[str, Any]] = []
-    for text, entry in content.items():
+    for text, value in content.items():
         key = parse_key(text)
-        if (
-            key is None
-            or not isinstance(entry, dict)
-            or key[:3] + key[4:] != wanted[:3] + wanted[4:]
-        ):
+        if key is None or key[:3] + key[4:] != wanted[:3] + wanted[4:]:
             continue
         if settings.req_speedup is None:
-            if key[3] == UPPER_BOUND:
-                found.append(entry)
-        elif isinstance(key[3], float) and key[3] >= settings.req_speedup:
-            found.append(entry)
+            is_answer = key[3] == UPPER_BOUND
+        else:
+            is_answer = isinstance(key[3], float) and key[3] >= settings.req_speedup
+        if is_answer:
+            found += _by_model(value).values()
     return sorted(found, key=lambda entry: -float(entry.get("speedup", 0)))
 
 
@@ -198,6 +213,8 @@ def find_settings(
     scheduler_class: str | None = None,
     steps: int | None = None,
     targets: Sequence[str] | None = None,
+    model: str | None = None,
+    loaded_from: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the settings of the fastest stored result that fits.
 
@@ -207,24 +224,39 @@ def find_settings(
         scheduler_class: Class name of the scheduler; None takes any.
         steps: Denoising steps; None takes any.
         targets: Accelerators that may be used; None takes any.
+        model: Hub id or folder of the model; None takes any.
+        loaded_from: The same, but only to choose where results of several models fit; None takes
+            the fastest of all.
 
     Raises:
-        ConfigurationError: No stored result fits.
+        ConfigurationError: No stored result fits, or those that do are of several models, none of
+            which is that of `loaded_from`.
     """
     fitting: list[dict[str, Any]] = []
-    for text, entry in read_json(path).items():
+    for text, value in read_json(path).items():
         key = parse_key(text)
-        if key is None or not isinstance(entry, dict) or "settings" not in entry:
+        if key is None:
             continue
         wanted = (pipeline_class, scheduler_class, None if steps is None else str(steps))
         matches = all(want in (None, got) for want, got in zip(wanted, key[:3], strict=True))
         if matches and (targets is None or sorted(targets) == key[5]):
-            fitting.append(entry)
+            fitting += [
+                each for each in _by_model(value).values() if model in (None, _model_of(each))
+            ]
     if not fitting:
-        asked = ", ".join(str(each) for each in (pipeline_class, scheduler_class, steps) if each)
+        parts = (model, pipeline_class, scheduler_class, steps)
+        asked = ", ".join(str(each) for each in parts if each)
         raise ConfigurationError(
             f"{path}: holds no result for {asked or 'anything'}; run accel-search for it first"
         )
+    models = sorted({_model_of(each) for each in fitting})
+    if loaded_from is not None and len(models) > 1:
+        fitting = [each for each in fitting if _model_of(each) == loaded_from]
+        if not fitting:
+            raise ConfigurationError(
+                f"{path}: holds results of {', '.join(models)}, and the pipeline was loaded from "
+                f"{loaded_from or 'elsewhere'}: say whose with model="
+            )
     best: dict[str, dict[str, Any]] = max(fitting, key=lambda each: float(each["speedup"]))[
         "settings"
     ]
