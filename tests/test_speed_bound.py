@@ -10,7 +10,7 @@ import pytest
 
 from accel_search.accelerators.computation import describe_steps
 from accel_search.errors import TrialFailure
-from accel_search.records import Candidate, Measurement
+from accel_search.records import Candidate, Measurement, Trial
 from accel_search.space import JointSpace
 from accel_search.speed_bound import MAX_RUNS, SpeedBoundSearch
 from accel_search.store import TrialStore
@@ -111,6 +111,15 @@ def test_what_is_stored_is_not_timed_again():
     assert again.candidate == first.candidate and again.speedup == first.speedup
 
 
+def test_what_is_stored_of_another_batch_size_does_not_count():
+    space = JointSpace(("deepcache",), WORKLOAD)
+    store = TrialStore(None, "test", space)
+    slow = Candidate({"deepcache": {"cache_interval": 2, "cache_branch_id": 3}})
+    store.add(Trial(slow, Measurement((0.001,) * 3, (0.5,) * 3, (), batch_size=2)), None)
+    bound, _, _ = search(Timer(), store=store)
+    assert bound.candidate != slow and bound.measurement.batch_size == 4
+
+
 def test_candidates_that_fail_are_records_and_the_others_go_on():
     space = JointSpace(("deepcache",), WORKLOAD)
     store = TrialStore(None, "test", space)
@@ -149,8 +158,6 @@ def test_candidates_that_a_search_has_scored_are_not_scored_again():
     space = JointSpace(("deepcache",), evaluator.workload)
     store = TrialStore(None, "test", space)
     fastest = Candidate({"deepcache": {"cache_interval": 5, "cache_branch_id": 0}})
-    from accel_search.records import Trial
-
     store.add(Trial(fastest, evaluator.measure(fastest)), None)
     evaluator.calls.clear()
     bound = SpeedBoundSearch(evaluator, space, store, Listener(), evaluator.pairs).run()

@@ -58,6 +58,13 @@ def test_one_load_serves_several_configurations_and_one_baseline_several_methods
     assert capsys.readouterr().out.count("loading demo") == 1
 
 
+def test_a_batch_that_was_halved_for_one_method_is_whole_for_the_next(ask):
+    ask()
+    ask.session._evaluator._set_batch_size(1)
+    other = ask(targets=("tome",), space={"tome": {"ratio": (0.5,), "max_downsample": (1,)}})
+    assert other["entry"]["provenance"]["batch_size"] == 2
+
+
 def test_a_model_that_cannot_be_loaded_fails_all_of_its_configurations(ask):
     answer = ask(pipe="./none")
     assert answer["is_of_model"] and answer["failure"]["error"] == "model_load"
