@@ -114,17 +114,14 @@ def test_nothing_within_the_goal_is_code_3(folder, capsys):
 
 def test_speed_alone_is_bounded_labelled_and_kept_apart_from_results(folder, capsys):
     options = ["--config", "fast.toml", "--latency_only", *SMALL]
-    code = main(options)
+    assert main(options) in (0, 3)  # On a busy machine a gain may drown in the noise.
     out = capsys.readouterr().out
-    assert code in (0, 3)  # On a busy machine a gain may drown in the noise.
     assert "Latency only: demo, 64 × 64 pixels" in out and "Nothing was scored" in out
     assert not (folder / "search_params.json").exists()
     kept = json.loads((folder / "speedup_bounds.json").read_text())
     entry = next(iter(kept.values()))
     assert entry["latency_only"] is True and entry["best_feasible"] is None
     assert entry["measured_max"]["params"]["cache_branch_id"] == 0
-    assert main([*options, "--json"]) == code
-    assert json.loads(capsys.readouterr().out)["measured_max"] == entry["measured_max"]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ for candidate in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.full
 def test_another_process_makes_the_same_images() -> None:
     chosen = [param.values[0] for param in candidates()]
     found = subprocess.run(
