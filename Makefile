@@ -19,7 +19,7 @@ demo-sweep: $(READY)  ## Explore 18 configurations of it, in subprocesses
 test: $(READY)  ## Run the tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-full: $(READY)  ## Go through every case of what the tests take a sample of
+test-full: $(READY)  ## Go through every case of what the tests take a sample of, and the long tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full --numprocesses 2 --dist worksteal
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device

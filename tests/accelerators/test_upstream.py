@@ -59,6 +59,7 @@ def test_every_deepcache_branch(
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "candidate",
     [
