@@ -8,7 +8,7 @@ import pytest
 from accel_search.errors import ContaminationError
 from accel_search.records import Candidate, Goal
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search
+from accel_search.search import Budget, Search, speed_of
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore
 from accel_search.strategies import all_strategies, get
@@ -250,12 +250,33 @@ def test_fewer_steps_are_measured_at_the_winners_speed():
     ]
     assert at_speed, "no rival is as fast as the winner"
     assert max(rival.steps for rival in at_speed) == 9
-    assert not any(rival.rivals(outcome.winner) for rival in outcome.rivals)
+    assert not any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
 
 
 def test_a_rival_that_is_as_fast_and_better_is_said_to_beat_the_winner():
     outcome = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
-    assert any(rival.rivals(outcome.winner) for rival in outcome.rivals)
+    assert any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+
+
+def test_a_rival_need_not_be_as_fast_as_the_winner_was_by_luck():
+    class Lucky(FakeEvaluator):
+        """Its candidates are timed as faster in the search than ever after."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            if split == "search" or "steps" in candidate:
+                return measured
+            slower = tuple(each * 1.4 for each in measured.seconds_per_image)
+            return replace(measured, seconds_per_image=slower)
+
+    outcome = run(Lucky(lambda candidate: (2.8, 0.1)), bound=0.2)
+    lucky, after = outcome.winner.assessment.speedup.value, outcome.held_out.speedup.value
+    told = speed_of(outcome.winner, outcome.held_out)
+    assert after < told < lucky and told == pytest.approx((lucky * after) ** 0.5)
+    # Rivals are sought at the speed by all timings, and one of them does as well as that.
+    assert max(rival.assessment.speedup.value for rival in outcome.rivals) < lucky
+    assert any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+    assert speed_of(outcome.winner, None) == lucky
 
 
 def test_steps_are_searched_as_a_target_of_their_own():

@@ -5,11 +5,12 @@ from dataclasses import fields
 import pytest
 
 from accel_search.errors import ConfigurationError
-from accel_search.settings import Settings, build_parser, from_command_line, parse_seconds
+from accel_search.options import parse_seconds
+from accel_search.settings import Settings, from_command_line, search_parser
 
 
 def parse(*arguments):
-    return from_command_line(build_parser("accel-search", "", "0"), arguments)
+    return from_command_line(search_parser("accel-search", "", "0"), arguments)
 
 
 def test_no_arguments_give_the_defaults():

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.logging_utils import without_secrets
-from accel_search.records import Provenance
-from accel_search.result_files import read_json, update_json
+from accel_search.records import Candidate, Provenance
+from accel_search.result_files import update_json
 from accel_search.results import rounded
 from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
@@ -108,14 +108,13 @@ def entry_of(
 
 def _feasible(winner: Mapping[str, Any]) -> dict[str, Any]:
     evidence = winner["evidence"]
-    flat = {key: value for params in winner["settings"].values() for key, value in params.items()}
     return {
         "speedup": winner["speedup"],
         "speedup_interval": evidence["speedup_interval"],
         "score_loss": winner["score_loss"],
         "score_loss_interval": evidence["score_loss_interval"],
         "verdict": evidence["verdict"],
-        "params": flat,
+        "params": Candidate(winner["settings"]).flat(),
         "settings": winner["settings"],
         "held_out": evidence["held_out"],
     }
@@ -160,11 +159,6 @@ def save_failure(path: Path, failed: str, failure: Mapping[str, Any]) -> None:
         content[FAILED] = failures
 
     update_json(path, change)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the content of a bounds file; `{}` where there is none."""
-    return read_json(path)
 
 
 def entries(

@@ -86,11 +86,20 @@ class AcceleratorError(AccelSearchError):
 
 
 class TrialFailure(AccelSearchError):
-    """One candidate could not be measured; becomes a `Failure` record of `kind`."""
+    """One candidate could not be measured; becomes a `Failure` record.
 
-    kind: ClassVar[str] = "unknown_error"
-    seconds: float = 0.0
-    """Wall seconds until it failed; set by whoever timed it."""
+    Args:
+        message: One line.
+        kind: As `Failure.kind`; None takes the class's own.
+        seconds: Wall seconds until it failed; whoever times it may set them later.
+    """
+
+    kind: str = "unknown_error"
+
+    def __init__(self, message: str, kind: str | None = None, seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind = kind or type(self).kind
+        self.seconds = seconds
 
 
 class InvalidImage(TrialFailure):

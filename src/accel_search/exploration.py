@@ -12,7 +12,7 @@ from accel_search.report.progress import Progress
 from accel_search.search import Evaluator, Outcome
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, search_key
-from accel_search.speed_bound import SpeedBound, SpeedBoundSearch
+from accel_search.speed_bound import SpeedBoundSearch
 from accel_search.store import TrialStore
 from accel_search.study import open_store, run_search
 
@@ -63,7 +63,15 @@ def explore(
     winner = None
     if outcome is not None and outcome.winner is not None:
         winner = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
-    return _described(settings, evaluator, space, store.name, bound, outcome, winner)
+    return Exploration(
+        key=search_key(evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets),
+        label=bounds.label_of(settings.pipe, settings.latency_only),
+        entry=bounds.entry_of(
+            settings, space, evaluator.provenance, store.name, bound, outcome, winner
+        ),
+        is_gain=bound.is_gain,
+        winner=winner,
+    )
 
 
 def _share_baselines(evaluator: Evaluator, store: TrialStore) -> None:
@@ -73,22 +81,3 @@ def _share_baselines(evaluator: Evaluator, store: TrialStore) -> None:
         is_of_size = measured.batch_size == evaluator.workload.batch_size
         if is_of_size and store.recall(name) is None:
             store.remember(name, measured)
-
-
-def _described(
-    settings: Settings,
-    evaluator: Evaluator,
-    space: JointSpace,
-    study: str,
-    bound: SpeedBound,
-    outcome: Outcome | None,
-    winner: dict[str, Any] | None,
-) -> Exploration:
-    workload = evaluator.workload
-    return Exploration(
-        key=search_key(workload, UPPER_BOUND, settings.req_score_loss, settings.targets),
-        label=bounds.label_of(settings.pipe, settings.latency_only),
-        entry=bounds.entry_of(settings, space, evaluator.provenance, study, bound, outcome, winner),
-        is_gain=bound.is_gain,
-        winner=winner,
-    )

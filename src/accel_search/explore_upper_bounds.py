@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import AccelSearchError, ConfigurationError, ExitCode
+from accel_search.errors import ConfigurationError, ExitCode
+from accel_search.program import run_program
 from accel_search.sweep.settings import SweepSettings, from_command_line, sweep_parser
 
 if TYPE_CHECKING:
@@ -28,25 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `accel-explore` and return its exit code; every user error is one line."""
     from accel_search import __version__
 
-    try:
-        settings = from_command_line(
+    return run_program(
+        "accel-explore",
+        lambda: from_command_line(
             sweep_parser("accel-explore", DESCRIPTION, __version__), arguments
-        )
-        # A polite kill ends as Ctrl-C does: what is finished is stored, nothing is half done.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return run(settings)
-    except AccelSearchError as error:
-        print(f"accel-explore: error: {error}", file=sys.stderr)
-        if error.exit_code == ExitCode.UNEXPECTED:
-            traceback.print_exc()
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(
-            "accel-explore: interrupted; what was measured is stored: run the same command again "
-            "to go on",
-            file=sys.stderr,
-        )
-        return ExitCode.INTERRUPTED
+        ),
+        run,
+        lambda settings: settings.log_level,
+        "what was measured is stored: run the same command again to go on",
+    )
 
 
 def run(settings: SweepSettings) -> int:
@@ -93,7 +82,7 @@ def _set_up_logging(settings: SweepSettings) -> logging.Logger:
         return setup_logger(
             "explore_upper_bounds",
             settings.log_file,
-            settings.common.get("log_level", "INFO"),
+            settings.log_level,
             stamped=True,
             max_bytes=settings.log_rotate or 0,
         )

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import sparse, stats
 
 from accel_search.records import Measurement
-from accel_search.statistics import paired_log_ratios
+from accel_search.statistics import paired_log_ratios, timing_spread
 from accel_search.step_plans import StepPlans
 
 Array = NDArray[np.float64]
@@ -47,6 +47,8 @@ MISFIT_PRIOR = (math.log(0.012), 0.6)
 """Prior mean and standard deviation of the logarithm of the misfit: few runs say little of it."""
 FREEDOM = 4.0
 """Degrees of freedom of the errors: a run that was disturbed is not believed."""
+LEAST_NOISE = 0.003
+"""Least relative error that a timing is believed to have."""
 CHUNK = 20_000
 """Candidates predicted at a time, to bound memory."""
 POOL = 1_000
@@ -63,6 +65,27 @@ class Run:
     """Logarithm of its time in units of the baseline's, timed side by side."""
     noise: float
     """Standard deviation of that, as far as timing is to blame."""
+
+
+def noise_of(baseline: Measurement, measured: Sequence[Measurement]) -> float:
+    """Return the standard deviation of the log ratio of one pair of calls, as runs tell it."""
+    return max(timing_spread(baseline, measured), LEAST_NOISE)
+
+
+def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
+    """Return by how much each candidate is expected to be faster than what is to be beaten, `[N]`.
+
+    Args:
+        log_speedup: Expected logarithms of the speedups, `[N]`.
+        sd: Standard deviations of their errors, `[N]`.
+        beaten: Logarithm of the speedup that is to be beaten.
+
+    Source:
+        Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
+        functions" (1998).
+    """
+    ahead = (log_speedup - beaten) / sd
+    return np.asarray(sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead)))
 
 
 def run_of(position: int, measured: Measurement, noise: float) -> Run:

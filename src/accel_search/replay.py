@@ -20,15 +20,6 @@ CHUNK = 4
 default batch size of a search."""
 
 
-class RecordedFailure(TrialFailure):
-    """The recorded trial failed; `kind` is what the file says."""
-
-    def __init__(self, kind: str, message: str, seconds: float) -> None:
-        super().__init__(message)
-        self.kind = kind  # type: ignore[misc]
-        self.seconds = seconds
-
-
 class ReplayEvaluator:
     """Answers from a file of trials; each answer is charged the seconds recorded in it.
 
@@ -90,15 +81,13 @@ class ReplayEvaluator:
         """Return what was recorded; of a part of the prompts, at a part of the time.
 
         Raises:
-            RecordedFailure: The trial failed when it was recorded, or was not recorded.
+            TrialFailure: The trial failed when it was recorded, or was not recorded.
         """
         recorded = self._find(candidate, split)
         if prompts is None:
             return recorded
         if prompts.stop > len(recorded.scores):
-            raise RecordedFailure(
-                "unknown_error", f"recorded on {len(recorded.scores)} prompts only", 0.0
-            )
+            raise TrialFailure(f"recorded on {len(recorded.scores)} prompts only")
         taken = slice(prompts.start, prompts.stop)
         return replace(
             recorded,
@@ -117,19 +106,19 @@ class ReplayEvaluator:
         if list(candidate) == ["steps"] and "steps" not in self._space.targets:
             steps = int(candidate["steps"]["num_inference_steps"])
             if steps not in self._recorded.rivals:
-                raise RecordedFailure("unknown_error", f"{steps} steps were not recorded", 0.0)
+                raise TrialFailure(f"{steps} steps were not recorded")
             return self._recorded.rivals[steps]
         key = self._space.key(candidate)
         if split == "held_out":
             if key not in self._held_out:
-                raise RecordedFailure("unknown_error", "not recorded on held-out prompts", 0.0)
+                raise TrialFailure("not recorded on held-out prompts")
             return self._held_out[key]
         if key not in self._trials:
-            raise RecordedFailure("unknown_error", "this candidate was not recorded", 0.0)
+            raise TrialFailure("this candidate was not recorded")
         trial = self._trials[key]
         if trial.failure is not None:
             failure = trial.failure
-            raise RecordedFailure(failure.kind, failure.message, failure.seconds)
+            raise TrialFailure(failure.message, failure.kind, failure.seconds)
         assert trial.measurement is not None  # a trial holds one or the other
         return trial.measurement
 

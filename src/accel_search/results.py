@@ -31,7 +31,7 @@ def entry_of(
         {
             "steps": rival.steps,
             **figures(rival.assessment),
-            "does_as_well": rival.rivals(winner),
+            "does_as_well": rival.rivals(winner, outcome.held_out),
         }
         for rival in outcome.rivals
     ]

@@ -126,14 +126,18 @@ class Rival:
     measurement: Measurement
     assessment: Assessment
 
-    def rivals(self, winner: AssessedTrial) -> bool:
+    def rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> bool:
         """Tell whether it does as well as the winner, as far as these prompts can tell.
 
         It must be as fast, noise apart, and its scores must not be shown to be lower than the
         winner's, prompt by prompt.
+
+        Args:
+            winner: The search's.
+            held_out: The winner on held-out prompts; None if there were none.
         """
         assert winner.assessment is not None and winner.trial.measurement is not None
-        least = winner.assessment.speedup.value / (1 + winner.assessment.noise_floor)
+        least = speed_of(winner, held_out) / (1 + winner.assessment.noise_floor)
         if self.assessment.speedup.value < least:
             return False
         return score_loss(winner.trial.measurement.scores, self.measurement.scores).low <= 0
@@ -213,7 +217,7 @@ class Search:
             self._observer.on_resume(list(self._trials.values()))
         winner, held_out, stopped, settled = self._find(baseline)
         could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
-        rivals = () if winner is None else self._rivals(winner)
+        rivals = () if winner is None else self._rivals(winner, held_out)
         self._evaluator.check()
         if winner is not None and winner.trial.measurement is not None:
             baseline = self._baseline_beside(winner.trial.measurement)
@@ -385,9 +389,9 @@ class Search:
         measured = self._recall(f"held_out:{candidate}", candidate, "held_out")
         return self._assessment(measured, "held_out")
 
-    def _rivals(self, winner: AssessedTrial) -> tuple[Rival, ...]:
+    def _rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> tuple[Rival, ...]:
         """Measure the bare pipeline at the step count that should be as fast as the winner."""
-        steps, target = self._evaluator.workload.steps, _speedup(winner)
+        steps, target = self._evaluator.workload.steps, speed_of(winner, held_out)
         rivals: dict[int, Rival] = {}
         guess = math.floor(steps / target)
         # Time is fixed overhead plus so much a step; the first guess, which takes the overhead
@@ -419,8 +423,14 @@ class Search:
         return kept
 
 
-def _speedup(assessed: AssessedTrial) -> float:
-    return assessed.assessment.speedup.value if assessed.assessment else 0.0
+def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:
+    """Return a winner's speedup by its timings in the search and, if there are any, after it.
+
+    It won by the first of them, which of several near-equals are mostly the lucky ones; the second
+    were made when it had won, as many of them, and count as much.
+    """
+    found = [each for each in (winner.assessment, held_out) if each is not None]
+    return math.prod(each.speedup.value for each in found) ** (1 / len(found))
 
 
 def _seconds(trial: Trial) -> float:

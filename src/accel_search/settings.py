@@ -1,21 +1,15 @@
-"""What the user asked for: defaults, a TOML file and flags, checked before any model loads.
-
-Each option is declared once, as a field of `Settings`; the command line and the TOML keys
-are made from the fields.
-"""
+"""What a search is asked for, checked before any model loads."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from accel_search.errors import ConfigurationError
+from accel_search.options import build_parser, declare, given_options, parse_seconds, refuse
 from accel_search.records import Goal
 
 SCHEDULERS = {
@@ -29,22 +23,6 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 UPPER_BOUND = "upbound_speedup"
 """Goal of a search with no required speedup, as the result file's keys spell it."""
-
-
-def parse_seconds(text: str) -> float:
-    """Parse a duration: `90`, `90s`, `30m`, `2h`, `1h30m`.
-
-    Raises:
-        ValueError: It is none of these, or is zero.
-    """
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    if not match or not any(match.groups()):
-        raise ValueError("a duration is seconds or like 90s, 30m, 1h30m")
-    hours, minutes, seconds = (float(group or 0) for group in match.groups())
-    total = hours * 3600 + minutes * 60 + seconds
-    if total <= 0:
-        raise ValueError("a duration is more than 0 seconds")
-    return total
 
 
 def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
@@ -63,35 +41,6 @@ def parse_scheduler(text: str) -> str:
         if text.lower() in (name.lower(), class_name.lower()):
             return name
     raise ValueError(f"one of {', '.join(SCHEDULERS)}")
-
-
-def declare(
-    default: Any,
-    help_text: str,
-    *,
-    parse: Callable[[str], Any] = str,
-    metavar: str | None = None,
-    aliases: tuple[str, ...] = (),
-    alone: Any = None,
-) -> Any:
-    """Declare an option.
-
-    Args:
-        default: Its value where it is not given.
-        help_text: One line.
-        parse: Makes a value of its text, or raises ValueError with what is allowed.
-        metavar: Stands for the value in the help.
-        aliases: Other names that are understood.
-        alone: Its value where it is given without one; None asks for a value.
-    """
-    metadata = {
-        "help": help_text,
-        "parse": parse,
-        "metavar": metavar,
-        "aliases": aliases,
-        "alone": alone,
-    }
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -202,10 +151,6 @@ class Settings:
         return UPPER_BOUND if self.req_speedup is None else self.req_speedup
 
 
-def _refuse(name: str, value: Any, allowed: str) -> NoReturn:
-    raise ConfigurationError(f"--{name} {value!r}: expected {allowed}")
-
-
 _WHOLE = {
     "steps": 1,
     "batch_size": 1,
@@ -236,9 +181,9 @@ def _check(settings: Settings) -> None:
     choices = {"dtype": DTYPES, "log_level": LOG_LEVELS, "sched": tuple(SCHEDULERS)}
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
-            _refuse(name, getattr(settings, name), f"one of {', '.join(allowed)}")
+            refuse(name, getattr(settings, name), f"one of {', '.join(allowed)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
-        _refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
+        refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
     if settings.latency_only and settings.replay is not None:
         raise ConfigurationError(
             "--latency_only and --replay: choose one; a replay measures no pipeline"
@@ -254,16 +199,16 @@ def _check_numbers(settings: Settings) -> None:
     for name, least in _WHOLE.items():
         value = getattr(settings, name)
         if value is not None and (type(value) is not int or not least <= value < 2**31):
-            _refuse(name, value, f"a whole number, {least} or more")
+            refuse(name, value, f"a whole number, {least} or more")
     for name in ("height", "width"):
         value = getattr(settings, name)
         if value is not None and (type(value) is not int or value < 8 or value % 8):
-            _refuse(name, value, "a multiple of 8 in pixels")
+            refuse(name, value, "a multiple of 8 in pixels")
     for name, (low, high, allowed) in _REAL.items():
         value = getattr(settings, name)
         # Written so that NaN, which is in no range, is refused too.
         if value is not None and not (type(value) in (int, float) and low <= value <= high):
-            _refuse(name, value, allowed)
+            refuse(name, value, allowed)
 
 
 def _check_names(settings: Settings) -> None:
@@ -271,13 +216,13 @@ def _check_names(settings: Settings) -> None:
     from accel_search import accelerators, strategies
 
     if not settings.targets:
-        _refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
+        refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
     for name in settings.targets:
         accelerators.get(name)
     samplers = strategies.get(settings.strategy).samplers
     if settings.sampler is not None and settings.sampler not in samplers:
         allowed = f"one of {', '.join(samplers)}" if samplers else "no sampler"
-        _refuse("sampler", settings.sampler, f"{allowed} for --strategy {settings.strategy}")
+        refuse("sampler", settings.sampler, f"{allowed} for --strategy {settings.strategy}")
     for name, parameters in settings.space.items():
         accelerator = accelerators.get(name)
         known = {parameter.name: parameter for parameter in accelerator.parameters}
@@ -302,14 +247,7 @@ def _check_names(settings: Settings) -> None:
                 raise ConfigurationError(f"[space.{name}] {key}: expected at least one value")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, through the same error as everything else."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message}; see {self.prog} --help")
-
-
-_GROUPS = {
+GROUPS = {
     "pipe": "workload",
     "targets": "search",
     "latency_only": "scoring and timing",
@@ -319,90 +257,9 @@ _GROUPS = {
 """First option of each group in the help -> title of the group."""
 
 
-def build_parser(
-    prog: str,
-    description: str,
-    version: str,
-    options: Sequence[Field[Any]] | None = None,
-    groups: Mapping[str, str] | None = None,
-) -> argparse.ArgumentParser:
-    """Return a command line made from the fields of a dataclass.
-
-    Args:
-        prog: Name of the program.
-        description: What it does.
-        version: Printed by `--version`.
-        options: Fields that were declared with `option`; None takes those of `Settings`.
-        groups: First option of each group in the help -> title of the group, where not as in
-            `Settings`.
-    """
-    titles = _GROUPS | dict(groups or {})
-    parser = _Parser(
-        prog=prog,
-        description=description,
-        allow_abbrev=False,
-        usage="%(prog)s [OPTION ...]",
-        epilog="Every option also works with hyphens in place of underscores.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
-    group: argparse._ArgumentGroup | None = None
-    for each in fields(Settings) if options is None else options:
-        if not each.metadata:
-            continue
-        if each.name in titles or group is None:
-            group = parser.add_argument_group(titles[each.name])
-        _add_option(group, f"--{each.name}", each, _help_line(each))
-        # Understood but not shown: the usual spelling with hyphens, and older names.
-        for name in (each.name, *each.metadata["aliases"]):
-            for flag in dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")):
-                if flag != f"--{each.name}":
-                    _add_option(group, flag, each, argparse.SUPPRESS)
-    return parser
-
-
-def _help_line(each: Field[Any]) -> str:
-    """Return an option's help with its default, as argparse formats it."""
-    text: str = each.metadata["help"].replace("%", "%%")
-    if each.default in (None, MISSING) or each.metadata["parse"] is bool:
-        return text
-    shown = each.default
-    if isinstance(shown, tuple):
-        shown = ",".join(str(one) for one in shown)
-    return f"{text} [{shown}]"
-
-
-def _add_option(
-    group: argparse._ArgumentGroup, flag: str, each: Field[Any], help_text: str
-) -> None:
-    parse = each.metadata["parse"]
-    if parse is bool:
-        group.add_argument(flag, dest=each.name, action="store_true", help=help_text)
-        return
-    alone = each.metadata["alone"]
-    group.add_argument(
-        flag,
-        dest=each.name,
-        type=_typed(each.name, parse),
-        **({} if alone is None else {"nargs": "?", "const": alone}),
-        metavar=each.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
-        help=help_text,
-    )
-
-
-def _typed(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Wrap a parser of text so that what it refuses names the option and what is allowed."""
-    kinds = {int: "a whole number", float: "a number"}
-
-    def convert(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            _refuse(name, text, kinds.get(parse, str(error)))  # type: ignore[call-overload]
-
-    return convert
+def search_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
+    """Return the command line of `accel-search`."""
+    return build_parser(prog, description, version, fields(Settings), GROUPS)
 
 
 def from_command_line(
@@ -413,87 +270,4 @@ def from_command_line(
     Raises:
         ConfigurationError: An option or a TOML entry is unknown or out of range.
     """
-    return Settings(**given_options(parser, arguments))
-
-
-def given_options(
-    parser: argparse.ArgumentParser,
-    arguments: Sequence[str] | None,
-    options: Sequence[Field[Any]] | None = None,
-) -> dict[str, Any]:
-    """Return what a command line and the TOML file that it names say; flags win.
-
-    Args:
-        parser: From `build_parser`.
-        arguments: None takes the process's own.
-        options: Fields that the file may set; None takes those of `Settings`.
-
-    Raises:
-        ConfigurationError: An option or a TOML entry is unknown, or cannot be parsed.
-    """
-    given = vars(parser.parse_args(arguments))
-    config = given.pop("config", None)
-    return (read_config(Path(config), options, parser.prog) if config else {}) | given
-
-
-def read_config(
-    path: Path, options: Sequence[Field[Any]] | None = None, program: str = "accel-search"
-) -> dict[str, Any]:
-    """Read a TOML file of options; `[space.NAME]` tables replace parameter values.
-
-    Args:
-        path: The file.
-        options: Fields that it may set; None takes those of `Settings`.
-        program: Whose options they are, for messages.
-
-    Raises:
-        ConfigurationError: The file cannot be read or parsed, or holds an unknown key.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"--config {path}: cannot be read as TOML: {error}") from error
-    known = {each.name: each for each in (fields(Settings) if options is None else options)}
-    names = {
-        alias: each.name for each in known.values() for alias in each.metadata.get("aliases", ())
-    }
-    result: dict[str, Any] = {}
-    for name, value in content.items():
-        spelled = name.replace("-", "_")
-        key = names.get(spelled, spelled)
-        if key not in known:
-            raise ConfigurationError(
-                f"--config {path}: unknown option {name!r}; {program} --help lists them"
-            )
-        result[key] = _space(path, value) if key == "space" else _value(path, known[key], value)
-    return result
-
-
-def _value(path: Path, each: Field[Any], value: Any) -> Any:
-    """Return a TOML value as the option wants it: of its own type, or parsed from text."""
-    parse = each.metadata["parse"]
-    kinds: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, str.upper: str}
-    if parse not in kinds:
-        # These read text on the command line; a file may also hold their lists and numbers.
-        numbers = type(value) in (int, float) and parse is parse_seconds
-        if isinstance(value, str | list):
-            return _typed(each.name, parse)(value)  # type: ignore[arg-type]
-        if numbers:
-            return value
-    elif isinstance(value, kinds[parse]) and (parse is bool or not isinstance(value, bool)):
-        return parse(value) if parse is str.upper else value
-    raise ConfigurationError(f"--config {path}: {each.name} = {value!r} has the wrong type")
-
-
-def _space(path: Path, tables: Any) -> dict[str, dict[str, tuple[int | float, ...]]]:
-    """Return `[space.NAME]` tables as accelerator -> parameter -> values."""
-    result: dict[str, dict[str, tuple[int | float, ...]]] = {}
-    for name, parameters in tables.items() if isinstance(tables, dict) else [("", None)]:
-        if not isinstance(parameters, dict) or not all(
-            isinstance(values, list) for values in parameters.values()
-        ):
-            raise ConfigurationError(
-                f"--config {path}: [space.{name}] holds `parameter = [values]` lines"
-            )
-        result[name] = {key: tuple(values) for key, values in parameters.items()}
-    return result
+    return Settings(**given_options(parser, arguments, fields(Settings)))

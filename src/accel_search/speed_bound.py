@@ -7,14 +7,13 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.latency import LatencyModel, run_of
+from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
 from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.search import Evaluator
 from accel_search.space import JointSpace
-from accel_search.statistics import Estimate, noise_floor, speedup, timing_spread
+from accel_search.statistics import Estimate, noise_floor, speedup
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
 
@@ -28,8 +27,6 @@ LEAST_GAIN = 0.002
 """Expected further gain, as a fraction, below which another candidate is not worth a run."""
 NOISE_SHARE = 0.1
 """The same as a share of the noise of one timing, where that is more."""
-LEAST_NOISE = 0.003
-"""Least relative error that a timing is believed to have."""
 OPTIMISTIC = 2.0
 """Standard deviations up to what an unknown candidate may reach, while nothing is timed."""
 
@@ -137,7 +134,9 @@ class SpeedBoundSearch:
     def _outcome(self, baseline: Measurement, settled: bool) -> SpeedBound:
         standing = self._standing
         if not standing.measured:
-            raise _NothingMeasured(standing.failures[0])
+            first = standing.failures[0]
+            message = f"no candidate could be measured: {first.message}"
+            raise TrialFailure(message, first.kind, first.seconds)
         best = self._fastest(baseline)
         found = standing.measured[best]
         kept = [each.seconds for each in standing.measured.values()]
@@ -163,8 +162,7 @@ class SpeedBoundSearch:
         if not standing.measured:
             return int(np.argmax(np.where(fresh, log_speedup + OPTIMISTIC * sd, -np.inf)))
         best = max(log_speedup[position] for position in standing.measured)
-        ahead = (log_speedup - best - SAME_SPEED) / sd
-        gain = np.where(fresh, sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead)), 0.0)
+        gain = np.where(fresh, expected_gain(log_speedup, sd, best + SAME_SPEED), 0.0)
         least = max(LEAST_GAIN, NOISE_SHARE * self._noise(baseline))
         return int(np.argmax(gain)) if gain.max() >= least else None
 
@@ -183,7 +181,7 @@ class SpeedBoundSearch:
         return max(self._standing.measured, key=lambda position: float(log_speedup[position]))
 
     def _noise(self, baseline: Measurement) -> float:
-        return max(timing_spread(baseline, list(self._standing.measured.values())), LEAST_NOISE)
+        return noise_of(baseline, list(self._standing.measured.values()))
 
     def _speeds(self, baseline: Measurement) -> tuple[Array, Array]:
         measured, noise = self._standing.measured, self._noise(baseline)
@@ -230,15 +228,6 @@ class SpeedBoundSearch:
             latest = self._evaluator.baseline("search")
         self._store.remember(f"baseline:search:{latest.batch_size}", latest)
         return latest
-
-
-class _NothingMeasured(TrialFailure):
-    """Every candidate that was tried failed."""
-
-    def __init__(self, first: Failure) -> None:
-        super().__init__(f"no candidate could be measured: {first.message}")
-        self.kind = first.kind  # type: ignore[misc]
-        self.seconds = first.seconds
 
 
 @dataclass

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import AccelSearchError, ConfigurationError, ExitCode
-from accel_search.settings import Settings, build_parser, from_command_line
+from accel_search.errors import ConfigurationError, ExitCode
+from accel_search.program import run_program
+from accel_search.settings import Settings, from_command_line, search_parser
 
 if TYPE_CHECKING:
     from accel_search.search import Evaluator, Outcome
@@ -29,23 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `accel-search` and return its exit code; every user error is one line."""
     from accel_search import __version__
 
-    debug = False
-    try:
-        settings = from_command_line(
-            build_parser("accel-search", DESCRIPTION, __version__), arguments
-        )
-        debug = settings.log_level == "DEBUG"
-        # A polite kill ends as Ctrl-C does: what is finished is stored, nothing is half done.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return run(settings)
-    except AccelSearchError as error:
-        print(f"accel-search: error: {error}", file=sys.stderr)
-        if debug or error.exit_code == ExitCode.UNEXPECTED:
-            traceback.print_exc()
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("accel-search: interrupted; run the same command again to resume", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+    return run_program(
+        "accel-search",
+        lambda: from_command_line(
+            search_parser("accel-search", DESCRIPTION, __version__), arguments
+        ),
+        run,
+        lambda settings: settings.log_level,
+        "run the same command again to resume",
+    )
 
 
 def run(settings: Settings) -> int:

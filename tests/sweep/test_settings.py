@@ -51,6 +51,24 @@ def test_flags_narrow_the_table_and_the_rest_goes_to_every_search(tmp_path):
     assert search.run_dir == "accel_search_runs/demo_DDIM_20_deepcache+tome"
 
 
+def test_a_file_may_hold_lists_and_numbers(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text("gpus = [0, 2]\nsteps = 20\ntimeout = 90\nlog_rotate = 5000\n")
+    settings = parsed("--sweep", str(file))
+    assert (settings.gpus, settings.steps) == ((0, 2), (20,))
+    assert (settings.timeout, settings.log_rotate) == (90, 5000)
+
+
+@pytest.mark.parametrize(
+    "line", ["timeout = [1]", "log_rotate = true", "dry_run = 1", "batch_size = 'four'"]
+)
+def test_a_value_of_the_wrong_type_is_named(tmp_path, line):
+    file = tmp_path / "sweep.toml"
+    file.write_text(line)
+    with pytest.raises(ConfigurationError, match=f"{line.split()[0]} = .* has the wrong type"):
+        parsed("--sweep", str(file))
+
+
 def test_what_the_table_calls_by_other_names_is_understood():
     settings = parsed("--pipe", "SDXL", "--sched", "UniPC", "--targets", "tome")
     assert settings.table[0] == Configuration("SDXL", "UniPC", 20, "tome")
@@ -81,6 +99,13 @@ def test_a_mistake_is_one_line_with_code_2(arguments, says, capsys, tmp_path, mo
     error = capsys.readouterr().err
     assert says in error and len(error.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_with_debug_a_mistake_shows_where_it_was_found(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["--gpus", "all", "--log_level", "DEBUG"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_gpus_that_are_not_there_are_named(capsys, tmp_path, monkeypatch):

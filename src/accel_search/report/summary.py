@@ -147,7 +147,9 @@ def _rival(outcome: Outcome) -> str:
             f"  {rival.steps} steps: speedup: {factor(rival.assessment.speedup)}  "
             f"score loss: {percent(rival.assessment.score_loss)}"
         )
-    equal = [rival.steps for rival in outcome.rivals if rival.rivals(outcome.winner)]
+    equal = [
+        rival.steps for rival in outcome.rivals if rival.rivals(outcome.winner, outcome.held_out)
+    ]
     if equal:
         lines.append(
             f"  {max(equal)} steps are as fast within the timing noise, and their score is not "

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from accel_search.latency import LatencyModel, run_of
+from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
 from accel_search.quality import QualityModel, Used, bounds_of, inputs, scored
 from accel_search.racing import rungs
 from accel_search.records import Candidate
-from accel_search.statistics import AssessedTrial, timing_spread
+from accel_search.statistics import AssessedTrial
 from accel_search.step_plans import StepPlans, plans_in
 from accel_search.strategies.base import History, Proposal, Strategy, Task
 
@@ -26,8 +26,6 @@ CALIBRATION_SHARE = 0.35
 """Most of a small space that they may be of it."""
 SPEED_SD = 0.02
 """Error of predicted speeds at which calibration ends, unless timing is noisier than that."""
-LEAST_NOISE = 0.003
-"""Least relative error that a timing is believed to have."""
 LEAST_GAIN = 0.0001
 """Expected further gain of speed, as a fraction, below which a candidate is not worth a trial."""
 SAME_SPEED = 0.005
@@ -197,7 +195,7 @@ class Guided(Strategy):
     def _noise(self, history: History) -> float:
         measured = [each.trial.measurement for each in history.trials]
         known = [each for each in measured if each is not None]
-        return max(timing_spread(history.baseline, known), LEAST_NOISE)
+        return noise_of(history.baseline, known)
 
     def _calibration(self, history: History, standing: Standing) -> int | None:
         """Return the next run that serves the latency model, None if it knows enough."""
@@ -226,9 +224,8 @@ class Guided(Strategy):
         if required is not None:
             ahead = (standing.log_speedup - math.log(required)) / standing.sd
             return np.asarray(standing.within * stats.norm.cdf(ahead))
-        ahead = (standing.log_speedup - standing.best - SAME_SPEED) / standing.sd
-        expected = standing.sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead))
-        return np.asarray(standing.within * expected)
+        beaten = standing.best + SAME_SPEED
+        return standing.within * expected_gain(standing.log_speedup, standing.sd, beaten)
 
     def _cost(self, standing: Standing) -> Array:
         """Return what finding out about each takes, in units of a baseline on all prompts."""

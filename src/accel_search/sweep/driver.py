@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from accel_search import bounds, results
+from accel_search.result_files import read_json
 from accel_search.sweep.answers import Answer
 from accel_search.sweep.child import Stopped
 from accel_search.sweep.settings import ALL, SweepSettings
@@ -99,7 +100,8 @@ class Sweep:
         finally:
             self._stop.set()
             for thread in threads:
-                thread.join()
+                if thread.is_alive():
+                    thread.join()
         if self._state.defects:
             raise self._state.defects[0]
         return self._state.failed
@@ -118,7 +120,7 @@ class Sweep:
         for configuration in settings.table:
             search = settings.search_settings(configuration)
             if search.bounds not in content:
-                content[search.bounds] = bounds.read(Path(search.bounds))
+                content[search.bounds] = read_json(Path(search.bounds))
             found[configuration] = status_of(content[search.bounds], configuration, search, machine)
         return found
 

@@ -24,6 +24,7 @@ from accel_search.sweep.workers import LocalWorker, OnLine
 
 POLL_SECONDS = 0.2
 KNOCK_SECONDS = 10.0
+PAUSE_SECONDS = 5.0
 RETRIES = 2
 """Times that a configuration is given to another node after its own was lost."""
 
@@ -86,6 +87,7 @@ class RayWorker:
                 lost = str(error).strip().partition("\n")[0]
                 on_line(f"WARNING: its node or actor was lost ({lost}); another one takes over")
                 self._actor = None
+                stop.wait(PAUSE_SECONDS)  # Else it may be given to the node that was lost.
         return Answer(
             failure=failure(
                 "subprocess_error",
@@ -118,20 +120,19 @@ class RayWorker:
             )
             self._actor = actor.remote(*self._arguments)
         task = self._actor.explore.remote(asdict(settings))
-        waiting: Any = None
+        lines = self._actor.lines.remote()
         while True:
-            ready, _ = ray.wait([task], timeout=POLL_SECONDS)
-            if waiting is None:
-                waiting = self._actor.lines.remote()
-            elif ray.wait([waiting], timeout=0)[0]:
-                for line in ray.get(waiting):
+            is_done = bool(ray.wait([task], timeout=POLL_SECONDS)[0])
+            # An actor that still waits for a node answers nothing: never block on it before then.
+            while is_done or ray.wait([lines], timeout=0)[0]:
+                heard = ray.get(lines)
+                for line in heard:
                     on_line(line)
-                waiting = None
-            if ready:
-                answer = Answer(**ray.get(task))
-                for line in ray.get(self._actor.lines.remote()):
-                    on_line(line)
-                return answer
+                if is_done and not heard:
+                    return Answer(**ray.get(task))
+                lines = self._actor.lines.remote()
+                if not is_done:
+                    break
             if stop.is_set():
                 self.close()
                 raise Stopped

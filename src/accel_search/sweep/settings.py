@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError
-from accel_search.settings import (
-    SCHEDULERS,
-    Settings,
-    build_parser,
-    declare,
-    given_options,
-    parse_scheduler,
-    parse_seconds,
-)
+from accel_search.options import build_parser, declare, given_options, parse_seconds, refuse
+from accel_search.settings import GROUPS, SCHEDULERS, Settings, parse_scheduler
 from accel_search.sweep.table import Configuration
 
 FAILURES = (
@@ -74,15 +67,15 @@ def parse_methods(text: str | Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def parse_gpus(text: str) -> str | tuple[int, ...]:
+def parse_gpus(text: str | Sequence[int]) -> str | tuple[int, ...]:
     """Parse `all` or `0,2`.
 
     Raises:
         ValueError: It is neither.
     """
-    if str(text) == ALL:
+    if text == ALL:
         return ALL
-    names = parse_names(str(text))
+    names = parse_names(text if isinstance(text, str) else [str(each) for each in text])
     if not all(name.isdecimal() for name in names):
         raise ValueError("all, or numbers of GPUs, e.g. 0,1")
     return tuple(dict.fromkeys(int(name) for name in names))
@@ -95,7 +88,7 @@ def parse_bytes(text: str) -> int:
         ValueError: It is none.
     """
     units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
-    spelled = str(text).strip().upper()
+    spelled = text.strip().upper()
     for unit, factor in units.items():
         number = spelled.removesuffix(unit)
         if spelled.endswith(unit) and number.isdecimal() and int(number) > 0:
@@ -139,7 +132,7 @@ class SweepSettings:
     )
     isolation: str = declare("model", "a process for each model, or for each config")
     timeout: float = declare(
-        3600.0, "longest that one configuration may take", parse=parse_seconds, metavar="TIME"
+        3600, "longest that one configuration may take", parse=parse_seconds, metavar="TIME"
     )
     gpus: str | tuple[int, ...] | None = declare(
         None, "all, or 0,1: a worker on each (default: one worker)", parse=parse_gpus, metavar="A,B"
@@ -182,6 +175,11 @@ class SweepSettings:
         return str(self.common.get("run_dir", Settings.run_dir))
 
     @property
+    def log_level(self) -> str:
+        """Return the least level of lines that are written."""
+        return str(self.common.get("log_level", Settings.log_level))
+
+    @property
     def latency_only(self) -> bool:
         """Tell whether nothing is scored."""
         return bool(self.common.get("latency_only", False))
@@ -213,12 +211,9 @@ class SweepSettings:
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
-                names = ", ".join(each for each in allowed if each)
-                raise ConfigurationError(f"--{name} {value!r}: expected one of {names}")
+                refuse(name, value, f"one of {', '.join(each for each in allowed if each)}")
         if self.workers is not None and (type(self.workers) is not int or self.workers < 1):
-            raise ConfigurationError(
-                f"--workers {self.workers!r}: expected a whole number, 1 or more"
-            )
+            refuse("workers", self.workers, "a whole number, 1 or more")
         if self.workers is not None and self.gpus is not None:
             raise ConfigurationError(
                 "--workers and --gpus: choose one; --gpus runs one worker on each GPU"
@@ -230,7 +225,7 @@ class SweepSettings:
 _OWN = ("pipe", "sched", "steps", "targets", "req_speedup", "trials_out", "replay")
 """Options of `accel-search` that the table sets, or that mean nothing for a sweep."""
 _UNFIT = ("json", "quiet", "log_file")
-GROUPS = {"models": "table", "dry_run": "running", "revision": "each search"}
+_GROUPS = GROUPS | {"models": "table", "dry_run": "running", "revision": "each search"}
 
 
 def options() -> list[Field[Any]]:
@@ -241,7 +236,7 @@ def options() -> list[Field[Any]]:
 
 def sweep_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
     """Return the command line of `accel-explore`."""
-    parser = build_parser(prog, description, version, options(), GROUPS)
+    parser = build_parser(prog, description, version, options(), _GROUPS)
     parser.add_argument(
         "--sweep", dest="config", metavar="FILE", help="TOML file of these options; flags win"
     )
