@@ -49,10 +49,10 @@ READINGS = 3
 SHARE = 0.99
 """Share of the best feasible speedup at which a strategy counts as having found it."""
 STRATEGIES = ("guided", "random", "tpe", "gp", "gp_minimize", "grid")
-CAPS = {"random": 0.5, "tpe": 0.12}
+CAPS = {"random": 0.5, "tpe": 0.12, "gp": 0.06, "gp_minimize": 0.06}
 """Share of the grid's cost at which a strategy that has not found it is stopped, in a large space;
 the grid itself, and all of them in a small one, go on to the end."""
-CAP, SMALL_SPACE = 0.06, 50
+SMALL_SPACE = 50
 
 
 class Minimize(Strategy):
@@ -285,7 +285,7 @@ class Charged(ReplayEvaluator):
 
 
 def play(
-    path: Path, seconds: Path | None, bound: float, strategy: str, seed: int
+    path: Path, seconds: Path | None, bound: float, strategy: str, seed: int, cap: float | None
 ) -> dict[str, Any]:
     """Run one search over one table and return what came of it."""
     warnings.filterwarnings("ignore")
@@ -304,11 +304,10 @@ def play(
     sampler = strategy if strategy in ("tpe", "gp") else ""
     task = Task(table.space, goal, evaluator.prompt_count, evaluator.chunk, seed, sampler)
     watch = Watch(table, goal, evaluator, max(best, 0.0))
-    cap = None
-    if strategy != "guided":
+    budget = None
+    if strategy in CAPS:
         small = len(table.space) <= SMALL_SPACE
-        share = 1.0 if small else CAPS.get(strategy, CAP)
-        cap = None if strategy == "grid" else share * grid
+        budget = grid * (1.0 if small else cap or CAPS[strategy])
     began = time.perf_counter()
     outcome = None
     with suppress(Found):
@@ -317,7 +316,7 @@ def play(
             cls(task),
             TrialStore(None, "bench", table.space),
             goal,
-            Budget(seconds=cap),
+            Budget(seconds=budget),
             watch,
         ).run()
     row: dict[str, Any] = {
@@ -376,11 +375,12 @@ def main() -> None:
     parser.add_argument("--bounds", type=float, nargs="+", default=[0.005, 0.01, 0.02, 0.05])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
+    parser.add_argument("--cap", type=float, help="share of the grid's cost, for its strategies")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     jobs = [
-        (path, options.seconds, bound, strategy, seed)
+        (path, options.seconds, bound, strategy, seed, options.cap)
         for strategy in options.strategies
         for path in options.table
         for bound in options.bounds
