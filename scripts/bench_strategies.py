@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--bounds", type=float, nargs="+", default=[0.005, 0.01, 0.02, 0.05])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
-    parser.add_argument("--cap", type=float, help="share of the grid's cost, for its strategies")
+    parser.add_argument("--cap", type=float, help="share of the grid's cost at which to stop")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
