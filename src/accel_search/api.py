@@ -84,6 +84,20 @@ def accelerate(
     return Acceleration(pipe, Candidate(settings))
 
 
+def compile_unet(pipe: Any) -> None:
+    """Compile the UNet of a pipeline as a search with `--compile` does; before or after it moves.
+
+    Its transformer blocks are compiled for as long as it lives, in the first calls that need them.
+    `accelerate` works on it as on any other pipeline.
+
+    Args:
+        pipe: A diffusers pipeline with a `UNet2DConditionModel`.
+    """
+    from accel_search.runtime import compiling
+
+    compiling.compile_unet(pipe)
+
+
 def load_best(
     path: str | Path = "search_params.json",
     pipe: Any = None,

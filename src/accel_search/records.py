@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 Value = int | float
@@ -125,7 +125,7 @@ class Provenance:
     """Images a call at which the speedup was measured."""
     guidance_scale: float
     attention_backend: str
-    """`native` is torch's scaled_dot_product_attention, which picks its own kernel."""
+    """`native` is torch's scaled_dot_product_attention; its kernel in brackets where known."""
     model_id: str
     revision: str | None
     prompt_set_hash: str
@@ -134,19 +134,34 @@ class Provenance:
     """None where nothing was scored."""
     date: str
     """ISO 8601, UTC."""
+    compiled: bool = False
+    """Whether the UNet's blocks were compiled, of baseline and candidates alike."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Name each field in which a stored provenance differs from this one.
 
         Args:
-            other: A provenance as read from a result file; fields that it lacks differ.
+            other: A provenance as read from a result file; fields that it lacks differ, but
+                for those that came later and have their default.
         """
-        mine = self.identity()
-        return [name for name in mine if mine[name] != other.get(name)]
+        defaults = {each.name: each.default for each in fields(self)}
+        return [
+            name
+            for name, mine in self.as_dict().items()
+            if name != "date" and mine != other.get(name, defaults[name])
+        ]
 
     def identity(self) -> dict[str, Any]:
-        """Return all but the fields that may differ between two runs that measure the same."""
-        return {key: value for key, value in self.as_dict().items() if key != "date"}
+        """Return all but the fields that may differ between two runs that measure the same.
+
+        Defaults are left out too, so that a field added later forgets no trial of before.
+        """
+        defaults = {each.name: each.default for each in fields(self)}
+        return {
+            key: value
+            for key, value in self.as_dict().items()
+            if key != "date" and value != defaults[key]
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

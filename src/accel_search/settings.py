@@ -19,6 +19,7 @@ SCHEDULERS = {
 }
 """Name on the command line -> diffusers class; the class name is accepted too."""
 
+ATTENTION = ("auto", "flash", "efficient", "cudnn", "math")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 UPPER_BOUND = "upbound_speedup"
@@ -62,6 +63,12 @@ class Settings:
     batch_size: int = declare(4, "images a pipeline call", parse=int)
     threads: int | None = declare(
         None, "CPU threads (default: all cores but one, left to the rest)", parse=int
+    )
+    attention: str = declare(
+        "auto", "attention kernel: auto (torch's choice), flash, efficient, cudnn or math"
+    )
+    compile: bool = declare(
+        False, "compile the UNet's blocks, for baseline and candidates alike", parse=bool
     )
     memory_limit: float | None = declare(
         None, "GiB of GPU memory to use, as on a smaller GPU (default: all there is)", parse=float
@@ -178,7 +185,12 @@ _REAL = {
 def _check(settings: Settings) -> None:
     """Raise ConfigurationError for the first value that is out of range."""
     _check_numbers(settings)
-    choices = {"dtype": DTYPES, "log_level": LOG_LEVELS, "sched": tuple(SCHEDULERS)}
+    choices = {
+        "attention": ATTENTION,
+        "dtype": DTYPES,
+        "log_level": LOG_LEVELS,
+        "sched": tuple(SCHEDULERS),
+    }
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             refuse(name, getattr(settings, name), f"one of {', '.join(allowed)}")

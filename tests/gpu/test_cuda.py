@@ -236,16 +236,68 @@ def sd15():
 def test_tome_merges_on_cuda_as_tomesd_does_up_to_rounding():
     from tomesd.merge import bipartite_soft_matching_random2d
 
-    from accel_search.accelerators.tome import Matching
+    from accel_search.accelerators.tome import Matching, draw_destinations
 
     metric, tokens = torch.randn(2, 4, 4096, 320, device="cuda")
     merge, unmerge = bipartite_soft_matching_random2d(
         metric, 64, 64, 2, 2, 2048, generator=torch.Generator("cuda").manual_seed(0)
     )
-    matching = Matching(metric, 64, 64, 2048, torch.Generator("cuda").manual_seed(0))
+    chosen = draw_destinations(64, 64, torch.Generator("cuda").manual_seed(0))
+    matching = Matching(metric, 64, 64, 2048, chosen)
     expected, found = merge(tokens), matching.merge(tokens)
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(matching.unmerge(found), unmerge(expected), atol=1e-5)
     half = tokens.half()
     assert torch.equal(matching.merge(half), matching.merge(half))
     assert torch.allclose(matching.merge(half).float(), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_compiled_pipeline_is_measured_under_every_combination_and_comes_back(made, kind):
+    from accel_search.runtime.workbench import open_evaluator
+
+    settings = Settings(
+        pipe=str(made / kind),
+        clip_model=str(made / "scorer"),
+        prompts=str(made / "prompts.txt"),
+        device="cuda",
+        compile=True,
+        steps=8,
+        num_samples=4,
+        held_out_samples=0,
+    )
+    measures = open_evaluator(settings, LOG)
+    measures.baseline()
+    for names in NAMES:  # Baseline calls beside each have to be bit-identical, or it raises.
+        assert len(measures.measure(candidate(names), pairs=1).scores) == 4
+    measures.check()
+    assert measures.provenance.compiled
+
+
+def test_an_attention_kernel_that_does_not_take_the_heads_is_refused(made):
+    from accel_search.errors import ConfigurationError
+    from accel_search.runtime.attention import use_kernel
+
+    _, pipe = evaluator(made)
+    with pytest.raises(ConfigurationError, match=r"--attention efficient: .* heads of 4 channels"):
+        use_kernel(pipe, "efficient")
+
+
+@pytest.mark.parametrize("name", ["flash", "math"])
+def test_an_attention_kernel_is_used_and_recorded(made, name):
+    from torch.profiler import ProfilerActivity, profile
+
+    from accel_search.runtime.attention import describe_attention, use_kernel
+
+    measures, pipe = evaluator(made)
+    assert describe_attention(pipe.unet, "auto", 256).startswith("native (")
+    use_kernel(pipe, name)
+    assert describe_attention(pipe.unet, name, 256) == f"native ({name})"
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        generate(pipe, measures.workload, list(measures.prompts.search[:2]))
+    ran = {event.key for event in seen.key_averages()}
+    operators = {
+        "flash": "aten::_scaled_dot_product_flash_attention",
+        "math": "aten::_scaled_dot_product_attention_math",
+    }
+    assert operators[name] in ran

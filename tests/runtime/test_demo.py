@@ -85,7 +85,7 @@ def test_too_much_acceleration_costs_score():
 def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_be(evaluator):
     """What self-attention hands on in steps that reuse it, against what it computes by itself."""
     from accel_search.accelerators.compose import apply_candidate
-    from accel_search.accelerators.patching import transformer_blocks
+    from accel_search.accelerators.patching import transformers
     from accel_search.accelerators.tgate import REUSE, schedule
     from accel_search.runtime.generation import generate
     from tests.accelerators.test_traps import stacked
@@ -94,7 +94,7 @@ def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_b
     tome = {"ratio": 0.7, "max_downsample": 2}
     tgate = {"gate_step": 7, "sp_interval": interval, "fi_interval": 1, "warmup": 1}
     pipe, prompts = evaluator._caller._pipe, evaluator.prompts.search[:2]
-    blocks = transformer_blocks(pipe.unet)
+    blocks = [block for each in transformers(pipe.unet) for block in each.transformer_blocks]
 
     def handed_on(applied):
         found = []

@@ -77,6 +77,9 @@ class Accelerator(ABC):
     """Position in the nest of patches: lower is applied first, so sits closer to the UNet's
     own code; undone last."""
 
+    no_gain: ClassVar[str] = ""
+    """Why it may gain nothing, and where it does: said where no setting of it is faster."""
+
     skips_modules: ClassVar[bool] = False
     """Whether modules of the UNet are left out in some calls, so that what another accelerator
     keeps in them is of an earlier one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from accel_search.errors import AcceleratorError
@@ -32,16 +33,38 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class ProcessorWrapper:
-    """Base of attention processors that run another one, `inner`.
+    """Base of attention processors that run another one, `inner`, within their own `process`.
 
     `Attention.forward` reads the signature of `processor.__call__` to decide which keyword
-    arguments to pass on, so a wrapper shows its inner processor's.
+    arguments to pass on, so a wrapper has its inner processor's. That is a matter of the class:
+    torch.compile can't trace calls of an object whose `__call__` is its own.
     """
+
+    def __new__(cls, inner: Any, *_: Any) -> Any:
+        """Return an instance of the subclass that has the signature of `inner`."""
+        return super().__new__(_with_signature(cls, type(inner)))
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        # Only reading the attribute sees this; calling goes through the class.
-        vars(self)["__call__"] = inner.__call__
+
+    def process(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what the attention returns; to be overridden."""
+        return self.inner(attn, hidden_states, *args, **kwargs)
+
+
+_classes: dict[tuple[type, type], Any] = {}
+
+
+def _with_signature(cls: type[ProcessorWrapper], inner: Any) -> Any:
+    if (cls, inner) not in _classes:
+
+        @wraps(inner.__call__)
+        def call(self: ProcessorWrapper, *args: Any, **kwargs: Any) -> Any:
+            return self.process(*args, **kwargs)
+
+        name = f"{cls.__name__}Of{inner.__name__}"
+        _classes[cls, inner] = type(name, (cls,), {"__call__": call})
+    return _classes[cls, inner]
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -81,17 +104,17 @@ def attention_modules(unet: Any) -> list[Any]:
     return found
 
 
-def transformer_blocks(unet: Any) -> list[Any]:
-    """Return every `BasicTransformerBlock` of `unet`, in module order.
+def transformers(unet: Any) -> list[Any]:
+    """Return every `Transformer2DModel` of `unet`, in module order.
 
     Raises:
         AcceleratorError: There is none.
     """
-    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers import Transformer2DModel
 
-    found = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+    found = [module for module in unet.modules() if isinstance(module, Transformer2DModel)]
     if not found:
         raise AcceleratorError(
-            "the UNet has no BasicTransformerBlock to merge tokens in: use one of SD or SDXL type"
+            "the UNet has no Transformer2DModel to merge tokens in: use one of SD or SDXL type"
         )
     return found

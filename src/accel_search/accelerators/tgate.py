@@ -226,7 +226,7 @@ class _CachingProcessor(ProcessorWrapper):
         self.state = state
         self.value: Any = None
 
-    def __call__(
+    def process(
         self,
         attn: Any,
         hidden_states: Any,

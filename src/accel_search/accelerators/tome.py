@@ -15,7 +15,7 @@ from accel_search.accelerators.base import (
     Parameter,
     StepType,
 )
-from accel_search.accelerators.patching import ProcessorWrapper, attribute, transformer_blocks
+from accel_search.accelerators.patching import ProcessorWrapper, attribute, transformers
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
@@ -42,8 +42,10 @@ class ToMe(Accelerator):
         from the same seed differs); on CUDA destinations gather their tokens by a matrix
         product, since tomesd's `scatter_reduce` adds in no fixed order there; odd batches keep
         random destinations (tomesd switches them off, though all images of a batch share them),
-        so that an image does not depend on the batch it was made in; the matching is not
-        computed where T-GATE reuses the attention; nothing is merged where tomesd misjudges the
+        so that an image does not depend on the batch it was made in; destinations are drawn
+        before the transformer blocks that share a grid run, in the order in which tomesd draws
+        them, so that a block can be compiled; the matching is not computed where T-GATE reuses
+        the attention; nothing is merged where tomesd misjudges the
         token grid (9 × 13 latents at factor 4), for which it raises.
     """
 
@@ -54,7 +56,13 @@ class ToMe(Accelerator):
         Parameter("max_downsample", (1, 2, 3, 4), 1, 8, "deepest downsampling factor at which "
                   "tokens are merged; smaller is milder, and often faster"),
     )  # fmt: skip
-    order = 20
+    no_gain = (
+        "matching tokens takes time of its own, and a fused attention kernel is too fast for "
+        "merging to win it back; it pays where attention is slow: large pictures, or a GPU or "
+        "dtype without such a kernel"
+    )
+    # Below DeepCache: a transformer that it skips draws nothing.
+    order = 5
 
     def signature(
         self, params: Params, workload: Workload, company: Company = ALONE
@@ -83,11 +91,16 @@ class ToMe(Accelerator):
             state.block_input = args[0] if args else kwargs["hidden_states"]
 
         with ExitStack() as stack:
-            for block in transformer_blocks(pipe.unet):
-                processor = _MergingProcessor(block.attn1.processor, state)
-                stack.enter_context(attribute(block.attn1, "processor", processor))
-                hook = block.register_forward_pre_hook(capture, with_kwargs=True)
-                stack.callback(hook.remove)
+            for transformer in transformers(pipe.unet):
+                processors = []
+                for block in transformer.transformer_blocks:
+                    processors.append(_MergingProcessor(block.attn1.processor, state))
+                    stack.enter_context(attribute(block.attn1, "processor", processors[-1]))
+                    hook = block.register_forward_pre_hook(capture, with_kwargs=True)
+                    stack.callback(hook.remove)
+                    stack.callback(processors[-1].drop)
+                forward = _drawn(transformer.forward, processors, state)
+                stack.enter_context(attribute(transformer, "forward", forward))
             stack.enter_context(
                 clock.subscribe(on_begin=lambda: state.begin(clock.latent_size), on_end=state.drop)
             )
@@ -151,22 +164,23 @@ class _State:
         self.block_input: Any = None
         self.generator: Any = None
         self.latent_size = (0, 0)
-        self.plans: dict[int, tuple[int, int, int] | None] = {}
 
     def begin(self, latent_size: tuple[int, int]) -> None:
         self.latent_size = latent_size
-        self.plans.clear()
         self.drop()
 
     def drop(self) -> None:
         self.block_input = self.generator = None
 
     def plan(self, tokens: int) -> tuple[int, int, int] | None:
-        if tokens not in self.plans:
-            self.plans[tokens] = merge_plan(
-                self.latent_size, tokens, self.ratio, self.max_downsample
-            )
-        return self.plans[tokens]
+        return merge_plan(self.latent_size, tokens, self.ratio, self.max_downsample)
+
+    def draw(self, plan: tuple[int, int, int], device: Any) -> Any:
+        import torch
+
+        if self.generator is None:
+            self.generator = torch.Generator(device).manual_seed(SEED)
+        return draw_destinations(plan[0], plan[1], self.generator)
 
 
 class _MergingProcessor(ProcessorWrapper):
@@ -175,21 +189,56 @@ class _MergingProcessor(ProcessorWrapper):
     def __init__(self, inner: Any, state: _State) -> None:
         super().__init__(inner)
         self.state = state
+        self.plan: tuple[int, int, int] | None = None
+        self.destinations: Any = None
 
-    def __call__(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    def drop(self) -> None:
+        """Let go of what was drawn for the latest call."""
+        self.plan = self.destinations = None
+
+    def process(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         state = self.state
         metric, state.block_input = state.block_input, None
-        plan = state.plan(metric.shape[1])
-        if plan is None:
+        if self.plan is None:
             return self.inner(attn, hidden_states, *args, **kwargs)
-
-        import torch
-
-        if state.generator is None:
-            state.generator = torch.Generator(metric.device).manual_seed(SEED)
-        matching = Matching(metric, *plan, state.generator)
+        matching = Matching(metric, *self.plan, self.destinations)
         merged = matching.merge(hidden_states)
         return matching.unmerge(self.inner(attn, merged, *args, **kwargs))
+
+
+def _drawn(forward: Any, processors: list[_MergingProcessor], state: _State) -> Any:
+    """Return a transformer's forward that draws for its blocks before they run."""
+
+    def drawing_forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = state.plan(hidden_states.shape[-2] * hidden_states.shape[-1])
+        for processor in processors:
+            processor.plan = plan
+            if plan is not None:
+                processor.destinations = state.draw(plan, hidden_states.device)
+        try:
+            return forward(hidden_states, *args, **kwargs)
+        finally:
+            for processor in processors:
+                processor.drop()
+
+    return drawing_forward
+
+
+def draw_destinations(width: int, height: int, generator: Any) -> Any:
+    """Return the number of the token, within each cell of `STRIDE` × `STRIDE`, that is drawn.
+
+    Args:
+        width: Tokens in a row of the grid.
+        height: Rows of the grid.
+        generator: On the device of the result.
+
+    Returns:
+        `[height / STRIDE, width / STRIDE, 1]`, int64, the same for all images of a batch.
+    """
+    import torch
+
+    shape = (height // STRIDE, width // STRIDE, 1)
+    return torch.randint(STRIDE * STRIDE, shape, device=generator.device, generator=generator)
 
 
 class Matching:
@@ -203,21 +252,18 @@ class Matching:
         width: Tokens in a row of the grid.
         height: Rows of the grid.
         merged: Tokens to merge.
-        generator: Draws the destinations, the same for all of the batch; on metric's device.
+        chosen: The destination of each cell, from `draw_destinations`.
 
     Source:
         tomesd 0.1.3, `merge.bipartite_soft_matching_random2d`: the same operations in the same
         order on the CPU, so that the images are equal bit for bit; on CUDA see `merge`.
     """
 
-    def __init__(self, metric: Any, width: int, height: int, merged: int, generator: Any) -> None:
+    def __init__(self, metric: Any, width: int, height: int, merged: int, chosen: Any) -> None:
         import torch
 
-        rows, columns = height // STRIDE, width // STRIDE
+        rows, columns, _ = chosen.shape
         device = metric.device
-        chosen = torch.randint(
-            STRIDE * STRIDE, (rows, columns, 1), device=device, generator=generator
-        )
         cells = torch.zeros(rows, columns, STRIDE * STRIDE, dtype=torch.int64, device=device)
         cells.scatter_(2, chosen, -1)
         cells = cells.view(rows, columns, STRIDE, STRIDE).transpose(1, 2)

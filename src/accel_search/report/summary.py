@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accel_search import accelerators
 from accel_search.records import Candidate
 from accel_search.report.wording import duration, factor, percent, verdict
 from accel_search.search import Outcome
@@ -24,6 +25,7 @@ def summary(outcome: Outcome, settings: Settings, space: JointSpace) -> str:
         for part in (
             _headline(outcome, settings),
             _best_few(outcome, settings),
+            _no_gain(outcome, settings),
             _rival(outcome),
             _coverage(outcome, space),
             _use(outcome, settings),
@@ -118,6 +120,23 @@ def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
         + " timed faster, by chance as far as can be told."
     )
     return ["", *(line.replace("\u00a0", " ") for line in textwrap.wrap(text, 80))]
+
+
+def _no_gain(outcome: Outcome, settings: Settings) -> str:
+    """Say so where nothing that was measured of a single target is faster, and why that may be."""
+    measured = [each.assessment.speedup for each in outcome.trials if each.assessment is not None]
+    if len(settings.targets) != 1 or not measured or any(each.low > 1.0 for each in measured):
+        return ""
+    return textwrap.fill(
+        f"{settings.targets[0]} does not pay here: of the {len(measured)} settings measured none "
+        f"is shown to be faster than the bare pipeline{_why(settings)}.",
+        80,
+    )
+
+
+def _why(settings: Settings) -> str:
+    reasons = [accelerators.get(name).no_gain for name in settings.targets]
+    return f": {reasons[0]}" if len(reasons) == 1 and reasons[0] else ""
 
 
 def _row(each: AssessedTrial, outcome: Outcome) -> str:
@@ -224,7 +243,8 @@ def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         f"  taken as the bound, with a margin of 10 %: {entry['max_speedup']:.2f}",
     ]
     if not found["is_gain"]:
-        lines.append("  That is no gain beyond the timing noise: it does not pay here.")
+        text = f"That is no gain beyond the timing noise: it does not pay here{_why(settings)}."
+        lines += textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="  ")
     lines += [
         "",
         f"{evidence['space_points']:,} points, {evidence['space_distinct']:,} distinct; "
@@ -241,7 +261,13 @@ def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
 
 
 def snippet(settings: Settings) -> Sequence[str]:
-    """Return the two lines of Python that apply the stored result."""
+    """Return the lines of Python that apply the stored result."""
+    if settings.compile:
+        return (
+            "from accel_search import accelerate, compile_unet",
+            "compile_unet(pipe)",
+            f'accelerate(pipe, "{settings.output}", steps={settings.steps})',
+        )
     return (
         "from accel_search import accelerate",
         f'accelerate(pipe, "{settings.output}", steps={settings.steps})',

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from accel_search.errors import AccelSearchError, TrialFailure
+from accel_search.errors import AcceleratorError, AccelSearchError, TrialFailure
 from accel_search.records import Candidate, Measurement, Params, Prompt, Workload
+from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.generation import Call, prepare
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
 from accel_search.runtime.quiet import first_line
@@ -21,6 +22,9 @@ Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
 """Applies a candidate to a pipeline for the length of a `with` block."""
 
 BASELINE = Candidate()
+
+COMPILING_CALLS = 4
+"""Calls that may compile something, one after the other, before a pipeline counts as untimeable."""
 
 
 @dataclass
@@ -114,14 +118,18 @@ class Caller:
         pipe: A bare pipeline on its device.
         apply: Applies a candidate. Entered and left around each call, outside its time.
         accounting: Is charged every call.
+        compiled: Whether the UNet is compiled: a call that compiles anything is made again.
     """
 
-    def __init__(self, pipe: Any, apply: Apply, accounting: Accounting) -> None:
+    def __init__(
+        self, pipe: Any, apply: Apply, accounting: Accounting, *, compiled: bool = False
+    ) -> None:
         self.last_applied: Candidate | None = None
         """The candidate that touched the pipeline last; None before any did."""
         self._pipe = pipe
         self._apply = apply
         self._accounting = accounting
+        self._compiled = compiled
         self._device = torch.device(pipe.device)
 
     def call(
@@ -144,9 +152,21 @@ class Caller:
 
         Raises:
             TrialFailure: The accelerated pipeline raised.
+            AcceleratorError: The pipeline cannot be compiled, bare or so accelerated.
         """
-        images, seconds = self._run(prepare(self._pipe, workload, prompts), candidate, peak)
-        return images.float(), seconds / len(prompts)
+        before = None if peak is None else peak.peak_bytes
+        for _ in range(COMPILING_CALLS):
+            graphs = graphs_compiled() if self._compiled else 0
+            # Prepared anew each time: generators move on.
+            images, seconds = self._run(prepare(self._pipe, workload, prompts), candidate, peak)
+            if not self._compiled or graphs_compiled() == graphs:
+                return images.float(), seconds / len(prompts)
+            if peak is not None:
+                peak.peak_bytes = before  # Compiling takes memory of its own.
+        raise AcceleratorError(
+            f"--compile: {candidate or 'the bare pipeline'} compiles anew at every call, so no "
+            "call of it can be timed: search without --compile"
+        )
 
     def warm_up(
         self, workload: Workload, prompts: Sequence[Prompt], candidate: Candidate = BASELINE
@@ -164,11 +184,20 @@ class Caller:
         self, call: Call, candidate: Candidate, peak: PeakMeter | None
     ) -> tuple[torch.Tensor, float]:
         watch = nullcontext() if peak is None else peak.watch()
-        if candidate:
-            images, seconds = self._run_accelerated(call, candidate, watch)
-        else:
-            with watch:
-                images, seconds = timed(call, self._device)
+        try:
+            if candidate:
+                images, seconds = self._run_accelerated(call, candidate, watch)
+            else:
+                with watch:
+                    images, seconds = timed(call, self._device)
+        except Exception as error:
+            if self._compiled and is_compile_error(error):
+                raise AcceleratorError(
+                    f"--compile: {candidate or 'the bare pipeline'} cannot be compiled "
+                    f"({first_line(error, 160)}): search without --compile"
+                    + (", or without that target" if candidate else "")
+                ) from error
+            raise
         self._accounting.pipeline_seconds += seconds
         return images, seconds
 
@@ -182,7 +211,7 @@ class Caller:
         except AccelSearchError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or (self._compiled and is_compile_error(error)):
                 raise
             # One candidate that raises must not end a search of a hundred.
             raise TrialFailure(f"{candidate} raised {first_line(error)}") from error

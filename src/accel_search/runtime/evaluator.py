@@ -50,6 +50,7 @@ class PipelineEvaluator:
         workload: What is measured.
         provenance: Where and with what.
         timing_pairs: Baseline calls timed beside each candidate's own.
+        compiled: Whether the UNet is compiled, so that calls may have to be made again.
         apply: Applies a candidate; None takes `accelerators.compose.apply_candidate`.
         log: Gets warnings.
     """
@@ -63,6 +64,7 @@ class PipelineEvaluator:
         provenance: Provenance,
         *,
         timing_pairs: int = 3,
+        compiled: bool = False,
         apply: Apply | None = None,
         log: logging.Logger | None = None,
     ) -> None:
@@ -76,7 +78,7 @@ class PipelineEvaluator:
         self.accounting = Accounting()
         self.baselines: dict[Split, Measurement] = {}
         """The latest baseline of each part."""
-        self._caller = Caller(pipe, apply, self.accounting)
+        self._caller = Caller(pipe, apply, self.accounting, compiled=compiled)
         self._scorer = scorer
         self._pairs = timing_pairs
         self._log = log or logging.getLogger(__name__)
@@ -100,6 +102,11 @@ class PipelineEvaluator:
     def batch_size(self) -> int:
         """Images a call, as of now."""
         return self.workload.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Device that is computed on."""
+        return self._device
 
     @property
     def chunk(self) -> int:

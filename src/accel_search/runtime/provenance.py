@@ -12,6 +12,7 @@ import torch
 
 from accel_search.nvidia_smi import query
 from accel_search.records import PromptSet, Provenance, Workload
+from accel_search.runtime.attention import describe_attention
 
 PACKAGES = (
     "accel-search",
@@ -37,6 +38,8 @@ def describe(
     clip_model: str | None,
     threads: int | None,
     weights: str | None = None,
+    attention: str = "auto",
+    compiled: bool = False,
 ) -> Provenance:
     """Return the provenance of what is measured from now on.
 
@@ -48,8 +51,12 @@ def describe(
         clip_model: What identifies the scorer and its weights; None where nothing is scored.
         threads: CPU threads; None on a GPU.
         weights: What is special about the weights, e.g. `RANDOM_WEIGHTS`.
+        attention: The kernel that was asked for.
+        compiled: Whether the UNet is compiled.
     """
     device = torch.device(workload.device)
+    least = min(workload.attention_downsamples, default=1)
+    tokens = (workload.latent_height // least) * (workload.latent_width // least)
     return Provenance(
         **machine(device),
         threads=threads,
@@ -58,7 +65,8 @@ def describe(
         width=workload.width,
         batch_size=workload.batch_size,
         guidance_scale=workload.guidance_scale,
-        attention_backend=attention_backend(pipe.unet),
+        attention_backend=describe_attention(pipe.unet, attention, tokens),
+        compiled=compiled,
         model_id=model_id(workload.pipeline) + (f" ({weights})" if weights else ""),
         revision=revision,
         prompt_set_hash=prompts.digest,
@@ -105,9 +113,3 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def attention_backend(unet: Any) -> str:
-    """Return `native` for torch's own attention, else the names of the processors in use."""
-    names = {type(processor).__name__ for processor in unet.attn_processors.values()}
-    return "native" if names <= {"AttnProcessor2_0"} else "+".join(sorted(names))

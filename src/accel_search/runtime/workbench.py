@@ -10,6 +10,8 @@ import torch
 from accel_search.errors import ConfigurationError
 from accel_search.records import Prompt, PromptSet
 from accel_search.runtime.architectures import ARCHITECTURES
+from accel_search.runtime.attention import use_kernel
+from accel_search.runtime.compiling import compile_unet
 from accel_search.runtime.devices import resolve_device, set_threads
 from accel_search.runtime.evaluator import PipelineEvaluator
 from accel_search.runtime.folders import PipelineFolder, check_name
@@ -35,7 +37,7 @@ class Workbench:
     its full-size architecture with random weights.
 
     Args:
-        settings: What is loaded, where to, and in what precision.
+        settings: What is loaded, where to, in what precision, and whether it is compiled.
         log: Gets notices and warnings.
 
     Raises:
@@ -64,6 +66,9 @@ class Workbench:
         else:
             self._pipe, self._folder = load_pipeline(settings, log)
         self._own_scheduler = self._pipe.scheduler
+        use_kernel(self._pipe, settings.attention)
+        if settings.compile:
+            compile_unet(self._pipe)
 
     def evaluator(self, settings: Settings) -> PipelineEvaluator:
         """Return what measures the pipeline as the settings want it.
@@ -86,6 +91,8 @@ class Workbench:
             weights=RANDOM_WEIGHTS if self._folder is None else None,
             clip_model=None if self._scorer is None else self._scorer.name,
             threads=self._threads,
+            attention=settings.attention,
+            compiled=settings.compile,
         )
         return PipelineEvaluator(
             pipe,
@@ -94,6 +101,7 @@ class Workbench:
             workload,
             provenance,
             timing_pairs=settings.timing_pairs,
+            compiled=settings.compile,
             log=self._log,
         )
 

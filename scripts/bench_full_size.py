@@ -1,0 +1,220 @@
+"""Time every accelerator and combination on full-size pipelines, with their peak memory.
+
+    python scripts/bench_full_size.py --models SD1.5,SD2.1,SDXL --out docs/full_size_h200.json
+
+Weights are random: their values bear on neither time nor memory. In each cell of the table (model,
+scheduler, steps, batch, dtype, attention kernel, compiled or not) the bare pipeline is called
+first and last and each setting in between, in turns; a figure is a median, and its noise how far
+the bare calls lie apart. Rows are added to those that the file holds; a cell it holds is passed
+over, so that a table can be made in several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel_search.accelerators.compose import apply_candidate
+from accel_search.errors import AccelSearchError
+from accel_search.records import Candidate, Workload
+from accel_search.runtime.attention import describe_attention, use_kernel
+from accel_search.runtime.calls import Accounting, Caller
+from accel_search.runtime.compiling import compile_unet
+from accel_search.runtime.memory import PeakMeter
+from accel_search.runtime.pipelines import build_scheduler, describe_workload, random_pipeline
+from accel_search.runtime.provenance import machine
+from accel_search.runtime.quiet import quiet_libraries
+from accel_search.runtime.workbench import timing_prompts
+from accel_search.settings import Settings
+
+ALONE = {
+    "deepcache": {"cache_interval": 3, "cache_branch_id": 0},
+    "tgate": {"gate_step": 10, "sp_interval": 9, "fi_interval": 5, "warmup": 1},
+    "tome": {"ratio": 0.5, "max_downsample": 2},
+}
+COMBINATIONS = [
+    "+".join(names)
+    for count in range(1, len(ALONE) + 1)
+    for names in itertools.combinations(ALONE, count)
+]
+ENOUGH_SECONDS = 5.0
+"""Seconds that the bare calls of a cell should last together, within `MOST_TURNS` turns."""
+MOST_TURNS = 3
+
+
+def main() -> None:
+    """Time every cell that is asked for and add it to the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--models", default="SD1.5,SD2.1,SDXL")
+    parser.add_argument("--scheds", default="DDIM")
+    parser.add_argument("--steps", default="20")
+    parser.add_argument("--batches", default="1,4")
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--settings", default=",".join(COMBINATIONS))
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    table = Table(options.out)
+    for model in options.models.split(","):
+        asked = Settings(
+            pipe=model,
+            latency_only=True,
+            dtype=options.dtype,
+            device=options.device,
+            attention=options.attention,
+            compile=options.compile,
+        )
+        bench = Bench(asked, options.settings.split(","))
+        for sched, steps, batch in itertools.product(
+            options.scheds.split(","), options.steps.split(","), options.batches.split(",")
+        ):
+            cell = bench.cell(sched, int(steps), int(batch))
+            if not table.holds(cell):
+                table.add(bench.rows(cell), bench.device)
+        del bench
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class Table:
+    """Rows in a file that grows."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._content: dict[str, Any] = {"rows": []}
+        if path is not None and path.exists():
+            self._content = json.loads(path.read_text(encoding="utf-8"))
+
+    def holds(self, cell: dict[str, Any]) -> bool:
+        """Tell whether there are rows of a cell already."""
+        return any(cell.items() <= row.items() for row in self._content["rows"])
+
+    def add(self, rows: list[dict[str, Any]], device: torch.device) -> None:
+        """Add rows and write the file."""
+        where = machine(device)
+        self._content = {"device": where.pop("device_name"), **where} | self._content
+        self._content["rows"] += rows
+        if self._path is not None:
+            self._path.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+
+
+class Bench:
+    """One pipeline with random weights, and what is measured on it."""
+
+    def __init__(self, asked: Settings, names: Sequence[str]) -> None:
+        self._asked, self._names = asked, names
+        with quiet_libraries():
+            self._pipe = random_pipeline(asked)
+        self._scheduler = self._pipe.scheduler
+        self.device = torch.device(self._pipe.device)
+        use_kernel(self._pipe, asked.attention)
+        if asked.compile:
+            compile_unet(self._pipe)
+        self._caller = Caller(self._pipe, apply_candidate, Accounting(), compiled=asked.compile)
+        self._met: set[tuple[int, str]] = set()
+
+    def cell(self, sched: str, steps: int, batch: int) -> dict[str, Any]:
+        """Return what identifies a cell."""
+        return {
+            "model": self._asked.pipe,
+            "scheduler": sched,
+            "steps": steps,
+            "batch": batch,
+            "dtype": self._asked.dtype,
+            "attention": self._asked.attention,
+            "compiled": self._asked.compile,
+        }
+
+    def rows(self, cell: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return a row for each setting, or one with the error that ended the cell."""
+        settings = Settings(
+            pipe=cell["model"],
+            sched=cell["scheduler"],
+            steps=cell["steps"],
+            batch_size=cell["batch"],
+            latency_only=True,
+        )
+        self._pipe.scheduler = build_scheduler(settings.scheduler_class, self._scheduler)
+        workload = describe_workload(self._pipe, settings, None)
+        cell = cell | {
+            "height": workload.height,
+            "width": workload.width,
+            "kernel": self._kernel(workload),
+        }
+        try:
+            with quiet_libraries():
+                rows = self._timed_rows(workload)
+        except (AccelSearchError, RuntimeError) as error:
+            rows = [{"error": str(error).splitlines()[0][:300]}]
+        for row in rows:
+            print(_line(cell | row), flush=True)
+        return [cell | row for row in rows]
+
+    def _kernel(self, workload: Workload) -> str:
+        least = min(workload.attention_downsamples)
+        tokens = (workload.latent_height // least) * (workload.latent_width // least)
+        return describe_attention(self._pipe.unet, self._asked.attention, tokens)
+
+    def _timed_rows(self, workload: Workload) -> list[dict[str, Any]]:
+        prompts = timing_prompts(workload.batch_size).search
+        calls = {"bare": Candidate()} | {
+            name: Candidate({part: ALONE[part] for part in name.split("+")}) for name in self._names
+        }
+        samples: dict[str, list[float]] = {name: [] for name in calls}
+        peaks = {name: PeakMeter(self.device) for name in calls}
+
+        def call(name: str) -> None:
+            _, seconds = self._caller.call(workload, prompts, calls[name], peaks[name])
+            samples[name].append(seconds * workload.batch_size)
+
+        for name, candidate in calls.items():
+            if (workload.batch_size, name) not in self._met:
+                self._caller.warm_up(workload, prompts, candidate)
+                self._met.add((workload.batch_size, name))
+        for _ in range(MOST_TURNS):
+            for name in calls:
+                call(name)
+            if sum(samples["bare"]) >= ENOUGH_SECONDS:
+                break
+        call("bare")
+        bare = statistics.median(samples["bare"])
+        spread = (max(samples["bare"]) - min(samples["bare"])) / bare
+        return [
+            {
+                "setting": name,
+                "seconds_a_call": [round(each, 4) for each in samples[name]],
+                "speedup": round(bare / statistics.median(samples[name]), 3),
+                "bare_spread": round(spread, 4),
+                "peak_memory_bytes": peaks[name].peak_bytes,
+            }
+            for name in calls
+        ]
+
+
+def _line(row: dict[str, Any]) -> str:
+    cell = f"{row['model']:6} {row['scheduler']:12} {row['steps']} steps, batch {row['batch']:2}"
+    cell += f" {row['dtype']} {row['kernel']}{' compiled' if row['compiled'] else ''}"
+    if "error" in row:
+        return f"{cell}: {row['error']}"
+    peak = row["peak_memory_bytes"]
+    return (
+        f"{cell} {row['setting']:20} {statistics.median(row['seconds_a_call']):7.3f} s a call  "
+        f"{row['speedup']:5.2f}x (±{row['bare_spread']:.1%})"
+        + ("" if peak is None else f"  {peak / 2**30:5.1f} GiB")
+    )
+
+
+if __name__ == "__main__":
+    main()
