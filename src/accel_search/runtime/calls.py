@@ -12,6 +12,7 @@ import torch
 
 from accel_search.errors import AccelSearchError, TrialFailure
 from accel_search.records import Candidate, Measurement, Params, Prompt, Workload
+from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import Call, prepare
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
 from accel_search.runtime.quiet import first_line
@@ -122,7 +123,7 @@ class Caller:
         self._pipe = pipe
         self._apply = apply
         self._accounting = accounting
-        self._device = torch.device(pipe.device)
+        self._device = execution_device(pipe)
 
     def call(
         self,

@@ -18,6 +18,7 @@ from accel_search.runtime import memory
 from accel_search.runtime.batches import Batch, plan_batches, plan_steps
 from accel_search.runtime.calls import BASELINE, Accounting, Apply, Caller, Samples
 from accel_search.runtime.contamination import References
+from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import check_images
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.runtime.scoring import ClipScorer
@@ -80,7 +81,7 @@ class PipelineEvaluator:
         self._scorer = scorer
         self._pairs = timing_pairs
         self._log = log or logging.getLogger(__name__)
-        self._device = torch.device(pipe.device)
+        self._device = execution_device(pipe)
         self._growth = memory.GrowthWatch(self._device, self._log)
         self._references = References(self._log)
         self._pictures: dict[Hashable, torch.Tensor] = {}

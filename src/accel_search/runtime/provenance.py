@@ -37,6 +37,7 @@ def describe(
     clip_model: str | None,
     threads: int | None,
     weights: str | None = None,
+    vae: str | None = None,
 ) -> Provenance:
     """Return the provenance of what is measured from now on.
 
@@ -48,6 +49,7 @@ def describe(
         clip_model: What identifies the scorer and its weights; None where nothing is scored.
         threads: CPU threads; None on a GPU.
         weights: What is special about the weights, e.g. `RANDOM_WEIGHTS`.
+        vae: What identifies a VAE that replaces the pipeline's own.
     """
     device = torch.device(workload.device)
     return Provenance(
@@ -64,6 +66,8 @@ def describe(
         prompt_set_hash=prompts.digest,
         clip_model=clip_model,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        vae=vae,
+        offload="model" if getattr(pipe, "_all_hooks", None) else None,
     )
 
 

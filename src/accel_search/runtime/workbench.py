@@ -47,6 +47,7 @@ class Workbench:
     def __init__(self, settings: Settings, log: logging.Logger) -> None:
         device = resolve_device(settings.device)
         check_name(settings.pipe)
+        _check_fit(settings, device)
         limit_memory(settings.memory_limit, device)
         self._log = log
         self._threads = set_threads(settings.threads, device)
@@ -84,6 +85,7 @@ class Workbench:
             self._prompts,
             revision=None if self._folder is None else self._folder.revision,
             weights=RANDOM_WEIGHTS if self._folder is None else None,
+            vae=getattr(self._folder and self._folder.vae, "name", None),
             clip_model=None if self._scorer is None else self._scorer.name,
             threads=self._threads,
         )
@@ -101,6 +103,20 @@ class Workbench:
 def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator:
     """Load what one search needs and return what measures it; raises as `Workbench` does."""
     return Workbench(settings, log).evaluator(settings)
+
+
+def _check_fit(settings: Settings, device: torch.device) -> None:
+    """Raise ConfigurationError for options that do not suit the device or each other."""
+    if settings.offload and device.type != "cuda":
+        raise ConfigurationError(
+            f"--offload: moves parts between main memory and a GPU, but {device} is used; leave it "
+            "out"
+        )
+    if settings.vae is not None and settings.latency_only and settings.pipe in ARCHITECTURES:
+        raise ConfigurationError(
+            f"--vae {settings.vae}: --latency_only loads nothing for --pipe {settings.pipe}; leave "
+            "one of them out, or give a pipeline folder"
+        )
 
 
 def timing_prompts(count: int) -> PromptSet:
