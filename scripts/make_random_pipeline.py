@@ -8,7 +8,8 @@ fetched:
     accel-search --pipe build/sdxl --latency_only --steps 8
 
 `tiny` has the published blocks, layers and traits (SD2.1's v-prediction, SDXL's two text encoders
-and its VAE that is decoded in float32) at a few channels; `full` has the published size, up to 14 GB.
+and its VAE that is decoded in float32) at a few channels; `full` has the published size, up to
+14 GB.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 
 from accel_search.runtime.architectures import ARCHITECTURES, build_random
+from accel_search.runtime.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LIMIT = "10GB"
@@ -48,13 +50,14 @@ def write_pipeline(
         seed: Of the weights.
     """
     torch.manual_seed(seed)
-    pipe = build_random(like, torch.device("cpu"), dtype, is_tiny=is_tiny)
-    pipe.save_pretrained(out, safe_serialization=True, max_shard_size=max_shard_size)
-    if fp16:
-        pipe.to(torch.float16)
-        pipe.save_pretrained(
-            out, safe_serialization=True, variant="fp16", max_shard_size=max_shard_size
-        )
+    with quiet_libraries():
+        pipe = build_random(like, torch.device("cpu"), dtype, is_tiny=is_tiny)
+        pipe.save_pretrained(out, safe_serialization=True, max_shard_size=max_shard_size)
+        if fp16:
+            pipe.to(torch.float16)
+            pipe.save_pretrained(
+                out, safe_serialization=True, variant="fp16", max_shard_size=max_shard_size
+            )
     return out
 
 

@@ -191,7 +191,8 @@ def _check(settings: Settings) -> None:
         refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
     if settings.offload and settings.device == "cpu":
         raise ConfigurationError(
-            "--offload: moves parts between main memory and a GPU, but --device is cpu; leave it out"
+            "--offload: moves parts between main memory and a GPU, but --device is cpu; leave it "
+            "out"
         )
     if settings.vae is not None and not settings.vae.strip():
         refuse("vae", settings.vae, "a hub id (owner/name) or a folder")

@@ -39,7 +39,7 @@ class Repository:
     @property
     def commit(self) -> str:
         names = json.dumps({name: digest(file) for name, file in self.files.items()})
-        return hashlib.sha1(names.encode()).hexdigest()
+        return hashlib.sha256(names.encode()).hexdigest()[:40]
 
     def listed(self, key: str) -> list[dict[str, Any]]:
         """Every file as the lists of the hub have it, its name under `key`."""
@@ -116,7 +116,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append((self.command, path, bearer))
             if hub.status is not None:
                 return self._refuse(hub.status, "")
-            if path.startswith("api/"):
+            if path.startswith(("api/models/", "api/datasets/")):
                 kind, rest = path.removeprefix("api/").split("/", 1)
                 prefix = "" if kind == "models" else f"{kind}/"
                 owner, name, *call = rest.split("/")
@@ -167,10 +167,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _file(self, repository: Repository, revision: str, name: str) -> None:
             if revision not in ("main", repository.commit, *repository.tags):
-                return self._refuse(404, "RevisionNotFound")
+                self._refuse(404, "RevisionNotFound")
+                return
             headers = {"X-Repo-Commit": repository.commit, "Accept-Ranges": "bytes"}
             if name not in repository.files:
-                return self._refuse(404, "EntryNotFound", headers)
+                self._refuse(404, "EntryNotFound", headers)
+                return
             content = repository.files[name].read_bytes()
             headers["ETag"] = f'"{digest(repository.files[name])}"'
             begin = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0]

@@ -26,7 +26,7 @@ TOKEN = "hf_" + "s3cret" * 4
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory) -> Path:
-    """A repository as SD1.5's is: both precisions, shards, pickles, checkpoints, a safety checker."""
+    """A repository as SD1.5's is: both precisions, shards, pickles, a safety checker."""
     folder = write_pipeline(
         tmp_path_factory.mktemp("hub") / "sd15", "SD1.5", fp16=True, max_shard_size="300KB"
     )
@@ -164,7 +164,10 @@ def test_a_revision_is_pinned_to_its_commit(served, sd15, settings_for):
     assert pinned == found
 
 
-def test_a_connection_that_dies_half_way_is_resumed_within_the_file(served, sd15, settings_for):
+def test_a_connection_that_dies_half_way_is_resumed_within_the_file(
+    served, sd15, settings_for, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     name = "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"
     sd15.dies[name] = 1
 

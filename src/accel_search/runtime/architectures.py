@@ -1,4 +1,4 @@
-"""SD1.5, SD2.1 and SDXL with random weights: for timing, and for tests, where nothing can be fetched.
+"""SD1.5, SD2.1 and SDXL with random weights, for where nothing can be fetched.
 
 Time and memory do not depend on the weights' values; pictures do, so nothing here is about quality.
 The tokenizer is the embedded demo's: a prompt becomes other tokens, and as many.
@@ -176,9 +176,8 @@ def build_random(
     for place, text in enumerate(plan.text_encoders):
         suffix = f"_{place + 1}" if place else ""
         tokenizer = parts[f"tokenizer{suffix}"] = _tokenizer()
-        if is_tiny:
-            text = {**text, **_special_tokens(tokenizer)}
-        parts[f"text_encoder{suffix}"] = _text_encoder(text, device, dtype, projection=place > 0)
+        config = {**text, **_special_tokens(tokenizer)} if is_tiny else text
+        parts[f"text_encoder{suffix}"] = _text_encoder(config, device, dtype, projection=place > 0)
     if len(plan.text_encoders) > 1:
         pipe: Any = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
     else:

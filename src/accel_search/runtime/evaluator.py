@@ -41,7 +41,8 @@ class PipelineEvaluator:
     pipeline; its images have to be bit-identical to those made before any accelerator was
     applied, which is how one that leaves something behind is found out.
 
-    A batch that does not fit the device is halved, for good: the baseline of the part in hand is
+    Where memory is short the scorer is moved off the device between scorings, which changes no
+    score and is outside all times. A batch that still does not fit is halved, for good: the baseline of the part in hand is
     measured again at the new size (`baselines` holds it), then the candidate.
 
     Args:
@@ -203,7 +204,21 @@ class PipelineEvaluator:
                     raise
                 message = str(error)
             # Outside the handler: the error's traceback would keep the failed call's tensors.
-            self._halve(message)
+            if not self._park_scorer(message):
+                self._halve(message)
+
+    def _park_scorer(self, message: str) -> bool:
+        """Give the scorer's memory to the pipeline; a smaller batch is the dearer answer."""
+        if self._scorer is None or not self._scorer.park():
+            return False
+        memory.release(self._device)
+        self._log.warning(
+            "out of memory at batch size %d (%s): from now on the scorer waits in main memory "
+            "between scorings",
+            self.batch_size,
+            memory.parse_shortage(message),
+        )
+        return True
 
     def _halve(self, message: str) -> None:
         memory.release(self._device)

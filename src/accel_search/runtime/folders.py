@@ -71,7 +71,7 @@ class VaeFolder:
     variant: str | None
     """As in `PipelineFolder`."""
     name: str
-    """What identifies it, for the provenance: id and commit, or folder and digest of its weights."""
+    """What identifies it, for the provenance: id and commit, or folder and digest of weights."""
 
 
 def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> PipelineFolder:

@@ -1,8 +1,8 @@
 """Fetch what is needed of a hub repository, and say in one line what stands in the way.
 
-The files are chosen from the repository's own list before anything large is fetched, so that neither
-pickles nor code are, and that too small a disk shows at once. Tokens come from the environment
-(`HF_TOKEN`) and are read by the hub's client alone.
+The files are chosen from the repository's own list before anything large is fetched, so that
+neither pickles nor code are, and that too small a disk shows at once. Tokens come from the
+environment (`HF_TOKEN`) and are read by the hub's client alone.
 """
 
 from __future__ import annotations
