@@ -55,6 +55,15 @@ class Repository:
         return rows
 
 
+def _level(rows: list[dict[str, Any]], under: str) -> list[dict[str, Any]]:
+    """Files right in a folder, and its folders."""
+    names = [row["path"].removeprefix(under) for row in rows]
+    folders = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name)
+    return [row for row, name in zip(rows, names, strict=True) if "/" not in name] + [
+        {"type": "directory", "path": under + name, "oid": "0" * 40, "size": 0} for name in folders
+    ]
+
+
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -144,9 +153,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if revision not in ("main", repository.commit, *repository.tags):
                 return self._refuse(404, "RevisionNotFound")
             if call[:1] == ["tree"]:
-                under = "/".join(call[2:])
-                rows = repository.listed("path")
-                return self._json([row for row in rows if row["path"].startswith(under)])
+                under = "".join(f"{part}/" for part in call[2:])
+                rows = [row for row in repository.listed("path") if row["path"].startswith(under)]
+                if (
+                    parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower()
+                    != "true"
+                ):
+                    rows = _level(rows, under)
+                return self._json(rows)
             if call[:1] == ["paths-info"]:
                 given = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
                 paths = given if isinstance(given, list) else [given]

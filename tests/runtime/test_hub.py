@@ -470,3 +470,38 @@ def test_the_program_ends_with_code_5_and_one_line(served, sd15, made, tmp_path)
     assert "Traceback" not in ran.stderr
     # HF_HOME is where the cache is.
     assert not (tmp_path / "hf").exists()
+
+
+# Prompts
+
+
+def test_coco_captions_come_from_the_hub_and_then_from_the_cache(
+    served, tmp_path, settings_for, monkeypatch
+):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    from accel_search.runtime.prompts import COCO_DATASET, load_prompts
+
+    data = tmp_path / "coco" / "data"
+    data.mkdir(parents=True)
+    for split, count in (("train", 5), ("validation", 12)):
+        rows = [[f"{split} picture {i}", "other words"] for i in range(count)]
+        table = pyarrow.table({"file_name": [str(i) for i in range(count)], "captions": rows})
+        pyarrow.parquet.write_table(table, data / f"{split}-00000-of-00001.parquet")
+    served.repositories[f"datasets/{COCO_DATASET}"] = Repository(tmp_path / "coco")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", served.url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    asked = settings_for(prompts="coco", num_samples=4, held_out_samples=8)
+
+    chosen = load_prompts(asked)
+
+    assert chosen.source == "coco"
+    texts = {prompt.text for prompt in (*chosen.search, *chosen.held_out)}
+    assert texts == {f"validation picture {i}" for i in range(12)}
+    served.requests.clear()
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    offline(monkeypatch)
+    assert load_prompts(asked) == chosen
+    assert served.requests == []

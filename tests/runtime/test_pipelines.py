@@ -109,7 +109,9 @@ def test_guidance_comes_from_a_demo_json_beside_the_folder(made, tmp_path, setti
     assert describe_workload(pipe, settings, folder).guidance_scale == 4.0
 
 
-def test_half_precision_files_are_loaded_in_the_dtype_asked_for(made, tmp_path, settings_for):
+def test_half_precision_files_are_loaded_in_the_dtype_asked_for(
+    made, tmp_path, settings_for, caplog
+):
     # transformers alone would take the text encoder's dtype from its weights.
     pipe, _ = load_pipeline(settings_for(dtype="float16"), LOG)
     pipe.save_pretrained(tmp_path, variant="fp16")
@@ -117,6 +119,7 @@ def test_half_precision_files_are_loaded_in_the_dtype_asked_for(made, tmp_path, 
     pipe, folder = load_pipeline(settings_for(pipe=str(tmp_path)), LOG)
 
     assert folder.variant == "fp16"
+    assert "--dtype float32 computes with rounded weights" in caplog.text
     dtypes = {p.dtype for m in (pipe.unet, pipe.vae, pipe.text_encoder) for p in m.parameters()}
     assert dtypes == {torch.float32}
 

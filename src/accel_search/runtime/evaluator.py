@@ -42,8 +42,9 @@ class PipelineEvaluator:
     applied, which is how one that leaves something behind is found out.
 
     Where memory is short the scorer is moved off the device between scorings, which changes no
-    score and is outside all times. A batch that still does not fit is halved, for good: the baseline of the part in hand is
-    measured again at the new size (`baselines` holds it), then the candidate.
+    score and is outside all times. A batch that still does not fit is halved, for good: the
+    baseline of the part in hand is measured again at the new size (`baselines` holds it), then the
+    candidate.
 
     Args:
         pipe: A bare pipeline on its device, in eval mode.

@@ -162,8 +162,8 @@ def weights_do_not_fit(
     """Return the error that says so, with what the allocator said."""
     shortage = parse_shortage(str(error))
     return OutOfMemoryError(
-        f"--pipe {pipeline}: its weights do not fit {device} ({shortage}): use a GPU with more "
-        "memory free",
+        f"--pipe {pipeline}: its weights do not fit {device} ({shortage}): use --offload, or a "
+        "GPU with more memory free",
         bytes_asked=shortage.bytes_asked,
         bytes_free=shortage.bytes_free,
     )
