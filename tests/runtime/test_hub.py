@@ -438,7 +438,45 @@ def test_a_vae_of_other_latents_is_refused(made, tmp_path, settings_for):
 # The real program
 
 
-def test_the_program_ends_with_code_5_and_one_line(served, sd15, made, tmp_path):
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--pipe", "SD1.5"], "--pipe SD1.5: the hub repository stable-diffusion-v1-5/stable-dif"),
+        (["--pipe", "me/nothing"], "--pipe me/nothing: the hub repository me/nothing does not ex"),
+        (["--vae", "me/nothing"], "--vae me/nothing: the hub repository me/nothing does not exis"),
+    ],
+)
+def test_the_program_ends_with_code_5_and_one_line(
+    served, sd15, made, monkeypatch, tmp_path, capsys, more, says
+):
+    from accel_search.traversal_search import main
+
+    sd15.token = TOKEN
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(
+            [
+                "--device",
+                "cpu",
+                "--clip_model",
+                str(made / "scorer"),
+                "--prompts",
+                "builtin",
+                "--num_samples",
+                "4",
+                *more,
+            ]
+        )
+        == 5
+    )
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"accel-search: error: {says}")
+
+
+@pytest.mark.full
+def test_a_process_of_its_own_takes_the_hub_and_its_cache_from_the_environment(
+    served, sd15, made, tmp_path
+):
     """One process asks for three things in turn: importing torch is the dear part."""
     sd15.token = TOKEN
     script = (

@@ -117,8 +117,6 @@ def test_offloading_is_refused_without_a_gpu_before_anything_is_loaded(settings_
 
 CANDIDATES = [
     Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}),
-    Candidate({"tome": {"ratio": 0.5, "max_downsample": 2}}),
-    Candidate({"tgate": {"gate_step": 5, "sp_interval": 3, "fi_interval": 2, "warmup": 1}}),
     Candidate(
         {
             "deepcache": {"cache_interval": 2, "cache_branch_id": 0},
