@@ -298,7 +298,9 @@ def test_each_obstacle_is_one_line_and_a_copy_fetched_before_is_taken(
 
 
 def test_a_revision_that_is_not_there_is_not_answered_by_another(served, sd15, settings_for):
-    find_pipeline(settings(settings_for), half=True, log=LOG)
+    sd15.tags = ("v9",)
+    find_pipeline(settings(settings_for, revision="v9"), half=True, log=LOG)
+    sd15.tags = ()
     assert "at revision v9 has no such revision: take a branch" in _error(
         settings_for, revision="v9"
     )
