@@ -165,7 +165,7 @@ class Bench:
     def _kernel(self, workload: Workload) -> str:
         least = min(workload.attention_downsamples)
         tokens = (workload.latent_height // least) * (workload.latent_width // least)
-        return describe_attention(self._pipe.unet, self._asked.attention, tokens)
+        return describe_attention(self._pipe, self._asked.attention, tokens)
 
     def _timed_rows(self, workload: Workload) -> list[dict[str, Any]]:
         prompts = timing_prompts(workload.batch_size).search

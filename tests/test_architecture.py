@@ -87,7 +87,8 @@ def test_imports_run_one_way(module):
 
 
 def test_public_names_are_exact():
-    assert set(accel_search.__all__) == {"Acceleration", "__version__", "accelerate", "compile_unet", "load_best"}
+    names = {"Acceleration", "__version__", "accelerate", "compile_unet", "load_best"}
+    assert set(accel_search.__all__) == names
     for name in accel_search.__all__:
         assert getattr(accel_search, name)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):

@@ -22,6 +22,7 @@ def test_no_arguments_give_the_defaults():
 )
 def test_both_spellings_of_every_option_work(option):
     values = {
+        "attention": "flash",
         "sched": "UniPC",
         "targets": "tome",
         "strategy": "random",

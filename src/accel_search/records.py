@@ -136,6 +136,11 @@ class Provenance:
     """ISO 8601, UTC."""
     compiled: bool = False
     """Whether the UNet's blocks were compiled, of baseline and candidates alike."""
+    vae: str | None = None
+    """What replaces the pipeline's own VAE, with its commit or a digest; None is its own."""
+    offload: str | None = None
+    """`model` if parts wait in main memory until they are called, which every timing includes;
+    None if all are on the device."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Name each field in which a stored provenance differs from this one.

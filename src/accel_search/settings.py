@@ -53,6 +53,7 @@ class Settings:
     sched: str = declare("DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler)
     steps: int = declare(20, "denoising steps", parse=int)
     revision: str | None = declare(None, "branch, tag or commit of the hub repository")
+    vae: str | None = declare(None, "VAE in place of the pipeline's own: a hub id or a folder")
     device: str = declare("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: str = declare("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16")
     guidance_scale: float | None = declare(
@@ -72,6 +73,10 @@ class Settings:
     )
     memory_limit: float | None = declare(
         None, "GiB of GPU memory to use, as on a smaller GPU (default: all there is)", parse=float
+    )
+
+    offload: bool = declare(
+        False, "keep parts in main memory until they are called, for small GPUs", parse=bool
     )
 
     # What is searched
@@ -196,6 +201,13 @@ def _check(settings: Settings) -> None:
             refuse(name, getattr(settings, name), f"one of {', '.join(allowed)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
+    if settings.offload and settings.device == "cpu":
+        raise ConfigurationError(
+            "--offload: moves parts between main memory and a GPU, but --device is cpu; leave it "
+            "out"
+        )
+    if settings.vae is not None and not settings.vae.strip():
+        refuse("vae", settings.vae, "a hub id (owner/name) or a folder")
     if settings.latency_only and settings.replay is not None:
         raise ConfigurationError(
             "--latency_only and --replay: choose one; a replay measures no pipeline"

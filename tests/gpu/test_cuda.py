@@ -15,12 +15,14 @@ torch = pytest.importorskip("torch")
 from accel_search.accelerators.compose import apply_candidate  # noqa: E402
 from accel_search.errors import ExitCode, OutOfMemoryError  # noqa: E402
 from accel_search.records import Candidate, Prompt, PromptSet  # noqa: E402
+from accel_search.runtime import memory  # noqa: E402
 from accel_search.runtime.evaluator import PipelineEvaluator  # noqa: E402
 from accel_search.runtime.generation import generate  # noqa: E402
 from accel_search.runtime.pipelines import describe_workload, load_pipeline  # noqa: E402
 from accel_search.runtime.provenance import describe  # noqa: E402
 from accel_search.runtime.scoring import load_scorer  # noqa: E402
 from accel_search.runtime.timing import timed  # noqa: E402
+from accel_search.runtime.workbench import Workbench  # noqa: E402
 from accel_search.settings import Settings  # noqa: E402
 from tests.runtime import making  # noqa: E402
 
@@ -290,9 +292,9 @@ def test_an_attention_kernel_is_used_and_recorded(made, name):
     from accel_search.runtime.attention import describe_attention, use_kernel
 
     measures, pipe = evaluator(made)
-    assert describe_attention(pipe.unet, "auto", 256).startswith("native (")
+    assert describe_attention(pipe, "auto", 256).startswith("native (")
     use_kernel(pipe, name)
-    assert describe_attention(pipe.unet, name, 256) == f"native ({name})"
+    assert describe_attention(pipe, name, 256) == f"native ({name})"
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         generate(pipe, measures.workload, list(measures.prompts.search[:2]))
     ran = {event.key for event in seen.key_averages()}
@@ -301,3 +303,84 @@ def test_an_attention_kernel_is_used_and_recorded(made, name):
         "math": "aten::_scaled_dot_product_attention_math",
     }
     assert operators[name] in ran
+
+
+def workbench(made, caplog, **changes):
+    """Return what a search loads, and the evaluator that it makes of it."""
+    settings = Settings(
+        pipe=str(made / changes.pop("kind", "sd")),
+        clip_model=str(made / "scorer"),
+        prompts=str(made / "prompts.txt"),
+        device="cuda",
+        num_samples=4,
+        held_out_samples=0,
+        timing_pairs=1,
+        **({"steps": 8} | changes),
+    )
+    with caplog.at_level(logging.INFO, LOG.name):
+        bench = Workbench(settings, LOG)
+    return bench, bench.evaluator(settings)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_an_offloaded_pipeline_is_measured_on_the_gpu_and_comes_back(made, caplog, kind):
+    _, plain = workbench(made, caplog, kind=kind)
+    scores = plain.baseline().scores
+    caplog.clear()
+
+    bench, measures = workbench(made, caplog, kind=kind, offload=True)
+
+    pipe = bench._pipe
+    assert "moving them to the GPU is part of every timed call" in caplog.text
+    assert "waits in main memory between scorings" in caplog.text
+    assert pipe.device.type == "cpu" and measures.workload.device == "cuda:0"
+    assert measures.provenance.offload == "model" and plain.provenance.offload is None
+    assert measures.provenance.device_name == torch.cuda.get_device_name()
+    baseline = measures.baseline()
+    assert baseline.scores == scores
+    assert baseline.peak_memory_bytes > 0
+    for names in NAMES:
+        offloaded = measures.measure(candidate(names)).scores
+        assert offloaded == plain.measure(candidate(names)).scores, names
+    measures.check()
+    assert next(pipe.unet.parameters()).device.type == "cpu"
+    assert next(bench._scorer._model.parameters()).device.type == "cpu"
+
+
+def test_an_accelerator_stays_on_over_several_offloaded_calls(made, caplog):
+    bench, measures = workbench(made, caplog, offload=True)
+    pipe, prompts = bench._pipe, list(measures.prompts.search[:2])
+    for names in NAMES:
+        with apply_candidate(pipe, candidate(names)):
+            first = generate(pipe, measures.workload, prompts)
+            assert torch.equal(first, generate(pipe, measures.workload, prompts)), names
+        assert not torch.equal(first, generate(pipe, measures.workload, prompts)), names
+
+
+def test_a_parked_scorer_gives_its_memory_back_and_the_same_scores(made):
+    cuda = torch.device("cuda", 0)
+    scorer = load_scorer(Settings(clip_model=str(made / "scorer"), pipe=str(made / "sd")), cuda)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)).cuda()
+    resident = scorer.score(images, making.PROMPTS[:3])
+    before = torch.cuda.memory_allocated()
+
+    assert scorer.park() and not scorer.park()
+
+    assert before - torch.cuda.memory_allocated() >= scorer.weight_bytes
+    assert scorer.score(images, making.PROMPTS[:3]) == resident
+    assert before - torch.cuda.memory_allocated() >= scorer.weight_bytes
+
+
+def test_the_scorer_waits_in_main_memory_where_the_gpu_is_small(made, caplog):
+    torch.cuda.empty_cache()
+    bench, _ = workbench(made, caplog)
+    assert next(bench._scorer._model.parameters()).device.type == "cuda"
+    del bench
+    try:
+        needs = torch.cuda.memory_allocated() / 2**30 + 0.1
+        bench, measures = workbench(made, caplog, memory_limit=round(needs, 3))
+        free = memory.free_bytes(torch.device("cuda", 0), round(needs, 3))
+        assert 0 < free <= 0.11 * 2**30
+        assert len(measures.baseline().scores) == 4
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

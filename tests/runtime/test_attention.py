@@ -41,7 +41,7 @@ def test_the_unet_uses_the_kernel_that_was_asked_for(pipe, name):
     before = kernels_in_use(pipe)
     use_kernel(pipe, name)
     assert kernels_in_use(pipe) == [{attention.KERNELS[name]}]
-    assert describe_attention(pipe.unet, name, 256) == f"native ({name})"
+    assert describe_attention(pipe, name, 256) == f"native ({name})"
     assert len(before[0]) == 3  # The choice of everyone else is as it was.
 
 
@@ -49,7 +49,7 @@ def test_auto_leaves_the_unet_as_it_is(pipe):
     before = dict(vars(pipe.unet))
     use_kernel(pipe, "auto")
     assert vars(pipe.unet) == before
-    assert describe_attention(pipe.unet, "auto", 256) == "native"
+    assert describe_attention(pipe, "auto", 256) == "native"
 
 
 def test_a_kernel_that_is_not_there_is_refused_and_the_others_are_named(pipe):
@@ -61,4 +61,16 @@ def test_other_processors_go_by_their_names(pipe):
     from diffusers.models.attention_processor import AttnProcessor
 
     pipe.unet.set_attn_processor(AttnProcessor())
-    assert describe_attention(pipe.unet, "auto", 256) == "AttnProcessor"
+    assert describe_attention(pipe, "auto", 256) == "AttnProcessor"
+
+
+def test_it_stays_on_where_parts_wait_in_main_memory(pipe):
+    """diffusers takes its offloading hooks off and on again after each call."""
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    add_hook_to_module(pipe.unet, ModelHook())
+    use_kernel(pipe, "math")
+    for _ in range(2):
+        assert kernels_in_use(pipe) == [{attention.KERNELS["math"]}]
+        remove_hook_from_module(pipe.unet)
+        add_hook_to_module(pipe.unet, ModelHook())

@@ -35,6 +35,13 @@ BOTH = Candidate(
 FEWER = Candidate({"steps": {"num_inference_steps": 2}})
 
 
+class Scorer:
+    """Stands in for a scorer that holds no device memory."""
+
+    def park(self):
+        return False
+
+
 @contextmanager
 def nothing(pipe, candidate):
     yield
@@ -256,7 +263,7 @@ def test_neither_scoring_nor_applying_is_timed(evaluator_for, scorer, monkeypatc
         nonlocal ahead
         ahead += seconds
 
-    class Slow:
+    class Slow(Scorer):
         def score(self, images, texts):
             take(1000)
             return scorer.score(images, texts)
@@ -599,7 +606,7 @@ def test_at_batch_size_1_it_ends_with_the_bytes(evaluator_for, recorder):
 
 
 def test_out_of_memory_while_scoring_halves_too(evaluator_for, scorer):
-    class Greedy:
+    class Greedy(Scorer):
         def score(self, images, texts):
             if len(images) > 1:
                 raise torch.OutOfMemoryError(SHORTAGE)
@@ -608,6 +615,36 @@ def test_out_of_memory_while_scoring_halves_too(evaluator_for, scorer):
     evaluator = evaluator_for(search=2, scorer=Greedy())
 
     assert evaluator.baseline().batch_size == 1
+
+
+def test_the_scorer_gives_way_before_the_batch_does(evaluator_for, recorder, scorer, caplog):
+    class OnDevice(Scorer):
+        parked = False
+
+        def park(self):
+            gave_way, self.parked = not self.parked, True
+            return gave_way
+
+        def score(self, images, texts):
+            return scorer.score(images, texts)
+
+    resident = OnDevice()
+
+    def fail(prompts):
+        fits(recorder, 4 if resident.parked else 2)(prompts)
+
+    recorder.fail = fail
+    evaluator = evaluator_for(search=4, batch_size=4, scorer=resident, apply=recorder.apply)
+
+    with caplog.at_level(logging.WARNING, LOG.name):
+        assert evaluator.baseline().batch_size == 4
+    assert [r.message.partition(":")[0] for r in caplog.records] == [
+        "out of memory at batch size 4 (2,147,483,648 bytes asked, 1,610,612,736 free)"
+    ]
+    assert "the scorer waits in main memory between scorings" in caplog.text
+
+    recorder.fail = fits(recorder, 2)
+    assert evaluator.measure(TOME).batch_size == 2
 
 
 # Wiring

@@ -55,6 +55,8 @@ def test_no_held_out_prompts_can_be_asked_for():
 FILES = {
     "lines.txt": "\ufeffone\n\n  two  \nthree, with a comma\n",
     "table.csv": 'id,caption\n1,one\n2,two\n3,"three, with a comma"\n4,\n',
+    "PartiPrompts.tsv": "Prompt\tCategory\tChallenge\tNote\n"
+    "one\tAbstract\tBasic\t\ntwo\tAbstract\tBasic\t\nthree, with a comma\tArts\tBasic\tx\n",
     "list.json": json.dumps(["one", "two", "three, with a comma", None]),
     "objects.json": json.dumps(
         [{"id": 1, "text": "one"}, {"text": "two"}, {"prompt": "three, with a comma", "text": "x"}]
@@ -77,6 +79,14 @@ def test_each_file_format_is_read(tmp_path, name):
     assert chosen.source == str(path)
 
 
+def test_a_quotation_mark_in_a_tsv_file_is_part_of_the_prompt(tmp_path):
+    (tmp_path / "p.tsv").write_text('Prompt\tCategory\n"hi" on a wall\tx\nthe word "end\ty\n')
+    chosen = load_prompts(
+        Settings(prompts=str(tmp_path / "p.tsv"), num_samples=2, held_out_samples=0)
+    )
+    assert {p.text for p in chosen.search} == {'"hi" on a wall', 'the word "end'}
+
+
 def test_parquet_is_read(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -97,7 +107,7 @@ BROKEN = {
     "broken.parquet": (b"PAR1", "cannot be read as parquet"),
     "other.csv": (b"id,name\n1,one\n", "no column prompt, caption, captions, text, Prompt; it has"),
     "binary.txt": (b"\xff\xfe\x00", "cannot be read as txt"),
-    "table.xlsx": (b"", "ending in .txt, .csv, .json, .jsonl, .parquet"),
+    "table.xlsx": (b"", "ending in .txt, .csv, .tsv, .json, .jsonl, .parquet"),
     "broken.jsonl": (b'{"prompt": "one"}\n{', "cannot be read as jsonl"),
 }
 

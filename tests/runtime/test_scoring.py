@@ -209,3 +209,88 @@ def test_texts_are_encoded_once(scorer, monkeypatch):
     assert fresh.score(_images(32, 32), ["x", "y", "x"]) == first
     assert seen == ["x", "y"]
     assert scoring.DEFAULT_MODEL == "ViT-L-14"
+
+
+def _as_transformers(model):
+    """Return transformers' CLIPModel in the weights of an open_clip ViT."""
+    from transformers import CLIPConfig, CLIPModel
+
+    visual = model.visual
+    width, layers = visual.conv1.out_channels, len(visual.transformer.resblocks)
+    text_width, text_layers = model.ln_final.weight.shape[0], len(model.transformer.resblocks)
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": model.vocab_size, "hidden_size": text_width, "hidden_act": "gelu",
+            "intermediate_size": 4 * text_width, "num_hidden_layers": text_layers,
+            "num_attention_heads": 2, "max_position_embeddings": model.context_length,
+            "projection_dim": 16, "eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 0,
+        },
+        vision_config={
+            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+            "num_attention_heads": 2, "image_size": 32, "patch_size": 8, "hidden_act": "gelu",
+            "projection_dim": 16,
+        },
+        projection_dim=16,
+    )  # fmt: skip
+    state = {
+        "text_model.embeddings.token_embedding.weight": model.token_embedding.weight,
+        "text_model.embeddings.position_embedding.weight": model.positional_embedding,
+        "text_projection.weight": model.text_projection.T,
+        "vision_model.embeddings.class_embedding": visual.class_embedding,
+        "vision_model.embeddings.patch_embedding.weight": visual.conv1.weight,
+        "vision_model.embeddings.position_embedding.weight": visual.positional_embedding,
+        "visual_projection.weight": visual.proj.T,
+        "logit_scale": model.logit_scale,
+    }
+    norms = {
+        "text_model.final_layer_norm": model.ln_final,
+        "vision_model.pre_layrnorm": visual.ln_pre,
+        "vision_model.post_layernorm": visual.ln_post,
+    }
+    for part, blocks in (
+        ("text_model", model.transformer.resblocks),
+        ("vision_model", visual.transformer.resblocks),
+    ):
+        for i, block in enumerate(blocks):
+            prefix = f"{part}.encoder.layers.{i}"
+            norms[f"{prefix}.layer_norm1"], norms[f"{prefix}.layer_norm2"] = block.ln_1, block.ln_2
+            norms[f"{prefix}.self_attn.out_proj"] = block.attn.out_proj
+            norms[f"{prefix}.mlp.fc1"], norms[f"{prefix}.mlp.fc2"] = (
+                block.mlp.c_fc,
+                block.mlp.c_proj,
+            )
+            for name, weight, bias in zip(
+                "qkv", block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3),
+                strict=True,
+            ):  # fmt: skip
+                state[f"{prefix}.self_attn.{name}_proj.weight"] = weight
+                state[f"{prefix}.self_attn.{name}_proj.bias"] = bias
+    for name, module in norms.items():
+        state[f"{name}.weight"], state[f"{name}.bias"] = module.weight, module.bias
+    other = CLIPModel(config).eval()
+    missing, unexpected = other.load_state_dict(state, strict=False)
+    assert unexpected == [] and all("position_ids" in name for name in missing)
+    return other
+
+
+def test_the_score_is_the_clip_score_of_another_implementation(scorer):
+    """torchmetrics' CLIPScore is max(100 × cosine, 0) by transformers' CLIPModel.
+
+    Its class raises under the transformers that is supported here (its features are no longer
+    tensors), so its formula is held against the same weights in that model.
+    """
+    other, images = _as_transformers(scorer._model), _images(32, 32)
+    tokens = scorer._tokenizer(TEXTS)
+
+    with torch.no_grad():
+        found = other(input_ids=tokens, pixel_values=scorer.preprocess(images))
+    seen = torch.nn.functional.normalize(found.image_embeds, dim=-1)
+    read = torch.nn.functional.normalize(found.text_embeds, dim=-1)
+    expected = (100 * (seen * read).sum(-1)).tolist()
+
+    assert scorer.score(images, TEXTS) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_text_is_cut_to_the_models_own_length(scorer):
+    assert scorer._tokenizer(TEXTS).shape == (3, 16)
+    assert open_clip.get_tokenizer(scoring.DEFAULT_MODEL)(TEXTS).shape == (3, 77)

@@ -12,23 +12,16 @@ from accel_search.records import Candidate
 from accel_search.runtime import architectures
 from accel_search.runtime.workbench import Workbench, limit_memory
 from accel_search.settings import Settings
-from tests.runtime import making
 
 LOG = logging.getLogger("tests.workbench")
 TOME = Candidate({"tome": {"ratio": 0.5, "max_downsample": 1}})
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
-    """Put a tiny pipeline in the place of SD1.5's architecture."""
-    from diffusers import StableDiffusionPipeline
-
-    folder = making.make_sd(tmp_path / "sd")
-    monkeypatch.setitem(
-        architectures._BUILDERS,
-        "SD1.5",
-        lambda device, dtype: StableDiffusionPipeline.from_pretrained(folder, safety_checker=None),
-    )
+def small(monkeypatch):
+    """Make SD1.5's architecture a few channels wide."""
+    tiny = architectures._tiny(architectures._PUBLISHED["SD1.5"])
+    monkeypatch.setitem(architectures._PUBLISHED, "SD1.5", tiny)
     return {
         "pipe": "SD1.5", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 2,
         "latency_only": True, "timing_pairs": 1,
@@ -47,20 +40,20 @@ def test_without_scoring_nothing_is_fetched_and_what_is_measured_says_so(small):
 
 def test_one_load_serves_other_schedulers_steps_and_sizes(small):
     bench = Workbench(Settings(**small), LOG)
-    other = Settings(**small | {"sched": "UniPC", "steps": 6, "height": 16, "width": 16})
+    other = Settings(**small | {"sched": "UniPC", "steps": 6, "height": 128, "width": 128})
     first, second = bench.evaluator(Settings(**small)), bench.evaluator(other)
     assert first.workload.scheduler_class == "DDIMScheduler"
     assert second.workload.scheduler_class == "UniPCMultistepScheduler"
-    assert (second.workload.unet_calls, second.workload.height) == (6, 16)
+    assert (second.workload.unet_calls, second.workload.height) == (6, 128)
     # Back again, from the pipeline's own configuration.
     assert bench.evaluator(Settings(**small)).workload == first.workload
 
 
 def test_weights_that_do_not_fit_are_told_with_the_bytes(small, monkeypatch):
-    def starved(device, dtype):
+    def starved(*arguments):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB. … of which 1.00 GiB is free.")
 
-    monkeypatch.setitem(architectures._BUILDERS, "SD1.5", starved)
+    monkeypatch.setattr(architectures, "_part", starved)
     with pytest.raises(OutOfMemoryError, match="SD1.5: its weights do not fit cpu") as error:
         Workbench(Settings(**small), LOG)
     assert (error.value.bytes_asked, error.value.bytes_free) == (2**31, 2**30)

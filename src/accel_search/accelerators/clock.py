@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from accel_search.accelerators.patching import attribute
+from accel_search.accelerators.patching import attribute, forward_name
 
 Listener = Callable[[], None]
 
@@ -88,9 +88,10 @@ class StepClock:
         outermost, so that they know the step before they run.
         """
         scheduler, unet = pipe.scheduler, pipe.unet
+        name = forward_name(unet)
         set_timesteps, forward, progress_bar = (
             scheduler.set_timesteps,
-            unet.forward,
+            getattr(unet, name),
             pipe.progress_bar,
         )
 
@@ -127,7 +128,7 @@ class StepClock:
             stack.callback(self._finish)
             stack.enter_context(attribute(pipe, "progress_bar", counted_progress_bar))
             stack.enter_context(attribute(scheduler, "set_timesteps", counted_set_timesteps))
-            stack.enter_context(attribute(unet, "forward", counted_forward))
+            stack.enter_context(attribute(unet, name, counted_forward))
             yield
 
     def _tick(self, pipe: Any, sample: Any) -> None:

@@ -32,6 +32,16 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
             own[name] = before
 
 
+def forward_name(module: Any) -> str:
+    """Return the attribute under which a module's `forward` is to be patched.
+
+    Under `enable_model_cpu_offload`, accelerate's `forward` moves the module to the GPU and then
+    runs `_old_forward`. diffusers takes these hooks off and on again after every pipeline call,
+    which drops a patch of `forward` and keeps one of `_old_forward`.
+    """
+    return "_old_forward" if "_old_forward" in vars(module) else "forward"
+
+
 class ProcessorWrapper:
     """Base of attention processors that run another one, `inner`, within their own `process`.
 

@@ -15,7 +15,12 @@ from accel_search.accelerators.base import (
     Parameter,
     StepType,
 )
-from accel_search.accelerators.patching import ProcessorWrapper, attention_modules, attribute
+from accel_search.accelerators.patching import (
+    ProcessorWrapper,
+    attention_modules,
+    attribute,
+    forward_name,
+)
 from accel_search.errors import AcceleratorError
 
 if TYPE_CHECKING:
@@ -192,8 +197,9 @@ class TGate(Accelerator):
                 processor = _CachingProcessor(attention.processor, state)
                 processors.append(processor)
                 stack.enter_context(attribute(attention, "processor", processor))
-            forward = _halved(pipe.unet.forward, state)
-            stack.enter_context(attribute(pipe.unet, "forward", forward))
+            name = forward_name(pipe.unet)
+            forward = _halved(getattr(pipe.unet, name), state)
+            stack.enter_context(attribute(pipe.unet, name, forward))
             restarts = self.restarts(params)
             stack.enter_context(clock.subscribe(on_begin, on_step, on_end, restarts))
             yield

@@ -1,4 +1,4 @@
-"""SD1.5, SD2.1 and SDXL at full size with random weights: for timing, where nothing can be fetched.
+"""SD1.5, SD2.1 and SDXL with random weights, for where nothing can be fetched.
 
 Time and memory do not depend on the weights' values; pictures do, so nothing here is about quality.
 The tokenizer is the embedded demo's: a prompt becomes other tokens, and as many.
@@ -6,7 +6,8 @@ The tokenizer is the embedded demo's: a prompt becomes other tokens, and as many
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,6 +51,13 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
 
+SDXL_VAE: dict[str, Any] = {
+    **VAE,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+    "sample_size": 1024,
+}
+
 VIT_L: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -74,6 +82,14 @@ VIT_BIG_G: dict[str, Any] = {
     "projection_dim": 1280,
 }
 
+TINY_TEXT: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 16,
+}
+
 SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -84,13 +100,64 @@ SCHEDULE: dict[str, Any] = {
 }
 
 
-def build_random(name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return a full-size pipeline with random weights and a DDIM scheduler.
+@dataclass(frozen=True)
+class Architecture:
+    """The published configuration of each part, where it differs from the library's defaults."""
+
+    unet: Mapping[str, Any]
+    text_encoders: tuple[Mapping[str, Any], ...]
+    """SDXL has two, the second with a projection."""
+    vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+
+
+_PUBLISHED = {
+    "SD1.5": Architecture(SD_UNET, (VIT_L,), VAE, SCHEDULE),
+    "SD2.1": Architecture(
+        SD21_UNET, (VIT_H,), VAE, {**SCHEDULE, "prediction_type": "v_prediction"}
+    ),
+    "SDXL": Architecture(SDXL_UNET, (VIT_L, VIT_BIG_G), SDXL_VAE, SCHEDULE),
+}
+
+ARCHITECTURES = tuple(_PUBLISHED)
+"""Names that `build_random` knows."""
+
+
+def _tiny(published: Architecture) -> Architecture:
+    """Return the same blocks, layers and traits at a width of a few channels, for 64 pixels."""
+    unet = dict(published.unet)
+    blocks = len(unet.get("block_out_channels", (320, 640, 1280, 1280)))
+    unet |= {
+        "sample_size": 8,
+        "block_out_channels": (8, 16, 16, 16)[:blocks],
+        "norm_num_groups": 4,
+        "cross_attention_dim": TINY_TEXT["hidden_size"] * len(published.text_encoders),
+        "attention_head_dim": (1, 2, 4, 4)[:blocks],
+    }
+    if "addition_time_embed_dim" in unet:
+        times = 6  # Size, crop and target size, two numbers each.
+        unet["addition_time_embed_dim"] = 8
+        unet["projection_class_embeddings_input_dim"] = times * 8 + TINY_TEXT["projection_dim"]
+    vae = dict(published.vae) | {
+        "block_out_channels": (8, 8, 8, 8),
+        "norm_num_groups": 4,
+        "sample_size": 64,
+    }
+    texts = tuple(dict(text) | TINY_TEXT for text in published.text_encoders)
+    return Architecture(unet, texts, vae, published.scheduler)
+
+
+def build_random(
+    name: str, device: torch.device, dtype: torch.dtype, *, is_tiny: bool = False
+) -> Any:
+    """Return a pipeline with random weights and a DDIM scheduler.
 
     Args:
         name: `SD1.5`, `SD2.1` or `SDXL`.
         device: Where its weights are made.
         dtype: Of all its parts.
+        is_tiny: Keep blocks and layers, and every trait that loading looks at, but make them a
+            few channels wide: a pipeline of a megabyte or two, for tests.
 
     Raises:
         KeyError: There is none of that name.
@@ -98,7 +165,27 @@ def build_random(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     Source:
         The `config.json` files of the repositories in `folders.HUB_IDS`.
     """
-    return _BUILDERS[name](device, dtype)
+    import diffusers
+
+    plan = _tiny(_PUBLISHED[name]) if is_tiny else _PUBLISHED[name]
+    parts: dict[str, Any] = {
+        "vae": _part(lambda: diffusers.AutoencoderKL(**plan.vae), device, dtype),
+        "unet": _part(lambda: diffusers.UNet2DConditionModel(**plan.unet), device, dtype),
+        "scheduler": diffusers.DDIMScheduler(**plan.scheduler),
+    }
+    for place, text in enumerate(plan.text_encoders):
+        suffix = f"_{place + 1}" if place else ""
+        tokenizer = parts[f"tokenizer{suffix}"] = _tokenizer()
+        config = {**text, **_special_tokens(tokenizer)} if is_tiny else text
+        parts[f"text_encoder{suffix}"] = _text_encoder(config, device, dtype, projection=place > 0)
+    if len(plan.text_encoders) > 1:
+        pipe: Any = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        pipe = diffusers.StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _part(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
@@ -113,12 +200,12 @@ def _part(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) ->
 
 
 def _text_encoder(
-    config: dict[str, Any], device: torch.device, dtype: torch.dtype, *, projection: bool = False
+    config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, *, projection: bool
 ) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     cls = CLIPTextModelWithProjection if projection else CLIPTextModel
-    return _part(lambda: cls(CLIPTextConfig(vocab_size=49408, **config)), device, dtype)
+    return _part(lambda: cls(CLIPTextConfig(**{"vocab_size": 49408, **config})), device, dtype)
 
 
 def _tokenizer() -> Any:
@@ -127,64 +214,11 @@ def _tokenizer() -> Any:
     return CLIPTokenizer.from_pretrained(demo_part("pipeline") / "tokenizer", model_max_length=77)
 
 
-def _sd(
-    unet: dict[str, Any],
-    text: dict[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    **more: Any,
-) -> Any:
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-
-    pipe = StableDiffusionPipeline(
-        vae=_part(lambda: AutoencoderKL(**VAE), device, dtype),
-        text_encoder=_text_encoder(text, device, dtype),
-        tokenizer=_tokenizer(),
-        unet=_part(lambda: UNet2DConditionModel(**unet), device, dtype),
-        scheduler=DDIMScheduler(**SCHEDULE, **more),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _sdxl(device: torch.device, dtype: torch.dtype) -> Any:
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-
-    vae = {**VAE, "scaling_factor": 0.13025, "force_upcast": True, "sample_size": 1024}
-    pipe = StableDiffusionXLPipeline(
-        vae=_part(lambda: AutoencoderKL(**vae), device, dtype),
-        text_encoder=_text_encoder(VIT_L, device, dtype),
-        text_encoder_2=_text_encoder(VIT_BIG_G, device, dtype, projection=True),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
-        unet=_part(lambda: UNet2DConditionModel(**SDXL_UNET), device, dtype),
-        scheduler=DDIMScheduler(**SCHEDULE),
-        add_watermarker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-_BUILDERS: dict[str, Callable[[torch.device, torch.dtype], Any]] = {
-    "SD1.5": lambda device, dtype: _sd(SD_UNET, VIT_L, device, dtype),
-    "SD2.1": lambda device, dtype: _sd(
-        SD21_UNET, VIT_H, device, dtype, prediction_type="v_prediction"
-    ),
-    "SDXL": _sdxl,
-}
-
-ARCHITECTURES = tuple(_BUILDERS)
-"""Names that `build_random` knows."""
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return what a text encoder of the demo's own small vocabulary has to know of it."""
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }

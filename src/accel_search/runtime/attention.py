@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from accel_search.accelerators.patching import forward_name
 from accel_search.errors import ConfigurationError
-from accel_search.runtime.devices import dtype_name
+from accel_search.runtime.devices import dtype_name, execution_device
 from accel_search.runtime.quiet import first_line
 
 KERNELS = {
@@ -36,34 +37,35 @@ def use_kernel(pipe: Any, name: str) -> None:
     """
     if name == "auto":
         return
-    unet, kernel = pipe.unet, KERNELS[name]
+    unet, kernel, device = pipe.unet, KERNELS[name], execution_device(pipe)
     for size in _head_sizes(unet):
         try:
             with sdpa_kernel(kernel), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch gives each kernel's reasons as warnings.
-                same = _queries(unet, size, 64)
+                same = _queries(unet, device, size, 64)
                 torch.nn.functional.scaled_dot_product_attention(same, same, same)
         except RuntimeError as error:
             raise ConfigurationError(
                 f"--attention {name}: torch {torch.__version__} has no such kernel for heads of "
-                f"{size} channels in {dtype_name(unet.dtype)} on {unet.device} "
+                f"{size} channels in {dtype_name(unet.dtype)} on {device} "
                 f"({first_line(error, 120)}): use auto or another of {', '.join(KERNELS)}"
             ) from error
-    forward = unet.forward
+    where = forward_name(unet)
+    forward = getattr(unet, where)
 
     @functools.wraps(forward)
     def with_kernel(*args: Any, **kwargs: Any) -> Any:
         with sdpa_kernel(kernel):
             return forward(*args, **kwargs)
 
-    unet.forward = with_kernel
+    setattr(unet, where, with_kernel)
 
 
-def describe_attention(unet: Any, name: str, tokens: int) -> str:
+def describe_attention(pipe: Any, name: str, tokens: int) -> str:
     """Return what computes the UNet's attention, for a provenance.
 
     Args:
-        unet: The UNet.
+        pipe: On its device.
         name: What `use_kernel` was told.
         tokens: Of its largest self-attention.
 
@@ -72,19 +74,20 @@ def describe_attention(unet: Any, name: str, tokens: int) -> str:
         where it runs on a GPU and torch tells which it would choose; else the names of the
         processors in use.
     """
-    names = {type(processor).__name__ for processor in unet.attn_processors.values()}
+    names = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
     if not names <= {"AttnProcessor2_0"}:
         return "+".join(sorted(names))
-    if name == "auto" and unet.device.type == "cuda":
-        name = _chosen(unet, tokens)
+    device = execution_device(pipe)
+    if name == "auto" and device.type == "cuda":
+        name = _chosen(pipe.unet, device, tokens)
     return "native" if name == "auto" else f"native ({name})"
 
 
-def _chosen(unet: Any, tokens: int) -> str:
+def _chosen(unet: Any, device: torch.device, tokens: int) -> str:
     choice = getattr(torch, "_fused_sdp_choice", None)
     if choice is None:
         return "auto"
-    same = _queries(unet, _head_sizes(unet)[0], tokens)
+    same = _queries(unet, device, _head_sizes(unet)[0], tokens)
     chosen = choice(same, same, same)
     return next((name for name, kernel in KERNELS.items() if kernel.value == chosen), "auto")
 
@@ -97,6 +100,6 @@ def _head_sizes(unet: Any) -> list[int]:
     return list(dict.fromkeys(each.inner_dim // each.heads for each in attentions))
 
 
-def _queries(unet: Any, size: int, tokens: int) -> torch.Tensor:
+def _queries(unet: Any, device: torch.device, size: int, tokens: int) -> torch.Tensor:
     """Return what may stand for queries, keys and values of one head: `[2, 1, tokens, size]`."""
-    return torch.zeros(2, 1, tokens, size, device=unet.device, dtype=unet.dtype)
+    return torch.zeros(2, 1, tokens, size, device=device, dtype=unet.dtype)

@@ -13,6 +13,7 @@ import torch
 from accel_search.errors import AcceleratorError, AccelSearchError, TrialFailure
 from accel_search.records import Candidate, Measurement, Params, Prompt, Workload
 from accel_search.runtime.compiling import graphs_compiled, is_compile_error
+from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import Call, prepare
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
 from accel_search.runtime.quiet import first_line
@@ -130,7 +131,7 @@ class Caller:
         self._apply = apply
         self._accounting = accounting
         self._compiled = compiled
-        self._device = torch.device(pipe.device)
+        self._device = execution_device(pipe)
 
     def call(
         self,

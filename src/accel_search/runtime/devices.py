@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +37,15 @@ def resolve_device(name: str) -> torch.device:
             "or install a torch built for this machine's GPU"
         )
     return torch.device("cuda", index)
+
+
+def execution_device(pipe: Any) -> torch.device:
+    """Return the device that a pipeline computes on.
+
+    Where its parts wait in main memory until they are called (`--offload`), `pipe.device` is the
+    CPU all the same.
+    """
+    return torch.device(pipe._execution_device)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

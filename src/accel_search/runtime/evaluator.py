@@ -18,6 +18,7 @@ from accel_search.runtime import memory
 from accel_search.runtime.batches import Batch, plan_batches, plan_steps
 from accel_search.runtime.calls import BASELINE, Accounting, Apply, Caller, Samples
 from accel_search.runtime.contamination import References
+from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import check_images
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.runtime.scoring import ClipScorer
@@ -40,8 +41,10 @@ class PipelineEvaluator:
     pipeline; its images have to be bit-identical to those made before any accelerator was
     applied, which is how one that leaves something behind is found out.
 
-    A batch that does not fit the device is halved, for good: the baseline of the part in hand is
-    measured again at the new size (`baselines` holds it), then the candidate.
+    Where memory is short the scorer is moved off the device between scorings, which changes no
+    score and is outside all times. A batch that still does not fit is halved, for good: the
+    baseline of the part in hand is measured again at the new size (`baselines` holds it), then the
+    candidate.
 
     Args:
         pipe: A bare pipeline on its device, in eval mode.
@@ -82,7 +85,7 @@ class PipelineEvaluator:
         self._scorer = scorer
         self._pairs = timing_pairs
         self._log = log or logging.getLogger(__name__)
-        self._device = torch.device(pipe.device)
+        self._device = execution_device(pipe)
         self._growth = memory.GrowthWatch(self._device, self._log)
         self._references = References(self._log)
         self._pictures: dict[Hashable, torch.Tensor] = {}
@@ -209,7 +212,21 @@ class PipelineEvaluator:
                     raise
                 message = str(error)
             # Outside the handler: the error's traceback would keep the failed call's tensors.
-            self._halve(message)
+            if not self._park_scorer(message):
+                self._halve(message)
+
+    def _park_scorer(self, message: str) -> bool:
+        """Give the scorer's memory to the pipeline; a smaller batch is the dearer answer."""
+        if self._scorer is None or not self._scorer.park():
+            return False
+        memory.release(self._device)
+        self._log.warning(
+            "out of memory at batch size %d (%s): from now on the scorer waits in main memory "
+            "between scorings",
+            self.batch_size,
+            memory.parse_shortage(message),
+        )
+        return True
 
     def _halve(self, message: str) -> None:
         memory.release(self._device)

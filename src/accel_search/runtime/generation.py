@@ -10,6 +10,7 @@ import torch
 
 from accel_search.errors import InvalidImage
 from accel_search.records import Prompt, Workload
+from accel_search.runtime.devices import execution_device
 
 
 def prompt_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -89,7 +90,7 @@ def prepare(
             "width": workload.width,
             "num_inference_steps": workload.steps if steps is None else steps,
             "guidance_scale": workload.guidance_scale,
-            "latents": noise.to(device=pipe.device, dtype=pipe.unet.dtype),
+            "latents": noise.to(device=execution_device(pipe), dtype=pipe.unet.dtype),
             "generator": generators,
             "output_type": "pt" if decode else "latent",
         },

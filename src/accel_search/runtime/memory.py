@@ -72,6 +72,20 @@ def parse_shortage(message: str) -> Shortage:
     return Shortage(find(rf"[Tt]ried to allocate {_SIZE}"), free)
 
 
+def free_bytes(device: torch.device, limit_gib: float | None = None) -> int:
+    """Return the bytes that a GPU has left for this process.
+
+    Args:
+        device: A CUDA device.
+        limit_gib: GiB that torch may allocate at most; None is all there is.
+    """
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    if limit_gib is not None:
+        free = min(free, round(limit_gib * 2**30) - torch.cuda.memory_allocated(device))
+    return max(free, 0)
+
+
 def release(device: torch.device) -> None:
     """Give back what no tensor needs any more."""
     gc.collect()

@@ -13,14 +13,24 @@ from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError
 from accel_search.records import Workload
 from accel_search.runtime.architectures import build_random
 from accel_search.runtime.demo import default_guidance
-from accel_search.runtime.devices import dtype_name, resolve_device, resolve_dtype
-from accel_search.runtime.folders import PipelineFolder, find_pipeline
+from accel_search.runtime.devices import (
+    dtype_name,
+    execution_device,
+    resolve_device,
+    resolve_dtype,
+)
+from accel_search.runtime.folders import PipelineFolder, VaeFolder, find_pipeline
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
 from accel_search.runtime.quiet import first_line, quiet_libraries
 from accel_search.settings import Settings
 
 GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
 """Guidance scale that each class uses unless told otherwise."""
+
+OFFLOADED = (
+    "--offload: parts wait in main memory until they are called; moving them to the GPU is part of "
+    "every timed call, baseline and candidate alike, so speedups are smaller than without it"
+)
 
 
 def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, PipelineFolder]:
@@ -32,7 +42,7 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
 
     Args:
         settings: What is to be loaded, where to, and in what precision.
-        log: Is told that a safety checker is left out.
+        log: Is told what is fetched, left out and offloaded.
 
     Returns:
         The pipeline and the folder that it was loaded from.
@@ -46,7 +56,7 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     with quiet_libraries():
-        folder = find_pipeline(settings, half=dtype is not torch.float32)
+        folder = find_pipeline(settings, half=dtype is not torch.float32, log=log)
         xl = folder.pipeline_class == "StableDiffusionXLPipeline"
         cls = getattr(diffusers, folder.pipeline_class)
         options: dict[str, Any] = (
@@ -54,6 +64,8 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
             if xl
             else {"safety_checker": None, "requires_safety_checker": False}
         )
+        if folder.vae is not None:
+            options["vae"] = _load_vae(folder.vae, dtype)
         try:
             pipe = cls.from_pretrained(
                 folder.path,
@@ -64,7 +76,7 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
                 **options,
             )
             pipe.scheduler = build_scheduler(settings.scheduler_class, pipe.scheduler)
-            pipe.to(device)
+            _place(pipe, device, offload=settings.offload)
         except Exception as error:  # Broken files raise errors of six libraries.
             if is_out_of_memory(error):
                 raise weights_do_not_fit(settings.pipe, device, error) from error
@@ -74,8 +86,52 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
             ) from error
     if folder.has_safety_checker and not xl:
         log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
+    if folder.variant is not None and dtype is torch.float32:
+        log.warning(
+            "--pipe %s: there are half-precision files alone, so --dtype float32 computes with "
+            "rounded weights",
+            settings.pipe,
+        )
+    if settings.offload:
+        log.info(OFFLOADED)
+    _check_vae_fits(pipe, settings)
     _make_bare(pipe)
     return pipe, folder
+
+
+def _load_vae(folder: VaeFolder, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL
+
+    try:
+        return AutoencoderKL.from_pretrained(
+            folder.path,
+            dtype=dtype,
+            variant=folder.variant,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except Exception as error:  # As for a pipeline.
+        raise LoadError(
+            f"--vae {folder.name}: {folder.path} could not be loaded ({first_line(error)}): fetch "
+            "or save it again"
+        ) from error
+
+
+def _check_vae_fits(pipe: Any, settings: Settings) -> None:
+    made, taken = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if settings.vae is not None and made != taken:
+        raise LoadError(
+            f"--vae {settings.vae}: it decodes latents of {taken} channels, but the UNet of --pipe "
+            f"{settings.pipe} makes {made}: give one made for this pipeline"
+        )
+
+
+def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
+    """Move a pipeline to its device, or let each part go there when it is called."""
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
 
 
 def random_pipeline(settings: Settings) -> Any:
@@ -86,9 +142,12 @@ def random_pipeline(settings: Settings) -> Any:
         OutOfMemoryError: Its weights do not fit the device.
     """
     device = resolve_device(settings.device)
+    made_on = torch.device("cpu") if settings.offload else device
     try:
         with quiet_libraries():
-            pipe = build_random(settings.pipe, device, resolve_dtype(settings.dtype, device))
+            pipe = build_random(settings.pipe, made_on, resolve_dtype(settings.dtype, device))
+            if settings.offload:
+                _place(pipe, device, offload=True)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise weights_do_not_fit(settings.pipe, device, error) from error
@@ -103,8 +162,8 @@ def weights_do_not_fit(
     """Return the error that says so, with what the allocator said."""
     shortage = parse_shortage(str(error))
     return OutOfMemoryError(
-        f"--pipe {pipeline}: its weights do not fit {device} ({shortage}): use a GPU with more "
-        "memory free",
+        f"--pipe {pipeline}: its weights do not fit {device} ({shortage}): use --offload, or a "
+        "GPU with more memory free",
         bytes_asked=shortage.bytes_asked,
         bytes_free=shortage.bytes_free,
     )
@@ -174,7 +233,7 @@ def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | No
         batch_size=settings.batch_size,
         guidance_scale=guidance_scale,
         dtype=dtype_name(pipe.unet.dtype),
-        device=str(pipe.device),
+        device=str(execution_device(pipe)),
         latent_height=height // factor,
         latent_width=width // factor,
         attention_downsamples=attention_downsamples(pipe.unet),

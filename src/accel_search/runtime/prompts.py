@@ -19,7 +19,7 @@ COCO_DATASET = "phiyodr/coco2017"
 COCO_SPLIT = "validation"
 COLUMNS = ("prompt", "caption", "captions", "text", "Prompt")
 """Columns that a table's prompts are looked for in, in this order."""
-SUFFIXES = (".txt", ".csv", ".json", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def load_prompts(settings: Settings) -> PromptSet:
@@ -136,6 +136,11 @@ def _from_file(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8-sig")
     if suffix == ".csv":
         return _from_rows(path, list(csv.DictReader(text.splitlines(keepends=True))))
+    if suffix == ".tsv":
+        # As PartiPrompts writes it: a quotation mark is a part of the prompt.
+        lines = text.splitlines(keepends=True)
+        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return _from_rows(path, list(rows))
     if suffix == ".jsonl":
         return _from_rows(path, [json.loads(line) for line in text.splitlines() if line.strip()])
     return _from_rows(path, json.loads(text))

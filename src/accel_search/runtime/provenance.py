@@ -40,6 +40,7 @@ def describe(
     weights: str | None = None,
     attention: str = "auto",
     compiled: bool = False,
+    vae: str | None = None,
 ) -> Provenance:
     """Return the provenance of what is measured from now on.
 
@@ -53,6 +54,7 @@ def describe(
         weights: What is special about the weights, e.g. `RANDOM_WEIGHTS`.
         attention: The kernel that was asked for.
         compiled: Whether the UNet is compiled.
+        vae: What identifies a VAE that replaces the pipeline's own.
     """
     device = torch.device(workload.device)
     least = min(workload.attention_downsamples, default=1)
@@ -65,13 +67,15 @@ def describe(
         width=workload.width,
         batch_size=workload.batch_size,
         guidance_scale=workload.guidance_scale,
-        attention_backend=describe_attention(pipe.unet, attention, tokens),
+        attention_backend=describe_attention(pipe, attention, tokens),
         compiled=compiled,
         model_id=model_id(workload.pipeline) + (f" ({weights})" if weights else ""),
         revision=revision,
         prompt_set_hash=prompts.digest,
         clip_model=clip_model,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        vae=vae,
+        offload="model" if getattr(pipe, "_all_hooks", None) else None,
     )
 
 

@@ -31,16 +31,49 @@ class ClipScorer:
         transform: Its own preprocessing for inference (a torchvision Compose).
         tokenizer: Its tokenizer; it cuts texts to the context length.
         name: What identifies model and weights, for the provenance.
+        device: Where it scores; None is where the model is.
     """
 
-    def __init__(self, model: Any, transform: Any, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        transform: Any,
+        tokenizer: Any,
+        name: str,
+        device: torch.device | None = None,
+    ) -> None:
         self.name = name
         self._model = model.eval().requires_grad_(False)
         self._transform = transform
         self._tokenizer = tokenizer
-        self._device = next(model.parameters()).device
+        self._device = device or next(model.parameters()).device
+        self._is_parked = next(model.parameters()).device != self._device
         # The same prompts come again in every trial.
         self._text_features: dict[str, torch.Tensor] = {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return the bytes that its weights take."""
+        return weight_bytes(self._model)
+
+    def park(self) -> bool:
+        """Keep the weights in main memory between scorings, so that a timed call has their room.
+
+        Scores stay the same, since it still scores on its device.
+
+        Returns:
+            Whether that gave memory back.
+        """
+        if self._is_parked or self._device.type == "cpu":
+            return False
+        self._model.to("cpu")
+        self._is_parked = True
+        return True
+
+    def unpark(self) -> None:
+        """Keep the weights on the device at all times."""
+        self._model.to(self._device)
+        self._is_parked = False
 
     @torch.no_grad()
     def score(self, images: torch.Tensor, texts: Sequence[str]) -> list[float]:
@@ -50,9 +83,14 @@ class ClipScorer:
             images: `[B, 3, H, W]`, 0..1.
             texts: One for each image.
         """
-        features = self._model.encode_image(self.preprocess(images), normalize=True)
-        cosines = (features * self._encode(texts)).sum(dim=1)
-        return [float(cosine) for cosine in (100.0 * cosines).tolist()]
+        try:
+            self._model.to(self._device)
+            features = self._model.encode_image(self.preprocess(images), normalize=True)
+            cosines = (features * self._encode(texts)).sum(dim=1)
+            return [float(cosine) for cosine in (100.0 * cosines).tolist()]
+        finally:
+            if self._is_parked:
+                self._model.to("cpu")
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Return images as the model wants them, by its own steps.
@@ -83,13 +121,39 @@ class ClipScorer:
         return torch.stack([self._text_features[text] for text in texts])
 
 
-def load_scorer(settings: Settings, device: torch.device) -> ClipScorer:
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes that a module's parameters and buffers take."""
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def load_scorer(settings: Settings, device: torch.device, *, parked: bool = False) -> ClipScorer:
     """Load the scorer that the settings name: the demo's for the demo, else ViT-L-14/openai.
+
+    Args:
+        settings: Give model and weights.
+        device: Where it scores.
+        parked: Whether its weights wait in main memory meanwhile.
 
     Raises:
         LoadError: It cannot be found, fetched or loaded.
         ConfigurationError: The model has no such weights, or none are named.
     """
+    scorer = _find(settings, device)
+    if not parked:
+        try:
+            scorer.unpark()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"--clip_model {scorer.name}: the scorer does not fit {device} "
+                f"({parse_shortage(str(error))}): use a GPU with more memory free"
+            ) from error
+    return scorer
+
+
+def _find(settings: Settings, device: torch.device) -> ClipScorer:
     model, pretrained = settings.clip_model, settings.clip_pretrained
     if model is None and pretrained is None and settings.pipe == "demo":
         return _from_folder(demo_part("scorer"), "demo", device)
@@ -177,20 +241,15 @@ def _load(
                 model,
                 pretrained,
                 precision="fp32",
-                device=device,
+                device="cpu",
                 force_quick_gelu=bool(config.get("quick_gelu")),
                 pretrained_text=False,
             )
             tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # Networks and broken files fail in many classes.
-        if is_out_of_memory(error):
-            raise OutOfMemoryError(
-                f"{given}: the scorer does not fit {device} beside the pipeline "
-                f"({parse_shortage(str(error))}): use a GPU with more memory free"
-            ) from error
         raise LoadError(
             f"{given}: {name} could not be loaded ({first_line(error, 160)}): check the network, "
             "or give a folder"
         ) from error
     logging.getLogger("accel_search").debug("scoring with %s", name)
-    return ClipScorer(net, transform, tokenizer, name)
+    return ClipScorer(net, transform, tokenizer, name, device)

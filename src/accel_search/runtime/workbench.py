@@ -15,6 +15,7 @@ from accel_search.runtime.compiling import compile_unet
 from accel_search.runtime.devices import resolve_device, set_threads
 from accel_search.runtime.evaluator import PipelineEvaluator
 from accel_search.runtime.folders import PipelineFolder, check_name
+from accel_search.runtime.memory import free_bytes
 from accel_search.runtime.pipelines import (
     build_scheduler,
     describe_workload,
@@ -23,7 +24,7 @@ from accel_search.runtime.pipelines import (
 )
 from accel_search.runtime.prompts import load_prompts
 from accel_search.runtime.provenance import RANDOM_WEIGHTS, describe
-from accel_search.runtime.scoring import ClipScorer, load_scorer
+from accel_search.runtime.scoring import ClipScorer, load_scorer, weight_bytes
 from accel_search.settings import Settings
 
 TIMED_PROMPT = "a small red ring to the left of a large blue star on white"
@@ -49,6 +50,7 @@ class Workbench:
     def __init__(self, settings: Settings, log: logging.Logger) -> None:
         device = resolve_device(settings.device)
         check_name(settings.pipe)
+        _check_fit(settings, device)
         limit_memory(settings.memory_limit, device)
         self._log = log
         self._threads = set_threads(settings.threads, device)
@@ -60,7 +62,7 @@ class Workbench:
             self._prompts = timing_prompts(settings.batch_size)
         else:
             self._prompts = load_prompts(settings)
-            self._scorer = load_scorer(settings, device)
+            self._scorer = load_scorer(settings, device, parked=True)
         if settings.latency_only and settings.pipe in ARCHITECTURES:
             self._pipe = random_pipeline(settings)
         else:
@@ -69,6 +71,8 @@ class Workbench:
         use_kernel(self._pipe, settings.attention)
         if settings.compile:
             compile_unet(self._pipe)
+        if self._scorer is not None:
+            place_scorer(self._scorer, self._pipe, settings, device, log)
 
     def evaluator(self, settings: Settings) -> PipelineEvaluator:
         """Return what measures the pipeline as the settings want it.
@@ -89,6 +93,7 @@ class Workbench:
             self._prompts,
             revision=None if self._folder is None else self._folder.revision,
             weights=RANDOM_WEIGHTS if self._folder is None else None,
+            vae=getattr(self._folder and self._folder.vae, "name", None),
             clip_model=None if self._scorer is None else self._scorer.name,
             threads=self._threads,
             attention=settings.attention,
@@ -109,6 +114,48 @@ class Workbench:
 def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator:
     """Load what one search needs and return what measures it; raises as `Workbench` does."""
     return Workbench(settings, log).evaluator(settings)
+
+
+def _check_fit(settings: Settings, device: torch.device) -> None:
+    """Raise ConfigurationError for options that do not suit the device or each other."""
+    if settings.offload and device.type != "cuda":
+        raise ConfigurationError(
+            f"--offload: moves parts between main memory and a GPU, but {device} is used; leave it "
+            "out"
+        )
+    if settings.vae is not None and settings.latency_only and settings.pipe in ARCHITECTURES:
+        raise ConfigurationError(
+            f"--vae {settings.vae}: --latency_only loads nothing for --pipe {settings.pipe}; leave "
+            "one of them out, or give a pipeline folder"
+        )
+
+
+def place_scorer(
+    scorer: ClipScorer, pipe: Any, settings: Settings, device: torch.device, log: logging.Logger
+) -> None:
+    """Keep the scorer on the device if that leaves the pipeline room enough, and say if not.
+
+    Room enough is what the pipeline's weights take: a call's activations are of that order, and
+    a search that has to find out by running out of memory loses a measurement. With --offload
+    memory is short by the user's own word.
+    """
+    if device.type == "cuda":
+        weights = sum(
+            weight_bytes(part)
+            for part in pipe.components.values()
+            if isinstance(part, torch.nn.Module)
+        )
+        free = free_bytes(device, settings.memory_limit)
+        if settings.offload or free - scorer.weight_bytes < weights:
+            log.info(
+                "the scorer (%.1f GB) waits in main memory between scorings: %.1f GB are free on "
+                "%s beside the pipeline",
+                scorer.weight_bytes / 1e9,
+                free / 1e9,
+                device,
+            )
+            return
+    scorer.unpark()
 
 
 def timing_prompts(count: int) -> PromptSet:

@@ -1,0 +1,256 @@
+"""Fetch what is needed of a hub repository, and say in one line what stands in the way.
+
+The files are chosen from the repository's own list before anything large is fetched, so that
+neither pickles nor code are, and that too small a disk shows at once. Tokens come from the
+environment (`HF_TOKEN`) and are read by the hub's client alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from accel_search.errors import LoadError
+from accel_search.runtime.quiet import first_line
+
+T = TypeVar("T")
+
+SPARE_BYTES = 2**28
+"""Disk space that a fetch leaves free, for logs and the trials' database."""
+TIMEOUT_SECONDS = 30.0
+"""For the list of a repository's files; a file's own transfer is timed by the hub's client."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub and what is wanted of it."""
+
+    given: str
+    """Option and value, for messages, e.g. `--pipe SDXL`."""
+    hub_id: str
+    """`owner/name`."""
+    revision: str | None
+    """Branch, tag or commit; None is the main branch."""
+    entry: str
+    """File that says what else is needed, e.g. `model_index.json`."""
+    kind: str
+    """What it should hold, for messages, e.g. `a diffusers pipeline`."""
+
+    def __str__(self) -> str:
+        at = f" at revision {self.revision}" if self.revision else ""
+        return f"{self.given}: the hub repository {self.hub_id}{at}"
+
+
+class _Obstacle(NamedTuple):
+    """Why a repository cannot be fetched, and what to do about it."""
+
+    reason: str
+    remedy: str
+    is_final: bool = False
+    """Whether a copy that was fetched before does not answer what was asked."""
+
+
+def fetch(
+    repository: Repository,
+    choose: Callable[[Path, Sequence[str]], Sequence[str]],
+    check: Callable[[Path], T],
+    log: logging.Logger,
+) -> T:
+    """Have what is needed of a repository in the local cache, and return what `check` makes of it.
+
+    Where the hub cannot be asked, or no longer gives the repository out, a complete copy that was
+    fetched before is taken, and the log says why.
+
+    Args:
+        repository: What is wanted.
+        choose: Gets the folder that `entry` lies in and all files of the repository, and returns
+            those that are needed. Raises LoadError for what must not be loaded.
+        check: Gets the complete folder, whose name is the commit.
+        log: Is told what is fetched, and why a copy is taken.
+
+    Raises:
+        LoadError: It cannot be had.
+    """
+    try:
+        return check(_download(repository, choose, log))
+    except LoadError:
+        raise
+    except Exception as error:  # Network and disk fail in many classes; all mean: not loaded.
+        obstacle = _explain(error, repository)
+        copy = None if obstacle.is_final else _cached(repository)
+        if copy is None:
+            raise LoadError(f"{repository} {obstacle.reason}: {obstacle.remedy}") from error
+        try:
+            found = check(copy)
+        except LoadError as incomplete:
+            raise LoadError(
+                f"{repository} {obstacle.reason}, and the copy in {copy} is not complete: "
+                f"{obstacle.remedy}; what is there is kept"
+            ) from incomplete
+        log.log(
+            logging.INFO if _is_offline() else logging.WARNING,
+            "%s %s: taking the copy that was fetched before, commit %s",
+            repository,
+            obstacle.reason,
+            copy.name,
+        )
+        return found
+
+
+def _download(
+    repository: Repository,
+    choose: Callable[[Path, Sequence[str]], Sequence[str]],
+    log: logging.Logger,
+) -> Path:
+    """Return the folder of the snapshot, with all that is needed in it."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    hub_id, api = repository.hub_id, HfApi()
+
+    def list_files(revision: str | None) -> Any:
+        return api.model_info(
+            hub_id, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
+        )
+
+    info = list_files(repository.revision)
+    if repository.entry not in {file.rfilename for file in info.siblings}:
+        raise LoadError(
+            f"{repository} holds no {repository.entry}, so it is not {repository.kind}: give one "
+            "in diffusers' format"
+        )
+    # By the revision's name, not its commit: so the cache knows which commit the name stands for.
+    entry = Path(hf_hub_download(hub_id, repository.entry, revision=repository.revision))
+    commit = entry.parent.name
+    if commit != info.sha:
+        info = list_files(commit)  # Someone pushed in between.
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    needed = choose(entry.parent, list(sizes))
+    missing = {name: sizes[name] for name in needed if not (entry.parent / name).exists()}
+    missing = {name: size for name, size in missing.items() if not _has_blob(entry, info, name)}
+    if missing:
+        _check_disk(repository, missing)
+        log.info(
+            "%s: fetching %d files, %.2f GB", repository, len(missing), sum(missing.values()) / 1e9
+        )
+    # Names are exact: a bracket in one is no pattern.
+    patterns = [glob.escape(name) for name in needed]
+    return Path(snapshot_download(hub_id, revision=commit, allow_patterns=patterns))
+
+
+def _has_blob(entry: Path, info: Any, name: str) -> bool:
+    """Tell whether a file's content is in the cache already, from another commit."""
+    file = next(each for each in info.siblings if each.rfilename == name)
+    digest = file.lfs.sha256 if file.lfs else file.blob_id
+    return digest is not None and (entry.parents[2] / "blobs" / digest).exists()
+
+
+def _check_disk(repository: Repository, missing: Mapping[str, int]) -> None:
+    """Raise LoadError if the files do not fit the cache's disk; nothing has been fetched yet."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    needed, free = sum(missing.values()), shutil.disk_usage(there).free
+    if needed + SPARE_BYTES > free:
+        raise LoadError(
+            f"{repository} needs {needed / 1e9:.2f} GB more in {folder}, where {free / 1e9:.2f} GB "
+            "are free: free disk space, or set HF_HOME to a folder on a larger disk"
+        )
+
+
+def _cached(repository: Repository) -> Path | None:
+    """Return the folder of what was fetched of a repository before, complete or not."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        entry = hf_hub_download(
+            repository.hub_id,
+            repository.entry,
+            revision=repository.revision,
+            local_files_only=True,
+        )
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
+    return Path(entry).parent
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def _explain(error: BaseException, repository: Repository) -> _Obstacle:
+    """Return what an error of the hub's client, the network or the disk means to the user."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        # The client wraps what kept it from asking in "not found in the cache".
+        return _explain(error.__cause__, repository)
+    page = f"{constants.ENDPOINT}/{repository.hub_id}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    again = "check the network and run the same command again, or give a folder"
+    # The more special class first: a gated repository's error is also that of a missing one.
+    known: list[tuple[bool, _Obstacle]] = [
+        (
+            isinstance(error, errors.OfflineModeIsEnabled),
+            _Obstacle(
+                "cannot be fetched in offline mode",
+                "unset HF_HUB_OFFLINE to fetch it, or give a folder",
+            ),
+        ),
+        (
+            isinstance(error, errors.GatedRepoError),
+            _Obstacle(
+                "is gated",
+                f"accept its licence at {page} and set HF_TOKEN to a token of that account",
+            ),
+        ),
+        (
+            isinstance(error, errors.DisabledRepoError),
+            _Obstacle("was disabled by the hub", "give another id, or a folder"),
+        ),
+        (
+            isinstance(error, errors.RevisionNotFoundError),
+            _Obstacle(
+                "has no such revision", f"take a branch, tag or commit of {page}", is_final=True
+            ),
+        ),
+        (
+            isinstance(error, errors.RepositoryNotFoundError),
+            _Obstacle(
+                "does not exist, was removed or is private",
+                "check the spelling, or set HF_TOKEN to a token that may read it",
+            ),
+        ),
+        (
+            isinstance(error, errors.HFValidationError),
+            _Obstacle("cannot exist", "a hub id is owner/name", is_final=True),
+        ),
+        (
+            status in (401, 403),
+            _Obstacle(
+                f"may not be read (HTTP {status})",
+                "set HF_TOKEN to a valid token with access to it, or unset it",
+            ),
+        ),
+        (
+            status is not None and status >= 500,
+            _Obstacle(f"cannot be fetched, the hub fails (HTTP {status})", "try again later"),
+        ),
+        (
+            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
+            _Obstacle(
+                f"does not fit the disk of {constants.HF_HUB_CACHE}",
+                "free disk space, or set HF_HOME to a folder on a larger disk",
+            ),
+        ),
+    ]
+    other = _Obstacle(f"could not be fetched ({first_line(error, 160)})", again)
+    return next((obstacle for applies, obstacle in known if applies), other)
