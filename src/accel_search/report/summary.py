@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accel_search.records import Candidate
+from accel_search.report.colour import painted
 from accel_search.report.wording import duration, factor, percent, verdict
 from accel_search.search import Outcome
 from accel_search.settings import Settings
@@ -15,15 +16,20 @@ from accel_search.statistics import AssessedTrial
 
 SHOWN = 5
 """Trials in the table of the best few."""
+WIDTH = 80
+"""Columns of a terminal that the text fits."""
+VERDICT_WIDTH = 12
 
 
-def summary(outcome: Outcome, settings: Settings, space: JointSpace) -> str:
+def summary(
+    outcome: Outcome, settings: Settings, space: JointSpace, *, colour: bool = False
+) -> str:
     """Return the text that ends a search: the winner, the best few, the rival, how to use it."""
     return "\n\n".join(
         part
         for part in (
             _headline(outcome, settings),
-            _best_few(outcome, settings),
+            _best_few(outcome, settings, colour),
             _rival(outcome),
             _coverage(outcome, space),
             _use(outcome, settings),
@@ -57,7 +63,12 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"    score loss: {percent(held.score_loss)}  {held.verdict}",
         ]
     for candidate in outcome.refuted:
-        lines.append(f"  faster, but not confirmed on those: {candidate}")
+        lines += textwrap.wrap(
+            f"faster, but not confirmed on those: {candidate}",
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
     return "\n".join(lines)
 
 
@@ -69,7 +80,7 @@ def _settings_lines(candidate: Candidate) -> list[str]:
     ]
 
 
-def _best_few(outcome: Outcome, settings: Settings) -> str:
+def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
     """Return the fastest few within the bound, and the fastest of all for comparison."""
     measured = [each for each in outcome.trials if each.assessment is not None]
     if not measured:
@@ -89,7 +100,7 @@ def _best_few(outcome: Outcome, settings: Settings) -> str:
     return "\n".join(
         [
             f"  {'speedup':17}  {'score loss':18}  verdict",
-            *(_row(each, outcome) for each in shown),
+            *(_row(each, outcome, colour) for each in shown),
             *_why_not_the_first(outcome, settings),
         ]
     )
@@ -120,13 +131,19 @@ def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
     return ["", *(line.replace("\u00a0", " ") for line in textwrap.wrap(text, 80))]
 
 
-def _row(each: AssessedTrial, outcome: Outcome) -> str:
+def _row(each: AssessedTrial, outcome: Outcome, colour: bool) -> str:
     assert each.assessment is not None
     mark = "*" if each == outcome.winner else " "
-    return (
+    said = verdict(each.assessment)
+    figures = (
         f"{mark} {factor(each.assessment.speedup):17}  {percent(each.assessment.score_loss):18}  "
-        f"{verdict(each.assessment):12}  {short(each.trial.candidate)}"
     )
+    name = short(each.trial.candidate)
+    # One that is too long for the line goes below its figures, where it can be read.
+    is_long = len(figures) + VERDICT_WIDTH + 2 + len(name) > WIDTH
+    padding = "" if is_long else " " * (VERDICT_WIDTH - len(said) + 2)
+    below = f"\n      {name}" if is_long else name
+    return figures + painted(said, said, colour=colour) + padding + below
 
 
 def short(candidate: Candidate) -> str:
@@ -153,7 +170,7 @@ def _rival(outcome: Outcome) -> str:
     if equal:
         lines.append(
             f"  {max(equal)} steps are as fast within the timing noise, and their score is not "
-            "shown to be lower:\n  on these prompts fewer steps do as well, with nothing to apply."
+            "shown\n  to be lower: on these prompts fewer steps do as well, with nothing to apply."
         )
     else:
         lines.append("  None is as fast without a lower score: the winner is worth its trouble.")
