@@ -16,7 +16,10 @@ from accel_search.story import pictures_path, story_of, to_picture, write_story
 from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.test_search import run
 
-EVIL = "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed = 2'>\"{{ 7 * 7 }}"
+EVIL = (
+    "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed = 2'>"
+    '"{{ 7 * 7 }}'
+)
 TARGETS = ("deepcache",)
 
 

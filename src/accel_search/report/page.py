@@ -211,7 +211,7 @@ def _maps(run: Run) -> Iterator[dict[str, Any]]:
     }
     varied = [each for each in names if len(values[each]) > 1]
     usable = [row for row in run.rows if row.state not in ("fail", "dropped", "failed")]
-    speeds = [row.speedup.value for row in run.rows if row.speedup]
+    speeds = [row.speedup.value for row in usable if row.speedup]
     losses = [max(0.0, row.score_loss.value) for row in run.rows if row.score_loss]
     for across, down in combinations(varied, 2):
         best = _best(usable, across, down, lambda row: row.speedup and -row.speedup.value)
