@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # The fake trials are the tests' own.
 
 OPENED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
-DRAWN = (
+DRAWN = "new Promise(r => requestAnimationFrame(() => setTimeout(() => r(performance.now()))))"
     "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"
 )
 
