@@ -12,8 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # The fake trials are the te
 
 OPENED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
 DRAWN = "new Promise(r => requestAnimationFrame(() => setTimeout(() => r(performance.now()))))"
-    "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"
-)
 
 
 def main() -> None:
