@@ -30,14 +30,14 @@ LAYERS = [
     {"strategies"},
     {"settings"},
     {"search"},
-    {"speed_bound", "replay", "results"},
+    {"speed_bound", "replay", "results", "story"},
     {"bounds"},
     {"sweep"},
     {"report"},
     {"study"},
     {"exploration"},
     {"runtime", "api"},
-    {"traversal_search", "explore_upper_bounds", ""},
+    {"traversal_search", "explore_upper_bounds", "write_report", ""},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

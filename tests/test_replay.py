@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +190,17 @@ def test_a_replay_loads_no_torch(tmp_path):
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL
     )
+
+
+def test_a_replay_is_reported_and_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"
+    command = ["--replay", str(table), "--report", "page.html", "--export", "fast.py"]
+    assert main([*command, "--req_score_loss", "0.05"]) == 0
+    out = capsys.readouterr().out
+    for name in ("page.html", "search_results.png", "fast.py"):
+        assert f"Written: {name}" in out and (tmp_path / name).exists()
+    assert "Strategy <strong>guided</strong>" in (tmp_path / "page.html").read_text()
+    compile((tmp_path / "fast.py").read_text(), "fast.py", "exec")
+    # It measured nothing, so it leaves nothing that could be taken for a measurement.
+    assert not (tmp_path / "accel_search_runs").exists()

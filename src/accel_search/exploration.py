@@ -14,7 +14,7 @@ from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, search_key
 from accel_search.speed_bound import SpeedBoundSearch
 from accel_search.store import TrialStore
-from accel_search.study import open_store, run_search
+from accel_search.study import keep, open_store, run_search
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def explore(
     outcome: Outcome | None = None
     if not settings.latency_only:
         outcome = run_search(settings, logger, evaluator, space, store, show_bar=show_bar)
+        keep(settings, logger, evaluator, space, store, outcome)
     pairs = 1 if settings.latency_only else evaluator.pairs
     with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
         bound = SpeedBoundSearch(evaluator, space, store, progress, pairs).run()

@@ -60,6 +60,10 @@ def run(settings: SweepSettings) -> int:
         failed = sweep.run(progress)
         statuses = sweep.statuses()
     print(f"\n{table(statuses)}\n\n{legend(settings.latency_only)}")
+    if settings.report is not None:
+        from accel_search.report.writing import write_sweep_of
+
+        print("".join(f"\nWritten: {path}" for path in write_sweep_of(settings)))
     return ExitCode.SWEEP_FAILURES if failed else ExitCode.DONE
 
 

@@ -133,6 +133,16 @@ class Settings:
     )
     trials_out: str | None = declare(None, "write every trial with raw samples", metavar="FILE")
     replay: str | None = declare(None, "search such a file in place of a pipeline", metavar="FILE")
+    report: str | None = declare(
+        None,
+        "write a page to read in a browser (alone: report.html in run_dir)",
+        metavar="FILE",
+        alone="auto",
+    )
+    pictures: int | None = declare(
+        None, "prompts that the report shows pictures of (default: 4 with --report)", parse=int
+    )
+    export: str | None = declare(None, "write a Python script that uses the result", metavar="FILE")
     log_file: str = declare("traversal_search.log", "log, flushed line by line", metavar="FILE")
 
     # Behaviour
@@ -151,6 +161,13 @@ class Settings:
     def scheduler_class(self) -> str:
         """Return the diffusers class name of the scheduler."""
         return SCHEDULERS[self.sched]
+
+    @property
+    def pictured(self) -> int:
+        """Return the prompts that pictures are kept of."""
+        if self.pictures is not None:
+            return self.pictures
+        return 0 if self.report is None else 4
 
     @property
     def goal(self) -> Goal:
@@ -172,6 +189,7 @@ _WHOLE = {
     "max_trials": 1,
     "threads": 1,
     "seed": 0,
+    "pictures": 0,
 }
 """Whole numbers, each with the least value allowed."""
 

@@ -20,6 +20,7 @@ from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.space import JointSpace
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.trial import FrozenTrial
 
     from accel_search.statistics import Assessment
@@ -88,15 +89,7 @@ class TrialStore:
 
     def trials(self) -> list[Trial]:
         """Return each candidate's latest trial, other machines' too, in the order of the first."""
-        found: dict[Candidate, Trial] = {}
-        for kept in self._study.get_trials(deepcopy=False):
-            if _RECORD in kept.user_attrs:
-                trial = _from_optuna(kept)
-                before = found.get(trial.candidate)
-                # Two machines may have raced one candidate: the one that got farther counts.
-                if before is None or _scored(trial) >= _scored(before):
-                    found[trial.candidate] = trial
-        return list(found.values())
+        return _latest(self._study)
 
     def add(self, trial: Trial, assessment: Assessment | None) -> None:
         """Store a trial; it is on disk when this returns.
@@ -150,6 +143,44 @@ class TrialStore:
     def remembered(self) -> dict[str, Measurement]:
         """Return everything that `remember` kept, by name."""
         return {name: Measurement.from_dict(kept) for name, kept in self._study.user_attrs.items()}
+
+
+def study_names(path: Path) -> list[str]:
+    """Return the names of the studies in a run folder's database, the one begun last at the end.
+
+    Raises:
+        Exception: Whatever the driver raises of a file that is no such database.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.get_storage(f"sqlite:///{path}")
+    return [each.study_name for each in storage.get_all_studies()]
+
+
+def read_study(path: Path, name: str) -> tuple[list[Trial], dict[str, Measurement]]:
+    """Return a study's trials, as `TrialStore.trials`, and what it remembers, to be read alone.
+
+    Raises:
+        Exception: Whatever the driver raises of a file that is no such database.
+    """
+    import optuna
+
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
+    kept = {key: Measurement.from_dict(value) for key, value in study.user_attrs.items()}
+    return _latest(study), kept
+
+
+def _latest(study: optuna.Study) -> list[Trial]:
+    found: dict[Candidate, Trial] = {}
+    for kept in study.get_trials(deepcopy=False):
+        if _RECORD in kept.user_attrs:
+            trial = _from_optuna(kept)
+            before = found.get(trial.candidate)
+            # Two machines may have raced one candidate: the one that got farther counts.
+            if before is None or _scored(trial) >= _scored(before):
+                found[trial.candidate] = trial
+    return list(found.values())
 
 
 def default_url(run_dir: str | Path) -> str:

@@ -12,10 +12,12 @@ from accel_search.search import Budget, Evaluator, Outcome, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore, default_url, study_name
+from accel_search.story import pictures_path, story_of, to_picture, write_story
 from accel_search.strategies.base import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 
 def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
@@ -35,6 +37,32 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
     }
     url = settings.storage or default_url(settings.run_dir)
     return TrialStore(url, study_name(identity), space, fresh=settings.force)
+
+
+def keep(
+    settings: Settings,
+    logger: logging.Logger,
+    evaluator: Evaluator,
+    space: JointSpace,
+    store: TrialStore,
+    outcome: Outcome,
+) -> dict[str, Any]:
+    """Leave in the run folder what a report needs beside the trials, and return its story.
+
+    A replay leaves nothing: it measured nothing.
+    """
+    provenance = evaluator.provenance
+    story = story_of(outcome, settings, space, evaluator.workload, provenance, store.name)
+    if settings.replay is None:
+        write_story(settings.run_dir, story)
+        if settings.pictured and not settings.latency_only:
+            from accel_search.runtime.evaluator import PipelineEvaluator
+            from accel_search.runtime.pictures import write_pictures
+
+            assert isinstance(evaluator, PipelineEvaluator)
+            folder = pictures_path(settings.run_dir, store.name)
+            write_pictures(evaluator, to_picture(outcome), settings.pictured, folder, logger)
+    return story
 
 
 def run_search(

@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings) -> int:
     """Carry out one search as the settings say, and return the exit code."""
     from accel_search import results
+    from accel_search.report.colour import takes_colour
     from accel_search.report.summary import summary
-    from accel_search.study import open_store, run_search
+    from accel_search.study import keep, open_store, run_search
 
     logger = _set_up_logging(settings)
     if settings.latency_only:
@@ -64,6 +65,7 @@ def run(settings: Settings) -> int:
             )
     store = open_store(settings, evaluator, space)
     outcome = run_search(settings, logger, evaluator, space, store, show_bar=_has_bar(settings))
+    story = keep(settings, logger, evaluator, space, store, outcome)
     if settings.trials_out is not None:
         _write_trials(settings.trials_out, space, evaluator, outcome, store)
     entry = None
@@ -72,10 +74,12 @@ def run(settings: Settings) -> int:
         if settings.replay is None:
             keys = results.save(output, evaluator.workload, settings, entry)
             logger.debug("written to %s under %s", output, " and ".join(keys))
+    written = _write_report(settings, outcome, story, store)
     if settings.json:
         print(json.dumps(entry or {"speedup": None, "stopped": outcome.stopped}, allow_nan=False))
     else:
-        print("\n" + summary(outcome, settings, space))
+        print("\n" + summary(outcome, settings, space, colour=takes_colour(sys.stdout)))
+        print("".join(f"\nWritten: {path}" for path in written), end="\n" if written else "")
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 
 
@@ -143,6 +147,19 @@ def _write_trials(
         [each.trial for each in outcome.trials],
         store.remembered(),
     )
+
+
+def _write_report(
+    settings: Settings, outcome: Outcome, story: dict[str, Any], store: TrialStore
+) -> Sequence[Path]:
+    """Write the page and the script that were asked for, and return what was written."""
+    if settings.report is None and settings.export is None:
+        return ()
+    from accel_search.report.run import of_outcome
+    from accel_search.report.writing import write_of
+
+    run_dir = None if settings.replay is not None else settings.run_dir
+    return write_of(of_outcome(outcome, story, store.remembered(), run_dir), settings)
 
 
 def _answer_from(entry: dict[str, Any], settings: Settings) -> int:

@@ -1,9 +1,13 @@
 """The text that ends a search: what won, why, how far it got, and how to use it."""
 
+import io
+import re
 from dataclasses import replace
 
 import pytest
 
+from accel_search.records import Candidate
+from accel_search.report.colour import takes_colour
 from accel_search.report.summary import summary
 from accel_search.search import Budget
 from accel_search.settings import Settings
@@ -88,3 +92,45 @@ def test_without_a_winner_the_goal_is_said_and_nothing_to_use():
     assert "Use it:" not in said
     wanted = run(FakeEvaluator(), speedup=9.0)
     assert "first speedup of 9 or more" in text(wanted, req_speedup=9.0)
+
+
+def test_long_candidates_fit_a_terminal():
+    long = Candidate(
+        {
+            "deepcache": {"cache_interval": 5, "cache_branch_id": 0},
+            "tgate": {"gate_step": 19, "sp_interval": 9, "fi_interval": 5, "warmup": 3},
+            "tome": {"ratio": 0.75, "max_downsample": 4},
+        }
+    )
+    found = run(FakeEvaluator())
+    wide = Estimate(-0.123, -0.234, 0.345)
+    trials = tuple(
+        replace(
+            each,
+            trial=replace(each.trial, candidate=long),
+            assessment=replace(each.assessment, score_loss=wide),
+        )
+        for each in found.trials
+    )
+    outcome = replace(found, trials=trials, winner=trials[0], refuted=(long, long))
+    said = text(outcome)
+    assert "      deepcache(5, 0) tgate(19, 9, 5, 3) tome(0.75, 4)" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_verdicts_are_coloured_where_a_terminal_wants_it(found, monkeypatch):
+    plain = text(found)
+    coloured = summary(found, Settings(), SPACE, colour=True)
+    assert "\x1b[32mpass\x1b[0m" in coloured and "\x1b" not in plain
+    assert re.sub(r"\x1b\[\d*m", "", coloured) == plain
+
+    terminal, pipe = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert takes_colour(terminal) and not takes_colour(pipe)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not takes_colour(terminal)
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not takes_colour(terminal)

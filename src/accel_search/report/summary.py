@@ -8,6 +8,7 @@ from typing import Any
 
 from accel_search import accelerators
 from accel_search.records import Candidate
+from accel_search.report.colour import painted
 from accel_search.report.wording import duration, factor, percent, verdict
 from accel_search.search import Outcome
 from accel_search.settings import Settings
@@ -16,15 +17,20 @@ from accel_search.statistics import AssessedTrial
 
 SHOWN = 5
 """Trials in the table of the best few."""
+WIDTH = 80
+"""Columns of a terminal that the text fits."""
+VERDICT_WIDTH = 12
 
 
-def summary(outcome: Outcome, settings: Settings, space: JointSpace) -> str:
+def summary(
+    outcome: Outcome, settings: Settings, space: JointSpace, *, colour: bool = False
+) -> str:
     """Return the text that ends a search: the winner, the best few, the rival, how to use it."""
     return "\n\n".join(
         part
         for part in (
             _headline(outcome, settings),
-            _best_few(outcome, settings),
+            _best_few(outcome, settings, colour),
             _no_gain(outcome, settings),
             _rival(outcome),
             _coverage(outcome, space),
@@ -59,7 +65,12 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"    score loss: {percent(held.score_loss)}  {held.verdict}",
         ]
     for candidate in outcome.refuted:
-        lines.append(f"  faster, but not confirmed on those: {candidate}")
+        lines += textwrap.wrap(
+            f"faster, but not confirmed on those: {candidate}",
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
     return "\n".join(lines)
 
 
@@ -71,7 +82,7 @@ def _settings_lines(candidate: Candidate) -> list[str]:
     ]
 
 
-def _best_few(outcome: Outcome, settings: Settings) -> str:
+def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
     """Return the fastest few within the bound, and the fastest of all for comparison."""
     measured = [each for each in outcome.trials if each.assessment is not None]
     if not measured:
@@ -91,7 +102,7 @@ def _best_few(outcome: Outcome, settings: Settings) -> str:
     return "\n".join(
         [
             f"  {'speedup':17}  {'score loss':18}  verdict",
-            *(_row(each, outcome) for each in shown),
+            *(_row(each, outcome, colour) for each in shown),
             *_why_not_the_first(outcome, settings),
         ]
     )
@@ -139,13 +150,19 @@ def _why(settings: Settings) -> str:
     return f": {reasons[0]}" if len(reasons) == 1 and reasons[0] else ""
 
 
-def _row(each: AssessedTrial, outcome: Outcome) -> str:
+def _row(each: AssessedTrial, outcome: Outcome, colour: bool) -> str:
     assert each.assessment is not None
     mark = "*" if each == outcome.winner else " "
-    return (
+    said = verdict(each.assessment)
+    figures = (
         f"{mark} {factor(each.assessment.speedup):17}  {percent(each.assessment.score_loss):18}  "
-        f"{verdict(each.assessment):12}  {short(each.trial.candidate)}"
     )
+    name = short(each.trial.candidate)
+    # One that is too long for the line goes below its figures, where it can be read.
+    is_long = len(figures) + VERDICT_WIDTH + 2 + len(name) > WIDTH
+    padding = "" if is_long else " " * (VERDICT_WIDTH - len(said) + 2)
+    below = f"\n      {name}" if is_long else name
+    return figures + painted(said, said, colour=colour) + padding + below
 
 
 def short(candidate: Candidate) -> str:
@@ -172,7 +189,7 @@ def _rival(outcome: Outcome) -> str:
     if equal:
         lines.append(
             f"  {max(equal)} steps are as fast within the timing noise, and their score is not "
-            "shown to be lower:\n  on these prompts fewer steps do as well, with nothing to apply."
+            "shown\n  to be lower: on these prompts fewer steps do as well, with nothing to apply."
         )
     else:
         lines.append("  None is as fast without a lower score: the winner is worth its trouble.")

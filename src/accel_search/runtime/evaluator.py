@@ -182,6 +182,33 @@ class PipelineEvaluator:
             self._growth.after_trial(str(candidate))
             return result
 
+    def pictures(self, candidate: Candidate, count: int) -> torch.Tensor:
+        """Make the pictures of the first search prompts, untimed; the baseline's may be at hand.
+
+        Args:
+            candidate: Settings to apply; the empty one is the baseline.
+            count: Prompts.
+
+        Returns:
+            `[count, 3, H, W]`, uint8, on the CPU.
+
+        Raises:
+            TrialFailure: The accelerated pipeline raised.
+            OutOfMemoryError: It does not fit the device even at batch size 1.
+        """
+        with self._session():
+            return self._until_it_fits(lambda: self._make_pictures(candidate, count))
+
+    def _make_pictures(self, candidate: Candidate, count: int) -> torch.Tensor:
+        made = []
+        for batch in plan_batches(range(count), self.batch_size):
+            kept = None if candidate else self._pictures.get(("search", batch.prompts))
+            if kept is None:
+                texts = self._prompts("search", batch)
+                kept = to_bytes(self._caller.call(self.workload, texts, candidate)[0])
+            made.append(kept[: batch.scored])
+        return torch.cat(made)
+
     def check(self) -> None:
         """Check that the pipeline still makes the image it made before the first candidate.
 

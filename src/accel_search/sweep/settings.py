@@ -144,6 +144,12 @@ class SweepSettings:
     ray_address: str | None = declare(
         None, "address of a Ray cluster (default: one started here)", metavar="ADDRESS"
     )
+    report: str | None = declare(
+        None,
+        "write a page to read in a browser (alone: beside the file of bounds)",
+        metavar="FILE",
+        alone="auto",
+    )
     log_file: str = declare("exploration.log", "log, flushed line by line", metavar="FILE")
     log_rotate: int | None = declare(
         None, "size at which the log is begun anew, e.g. 50MB (default: never)", parse=parse_bytes
@@ -222,7 +228,17 @@ class SweepSettings:
             raise ConfigurationError("--ray_address: needs --executor ray")
 
 
-_OWN = ("pipe", "sched", "steps", "targets", "req_speedup", "trials_out", "replay")
+_OWN = (
+    "pipe",
+    "sched",
+    "steps",
+    "targets",
+    "req_speedup",
+    "trials_out",
+    "replay",
+    "report",
+    "export",
+)
 """Options of `accel-search` that the table sets, or that mean nothing for a sweep."""
 _UNFIT = ("json", "quiet", "log_file")
 _GROUPS = GROUPS | {"models": "table", "dry_run": "running", "revision": "each search"}

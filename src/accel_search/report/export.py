@@ -1,0 +1,106 @@
+"""The winner as Python: the lines to copy, and a script that runs as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accel_search.errors import ConfigurationError
+from accel_search.records import Candidate
+from accel_search.report.html import render_text
+from accel_search.report.run import Run
+from accel_search.report.wording import factor, percent
+from accel_search.result_files import write_atomically
+
+PROMPT = "a photo of an astronaut riding a horse on mars"
+DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
+
+
+def direct_lines(run: Run) -> list[str]:
+    """Return the lines that apply the winner's settings, which stand in them."""
+    assert run.winner is not None
+    return [
+        "from accel_search import accelerate",
+        f"accelerate(pipe, {literal(run.winner.candidate)})",
+    ]
+
+
+def file_lines(run: Run) -> list[str]:
+    """Return the lines that apply what the result file holds; none where nothing was written."""
+    output, steps = run.asked.get("output"), run.workload.get("steps")
+    if not output or not steps or run.asked.get("replay"):
+        return []
+    return [
+        "from accel_search import accelerate",
+        f"accelerate(pipe, {json.dumps(str(output), ensure_ascii=False)}, steps={int(steps)})",
+    ]
+
+
+def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
+    """Return settings as a Python literal, an accelerator a line where there are several."""
+    parts = [
+        f"{json.dumps(name)}: {{"
+        + ", ".join(f"{json.dumps(key)}: {value!r}" for key, value in params.items())
+        + "}"
+        for name, params in settings.items()
+    ]
+    if len(parts) == 1 and len(parts[0]) + indent < 45:
+        return "{" + parts[0] + "}"
+    pad = " " * (indent + 4)
+    return "{\n" + "".join(f"{pad}{part},\n" for part in parts) + " " * indent + "}"
+
+
+def write_script(run: Run, path: Path) -> None:
+    """Write a script that makes a picture with the winner's settings.
+
+    Raises:
+        ConfigurationError: The run has no winner or does not name its pipeline, or the file cannot
+            be written.
+    """
+    text = script(run)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise ConfigurationError(f"--export {path}: {error.strerror}") from error
+
+
+def script(run: Run) -> str:
+    """Return the text of such a script; raises as `write_script`."""
+    load, winner = run.workload, run.winner
+    if winner is None or winner.speedup is None or winner.score_loss is None:
+        raise ConfigurationError("--export: no candidate meets the goal, so there is none to use")
+    known = ("pipeline", "pipeline_class", "scheduler_class", "steps")
+    if any(not load.get(name) or load[name] == "unknown" for name in known):
+        raise ConfigurationError(
+            f"--export: the run does not say its {', '.join(known)}; search a pipeline for it"
+        )
+    if not all(str(load[name]).isidentifier() for name in ("pipeline_class", "scheduler_class")):
+        raise ConfigurationError("--export: the run's pipeline or scheduler is no class's name")
+    is_demo = load["pipeline"] == "demo"
+    where = run.story.get("provenance") or {}
+    device = where.get("device_name") or load.get("device") or "an unknown device"
+    return render_text(
+        "run_fast.py.j2",
+        is_demo=is_demo,
+        model=repr(str(where.get("model_id") or load["pipeline"])),
+        revision=repr(where.get("revision")) if where.get("revision") and not is_demo else None,
+        pipeline=load["pipeline_class"],
+        scheduler=load["scheduler_class"],
+        is_ddim=load["scheduler_class"] == "DDIMScheduler",
+        dtype=load.get("dtype") if load.get("dtype") in ("float16", "bfloat16") else "float32",
+        steps=int(load["steps"]),
+        guidance=float(load.get("guidance_scale") or 7.5),
+        height=int(load.get("height") or 512),
+        width=int(load.get("width") or 512),
+        prompt=repr(DEMO_PROMPT if is_demo else PROMPT),
+        settings=literal(Candidate(winner.candidate)),
+        speedup=factor(winner.speedup),
+        loss=percent(winner.score_loss),
+        prompts=winner.prompts,
+        # In a comment: a line break in a device's name would end it.
+        device=" ".join(str(device).split()),
+        batch=run.baseline.batch_size,
+    )

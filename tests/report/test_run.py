@@ -1,0 +1,183 @@
+"""What a report is read from, and what is written of it without a browser."""
+
+from __future__ import annotations
+
+import ast
+import json
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from accel_search.errors import ConfigurationError, LoadError
+from accel_search.records import Candidate
+from accel_search.report import export
+from accel_search.report.page import search_page
+from accel_search.report.run import of_outcome, read_run
+from accel_search.report.sweep_page import read_bounds
+from accel_search.story import story_path, to_picture
+from accel_search.write_report import main
+from tests.report.pages import EVIL, add_failure, make_run_dir, search
+
+ROOT = Path(__file__).parents[2]
+WINNER = Candidate({"deepcache": {"cache_interval": 4, "cache_branch_id": 3}})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_run_dir(tmp_path_factory.mktemp("run"))
+
+
+def test_a_run_folder_holds_the_winner_its_rivals_and_why_it_stopped(folder):
+    run = read_run(folder)
+    assert run.winner.candidate == WINNER and run.is_confirmed and run.winner.state == "pass"
+    assert len(run.rows) == 16 and [rival.steps for rival in run.rivals]
+    assert run.story["stopped"] == "every distinct candidate was measured"
+    front = [row for row in run.rows if row.is_front]
+    ordered = sorted(front, key=lambda row: row.score_loss.value)
+    assert ordered == sorted(front, key=lambda row: row.speedup.value)
+    assert [column.part for column in run.pictures.columns][:3] == ["baseline", "winner", "refused"]
+
+
+def test_what_is_pictured_are_baseline_winner_fastest_refused_and_rival():
+    outcome, _ = search()
+    found = to_picture(outcome)
+    assert found["baseline"] == Candidate() and found["winner"] == WINNER
+    failed = [each for each in outcome.trials if each.assessment.verdict == "fail"]
+    fastest = max(failed, key=lambda each: each.assessment.speedup.value)
+    assert found["refused"] == fastest.trial.candidate
+    assert found["rival"]["steps"]["num_inference_steps"] in {r.steps for r in outcome.rivals}
+
+
+def test_a_folder_without_a_story_is_reported_without_one(tmp_path):
+    make_run_dir(tmp_path, story=False, pictures=False)
+    run = read_run(tmp_path, bound=0.02)
+    assert run.winner.candidate == WINNER and not run.is_confirmed
+    page = search_page(run)
+    assert "Why this search ended is not stored" in page and "not confirmed" in page
+
+
+def test_an_earlier_versions_folder_is_told_by_the_result_file_beside_it(tmp_path):
+    make_run_dir(tmp_path / "runs", story=False, pictures=False)
+    content = json.loads((ROOT / "search_params.json").read_text())
+    for entry in content.values():
+        entry["evidence"]["study"] = "study-run1"
+        entry["settings"] = WINNER.as_dict()
+    (tmp_path / "search_params.json").write_text(json.dumps(content))
+    run = read_run(tmp_path / "runs")
+    assert run.is_confirmed and run.workload["steps"] == 20
+    assert "too slow even at the optimistic end" in search_page(run)
+
+
+def test_an_outcome_makes_the_same_page_as_what_it_stored():
+    outcome, story = search()
+    run = of_outcome(outcome, story, {}, None)
+    assert run.winner.candidate == WINNER and "3 % of" not in search_page(run)
+
+
+def test_what_cannot_be_read_is_one_line_and_its_own_exit_code(tmp_path, capsys):
+    bad = tmp_path / "trials.json"
+    cases = {"{": 5, "[]": 5, '{"format": "other"}': 5, '{"failed_configs": {}}': 2}
+    cases |= {'{"failed_configs": {"x": 1}}': 5}
+    for text, code in cases.items():
+        bad.write_text(text)
+        assert main([str(bad)]) == code, text
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert main([str(tmp_path)]) == 2
+    assert "holds no trials.db" in capsys.readouterr().err
+    (tmp_path / "trials.db").write_text("no database at all, however long it is" * 40)
+    assert main([str(tmp_path)]) == 5
+    assert main([str(bad), "--req_score_loss", "7"]) == 2
+    assert main([]) == 2
+
+
+def test_a_broken_story_or_index_of_pictures_is_named(tmp_path):
+    make_run_dir(tmp_path)
+    index = tmp_path / "pictures" / "study-run1" / "pictures.json"
+    index.write_text("{}")
+    with pytest.raises(LoadError, match=r"pictures\.json: cannot be read"):
+        read_run(tmp_path)
+    story_path(tmp_path, "study-run1").write_text("[]")
+    with pytest.raises(LoadError, match="cannot be read as a story"):
+        read_run(tmp_path)
+    with pytest.raises(ConfigurationError, match="--study other"):
+        read_run(tmp_path, "other")
+
+
+def test_the_command_writes_page_chart_and_sheet(tmp_path, capsys):
+    make_run_dir(tmp_path, prompt="a price of $5 and $6")
+    add_failure(tmp_path, "no")
+    assert main([str(tmp_path)]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in written] == [
+        "report.html", "search_results.png", "search_pictures.png"
+    ]  # fmt: skip
+    for path in written[1:]:
+        width, height = Image.open(path).size
+        assert width > 600 and height > 300
+    page = written[0].read_text()
+    assert "Content-Security-Policy" in page and "http" not in page.split("<body>")[1].replace(
+        "http://www.w3.org/2000/svg", ""
+    )
+
+
+def test_a_sweeps_page_links_the_reports_of_its_runs(tmp_path, capsys):
+    make_run_dir(tmp_path / "runs" / "SDXL_DDIM_20_deepcache")
+    bounds = ROOT / "speedup_bounds.json"
+    page = tmp_path / "sweep.html"
+    assert main([str(bounds), "--output", str(page), "--run_dir", str(tmp_path / "runs")]) == 0
+    link = "sweep_files/SDXL_DDIM_20_deepcache.html"
+    assert f'href="{link}"' in page.read_text() and (tmp_path / link).exists()
+    assert main([str(bounds), "--export", "x.py"]) == 2
+    assert len(read_bounds(bounds)) == 12
+
+
+def test_a_script_cannot_be_made_to_say_what_a_name_says(folder):
+    run = read_run(folder)
+    names = {"pipeline": EVIL, "scheduler_class": "UniPCMultistepScheduler", "dtype": "float16"}
+    named = {"model_id": EVIL + "\n", "device_name": '"""\nimport os', "revision": "'main\n"}
+    story = {**run.story, "workload": run.workload | names, "provenance": named}
+    text = export.script(replace(run, story=story))
+    values = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    assert EVIL + "\n" in values and "'main\n" in values
+    assert text.count("import os") == 1 and "import os" in ast.get_docstring(ast.parse(text))
+    story["workload"] |= {"scheduler_class": "X;import os"}
+    with pytest.raises(ConfigurationError, match="no class's name"):
+        export.script(replace(run, story=story))
+    with pytest.raises(ConfigurationError, match="no candidate meets the goal"):
+        export.script(replace(run, winner=None))
+
+
+@pytest.fixture
+def exported(folder, tmp_path):
+    """Return a script for small pictures."""
+    run = read_run(folder)
+    small = run.workload | {"steps": 6, "height": 64, "width": 64}
+    path = tmp_path / "run_fast.py"
+    export.write_script(replace(run, story=run.story | {"workload": small}), path)
+    return path
+
+
+def test_the_exported_script_makes_a_picture(exported, monkeypatch, capsys):
+    monkeypatch.chdir(exported.parent)
+    runpy.run_path(str(exported))
+    assert Image.open("fast.png").size == (64, 64)
+    assert "fast.png in" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_exported_script_runs_as_it_is(exported):
+    done = subprocess.run(
+        [sys.executable, exported],
+        check=False,
+        cwd=exported.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Image.open(exported.parent / "fast.png").size == (64, 64)
