@@ -327,6 +327,7 @@ def play(
         "best_speedup": math.exp(max(best, 0.0)),
         "grid_seconds": grid,
         "found_cost": None if watch.found is None else watch.found / grid,
+        "cap": None if budget is None else round(budget / grid, 4),
         "wall": time.perf_counter() - began,
     }
     if strategy == "guided" and outcome is not None:
@@ -346,7 +347,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return medians over the seeds of one table, bound and strategy."""
     first = rows[0]
     costs = [math.inf if row["found_cost"] is None else row["found_cost"] for row in rows]
-    entry = {name: first[name] for name in ("table", "bound", "strategy")} | {
+    entry = {name: first[name] for name in ("table", "bound", "strategy", "cap")} | {
         "seeds": len(rows),
         "best_speedup": round(first["best_speedup"], 3),
         "found_cost": _finite(statistics.median(costs)),

@@ -33,6 +33,10 @@ class Estimate:
         """Return `[low, high]`, as result files hold it."""
         return [self.low, self.high]
 
+    def agrees_with(self, other: Estimate) -> bool:
+        """Tell whether the two intervals overlap: if not, one of them is not what it claims."""
+        return self.low <= other.high and other.low <= self.high
+
 
 class Verdict(StrEnum):
     """Whether the score loss is within the bound."""

@@ -134,3 +134,18 @@ def test_verdicts_are_coloured_where_a_terminal_wants_it(found, monkeypatch):
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert not takes_colour(terminal)
+
+
+def test_a_timing_that_the_held_out_one_contradicts_is_not_left_standing_alone(found):
+    held_out = found.held_out
+    assert "do not agree" not in text(found)
+    slower = replace(held_out, speedup=Estimate(1.2, 1.1, 1.3))
+    assert "The two timings do not agree" in text(replace(found, held_out=slower))
+
+
+def test_an_accelerator_that_gains_nothing_is_said_not_to_pay_and_why():
+    slow = run(FakeEvaluator(lambda candidate: (0.9, 0.0)), targets=("tome",))
+    said = " ".join(text(slow, targets=("tome",)).split())
+    assert "tome does not pay here: of the " in said
+    assert "a fused attention kernel is too fast for merging to win it back" in said
+    assert "does not pay" not in text(run(FakeEvaluator()))

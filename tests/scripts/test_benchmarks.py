@@ -111,3 +111,30 @@ def gunzipped(path):
     import gzip
 
     return gzip.decompress(path.read_bytes())
+
+
+def test_the_table_at_full_size_is_made_cell_by_cell_and_goes_on(monkeypatch, tmp_path, capsys):
+    """In the place of a full-size pipeline stands the demo's."""
+    import logging
+
+    import bench_full_size
+    from accel_search.runtime.pipelines import load_pipeline
+    from accel_search.settings import Settings
+
+    def demo(settings):
+        return load_pipeline(Settings(pipe="demo", device="cpu"), logging.getLogger("test"))[0]
+
+    monkeypatch.setattr(bench_full_size, "random_pipeline", demo)
+    monkeypatch.setattr(bench_full_size, "MOST_TURNS", 1)
+    out = tmp_path / "full.json"
+    options = ["--models", "SD1.5", "--steps", "3", "--settings", "deepcache,deepcache+tome"]
+    run(monkeypatch, bench_full_size, *options, "--batches", "1", "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["setting"] for row in rows] == ["bare", "deepcache", "deepcache+tome"]
+    assert [len(row["seconds_a_call"]) for row in rows] == [2, 1, 1]  # Bare first and last.
+    assert rows[0]["speedup"] == 1 and rows[0]["kernel"] == "native"
+    capsys.readouterr()
+    run(monkeypatch, bench_full_size, *options, "--batches", "1,2", "--out", out)
+    more = json.loads(out.read_text())["rows"]
+    assert more[:3] == rows and [row["batch"] for row in more[3:]] == [2, 2, 2]
+    assert len(capsys.readouterr().out.splitlines()) == 3

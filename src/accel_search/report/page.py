@@ -15,7 +15,7 @@ from accel_search.report.export import direct_lines, file_lines
 from accel_search.report.html import render
 from accel_search.report.run import Column, Row, Run
 from accel_search.report.summary import short
-from accel_search.report.wording import duration, factor, percent
+from accel_search.report.wording import UNSTEADY, duration, factor, percent
 from accel_search.statistics import Estimate
 
 LARGEST_PNG = 300_000
@@ -114,6 +114,7 @@ def headline(run: Run) -> dict[str, Any]:
             "loss": percent(_stored(held, "score_loss")),
             "verdict": held.get("verdict"),
             "prompts": held.get("prompts"),
+            "unsteady": None if _stored(held, "speedup").agrees_with(winner.speedup) else UNSTEADY,
         },
         "rival": max(as_well, key=lambda rival: rival.steps, default=None),
         "rivals": run.rivals,

@@ -9,7 +9,7 @@ from typing import Any
 from accel_search import accelerators
 from accel_search.records import Candidate
 from accel_search.report.colour import painted
-from accel_search.report.wording import duration, factor, percent, verdict
+from accel_search.report.wording import UNSTEADY, duration, factor, percent, verdict
 from accel_search.search import Outcome
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -64,6 +64,8 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"  on {held.prompts} prompts the search never saw: speedup: {factor(held.speedup)}",
             f"    score loss: {percent(held.score_loss)}  {held.verdict}",
         ]
+        if not held.speedup.agrees_with(found.speedup):
+            lines += textwrap.wrap(UNSTEADY, WIDTH, initial_indent="  ", subsequent_indent="  ")
     for candidate in outcome.refuted:
         lines += textwrap.wrap(
             f"faster, but not confirmed on those: {candidate}",

@@ -42,3 +42,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+UNSTEADY = (
+    "The two timings do not agree: the machine's clock was unsteady. Search again with more "
+    "--timing_pairs before you count on either."
+)
+"""Said where a winner's speedup on held-out prompts lies outside what the search claimed."""
