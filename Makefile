@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLES := tests/data/tables
 
-.PHONY: demo demo-sweep test test-full test-gpu lint format bench bench-strategies clean
+.PHONY: demo demo-sweep test test-slow test-full test-gpu lint format bench bench-strategies clean
 
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
@@ -19,7 +19,10 @@ demo-sweep: $(READY)  ## Explore 18 configurations of it, in subprocesses
 test: $(READY)  ## Run the tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-full: $(READY)  ## Go through every case of what the tests take a sample of, and the long tests
+test-slow: $(READY)  ## Run the long tests: kills, joint searches, Ray, exported scripts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" --numprocesses 2 --dist worksteal
+
+test-full: $(READY)  ## Go through every case of what the tests take a sample of
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full --numprocesses 2 --dist worksteal
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device

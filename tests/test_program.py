@@ -94,6 +94,7 @@ def is_applied(code):
     assert vars(pipe.unet.mid_block).keys() == before
 
 
+@pytest.mark.slow
 def test_targets_are_searched_jointly(folder, capsys):
     targets = "deepcache,steps,tgate,tome"
     options = [*SMALL, "--max_trials", "2", "--strategy", "random", "--held_out_samples", "0"]
@@ -167,6 +168,7 @@ def wait_for_trials(folder, process, count):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(folder, capsys, monkeypatch):
     from accel_search.runtime.evaluator import PipelineEvaluator
 

@@ -228,7 +228,7 @@ def test_a_sweep_is_sorted_filtered_and_links_to_its_searches(open_page, tmp_pat
     assert page.evaluate("window.harmed") is None
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_two_thousand_trials_are_shown_in_parts(open_page, tmp_path):
     path = tmp_path / "many.html"
     path.write_text(search_page(read_run(many_trials(tmp_path / "many.json", 2000))))

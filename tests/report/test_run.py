@@ -170,7 +170,7 @@ def test_the_exported_script_makes_a_picture(exported, monkeypatch, capsys):
     assert "fast.png in" in capsys.readouterr().out
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_exported_script_runs_as_it_is(exported):
     done = subprocess.run(
         [sys.executable, exported],

@@ -64,6 +64,7 @@ def test_each_accelerator_leaves_it_bit_identical(evaluator):
         evaluator.check()
 
 
+@pytest.mark.slow
 def test_too_much_acceleration_costs_score():
     evaluator = open_evaluator(Settings(num_samples=4, device="cpu", threads=1), LOG)
 

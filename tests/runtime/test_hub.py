@@ -475,7 +475,7 @@ def test_the_program_ends_with_code_5_and_one_line(
     assert line.startswith(f"accel-search: error: {says}")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_process_of_its_own_takes_the_hub_and_its_cache_from_the_environment(
     served, sd15, made, tmp_path
 ):

@@ -74,7 +74,7 @@ def test_recorded_runs_are_predicted_and_reported(monkeypatch, capsys):
     assert lines[-1].split()[:2] == ["noise", "floor:"]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_table_is_recorded_in_parts_that_are_put_together(monkeypatch, tmp_path, capsys):
     options = ["--targets", "tome", "--steps", "4", "--num_samples", "2", "--device", "cpu"]
     parts = [tmp_path / f"{part}.json.gz" for part in "ab"]

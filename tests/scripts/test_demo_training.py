@@ -169,7 +169,7 @@ def run(tmp_path: Path) -> Run:
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_two_steps_of_every_stage_end_in_loadable_folders(run: Run) -> None:
     from diffusers import StableDiffusionPipeline
 

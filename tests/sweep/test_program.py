@@ -155,6 +155,7 @@ def pid_of(folder, name):
     return None
 
 
+@pytest.mark.slow
 def test_a_real_pipeline_is_explored(tmp_path):
     """Real processes from end to end; the rest of the real worker is in test_worker.py."""
     (tmp_path / "one.toml").write_text(ONE_CANDIDATE)

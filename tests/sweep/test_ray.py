@@ -35,6 +35,7 @@ def cluster(monkeypatch):
     made.shutdown()
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_no_configuration(cluster, tmp_path):
     made, nodes = cluster
     settings = SweepSettings(

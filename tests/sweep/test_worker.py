@@ -67,6 +67,7 @@ def test_what_is_scored_says_what_is_within_the_loss(ask):
     assert feasible is None or feasible["params"] == {"cache_interval": 5, "cache_branch_id": 0}
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_halved_for_one_method_is_whole_for_the_next(ask):
     ask()
     ask.session._evaluator._set_batch_size(1)
