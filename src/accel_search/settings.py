@@ -74,7 +74,6 @@ class Settings:
     memory_limit: float | None = declare(
         None, "GiB of GPU memory to use, as on a smaller GPU (default: all there is)", parse=float
     )
-
     offload: bool = declare(
         False, "keep parts in main memory until they are called, for small GPUs", parse=bool
     )

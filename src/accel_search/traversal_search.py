@@ -65,7 +65,6 @@ def run(settings: Settings) -> int:
             )
     store = open_store(settings, evaluator, space)
     outcome = run_search(settings, logger, evaluator, space, store, show_bar=_has_bar(settings))
-    story = keep(settings, logger, evaluator, space, store, outcome)
     if settings.trials_out is not None:
         _write_trials(settings.trials_out, space, evaluator, outcome, store)
     entry = None
@@ -74,6 +73,8 @@ def run(settings: Settings) -> int:
         if settings.replay is None:
             keys = results.save(output, evaluator.workload, settings, entry)
             logger.debug("written to %s under %s", output, " and ".join(keys))
+    # The result is safe before pictures are made, which may fail in ways of their own.
+    story = keep(settings, logger, evaluator, space, store, outcome)
     written = _write_report(settings, outcome, story, store)
     if settings.json:
         print(json.dumps(entry or {"speedup": None, "stopped": outcome.stopped}, allow_nan=False))

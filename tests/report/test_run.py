@@ -181,3 +181,25 @@ def test_the_exported_script_runs_as_it_is(exported):
     )
     assert done.returncode == 0, done.stderr
     assert Image.open(exported.parent / "fast.png").size == (64, 64)
+
+
+def test_a_result_is_stored_before_anything_is_made_for_a_report(tmp_path, monkeypatch):
+    import json
+
+    from accel_search import study, traversal_search
+    from accel_search.errors import ConfigurationError
+    from accel_search.settings import Settings
+    from accel_search.space import JointSpace
+    from tests.fakes import FakeEvaluator
+
+    def fails(*_):
+        raise ConfigurationError("--run_dir: no space left")
+
+    fake = FakeEvaluator()
+    space = JointSpace(("deepcache",), fake.workload)
+    monkeypatch.setattr(traversal_search, "_open", lambda settings, logger: (fake, space))
+    monkeypatch.setattr(study, "keep", fails)
+    files = {name: str(tmp_path / name) for name in ("output", "run_dir", "log_file")}
+    with pytest.raises(ConfigurationError, match="no space left"):
+        traversal_search.run(Settings(strategy="grid", quiet=True, report="auto", **files))
+    assert len(json.loads((tmp_path / "output").read_text())) == 2  # One a kind of key.
