@@ -153,6 +153,24 @@ def test_a_script_cannot_be_made_to_say_what_a_name_says(folder):
         export.script(replace(run, winner=None))
 
 
+def test_a_script_loads_what_was_measured(folder):
+    run = read_run(folder)
+    named = {"compiled": True, "offload": "model", "vae": "owner/vae@0123\nimport os"}
+    story = {**run.story, "provenance": named, "workload": run.workload | {"dtype": "float16"}}
+    text = export.script(replace(run, story=story))
+    ast.parse(text)
+    assert "from accel_search import accelerate, compile_unet\n" in text
+    assert text.index("compile_unet(pipe)") < text.index("accelerate(pipe, SETTINGS)")
+    assert "pipe.enable_model_cpu_offload(device=device)" in text and "pipe.to(" not in text
+    assert "another VAE, owner/vae@0123 import os:" in text
+    assert 'dtype = torch.float32 if device == "cpu" else torch.float16\n' in text
+    lines = export.direct_lines(replace(run, story=story))
+    assert lines[1] == "compile_unet(pipe)" and lines[2].startswith("accelerate(pipe, ")
+    plain = export.script(run)
+    assert "compile_unet" not in plain and "pipe.to(device)\n" in plain
+    assert "dtype = torch.float32\n" in plain
+
+
 @pytest.fixture
 def exported(folder, tmp_path):
     """Return a script for small pictures."""

@@ -21,10 +21,7 @@ DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 def direct_lines(run: Run) -> list[str]:
     """Return the lines that apply the winner's settings, which stand in them."""
     assert run.winner is not None
-    return [
-        "from accel_search import accelerate",
-        f"accelerate(pipe, {literal(run.winner.candidate)})",
-    ]
+    return [*_first_lines(run), f"accelerate(pipe, {literal(run.winner.candidate)})"]
 
 
 def file_lines(run: Run) -> list[str]:
@@ -33,9 +30,15 @@ def file_lines(run: Run) -> list[str]:
     if not output or not steps or run.asked.get("replay"):
         return []
     return [
-        "from accel_search import accelerate",
+        *_first_lines(run),
         f"accelerate(pipe, {json.dumps(str(output), ensure_ascii=False)}, steps={int(steps)})",
     ]
+
+
+def _first_lines(run: Run) -> list[str]:
+    if (run.story.get("provenance") or {}).get("compiled"):
+        return ["from accel_search import accelerate, compile_unet", "compile_unet(pipe)"]
+    return ["from accel_search import accelerate"]
 
 
 def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
@@ -100,6 +103,9 @@ def script(run: Run) -> str:
         speedup=factor(winner.speedup),
         loss=percent(winner.score_loss),
         prompts=winner.prompts,
+        is_compiled=bool(where.get("compiled")),
+        is_offloaded=bool(where.get("offload")),
+        vae=" ".join(str(where["vae"]).split()) if where.get("vae") else None,
         # In a comment: a line break in a device's name would end it.
         device=" ".join(str(device).split()),
         batch=run.baseline.batch_size,
