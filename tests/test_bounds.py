@@ -113,3 +113,14 @@ def test_no_secret_gets_into_a_failure(tmp_path, monkeypatch):
     bounds.save_failure(path, "a", {"error": "model_load", "message": message})
     kept = json.loads(path.read_text())["failed_configs"]["a"]["message"]
     assert kept == "401 for *** at postgresql://me:***@host/db"
+
+
+def test_options_that_came_later_had_their_default_when_an_entry_was_made():
+    entry = {"asked": bounds.asked(Settings())}
+    assert bounds.asked_otherwise(Settings(), entry) == []
+    assert bounds.asked_otherwise(Settings(compile=True, steps=25), entry) == ["compile"]
+    for name in ("vae", "attention", "compile", "offload"):
+        del entry["asked"][name]
+    assert bounds.asked_otherwise(Settings(), entry) == []
+    assert bounds.asked_otherwise(Settings(attention="math"), entry) == ["attention"]
+    assert bounds.asked_otherwise(Settings(), {}) == list(bounds.asked(Settings()))

@@ -8,6 +8,7 @@ were scored, if there are any, the one with the largest bound.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ MARGIN = 1.1
 MAX_MESSAGE = 1000
 """Characters of a failure's message."""
 
-_TIMED = ("batch_size", "height", "width", "dtype", "guidance_scale", "timing_pairs", "revision")
+_TIMED = (
+    *("batch_size", "height", "width", "dtype", "guidance_scale", "timing_pairs", "revision"),
+    *("vae", "attention", "compile", "offload"),
+)
 _SCORED = (
     *("num_samples", "held_out_samples", "prompts", "clip_model", "clip_pretrained", "seed"),
     *("req_score_loss", "min_psnr", "min_ssim", "strategy", "sampler", "max_trials", "time_budget"),
@@ -49,6 +53,18 @@ def asked(settings: Settings) -> dict[str, Any]:
         if target in settings.space
     }
     return values | {"space": space}
+
+
+def asked_otherwise(settings: Settings, entry: Mapping[str, Any]) -> list[str]:
+    """Name the options that an entry was asked for with and that are others now.
+
+    One that the entry does not name is younger than it, and had its default.
+    """
+    wanted, kept = asked(settings), entry.get("asked")
+    if not isinstance(kept, dict):
+        return list(wanted)
+    defaults = {each.name: each.default for each in fields(Settings)}
+    return [name for name in wanted if kept.get(name, defaults[name]) != wanted[name]]
 
 
 def entry_of(

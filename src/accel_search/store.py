@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import ConfigurationError
+from accel_search.errors import ConfigurationError, first_line
 from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.space import JointSpace
 
@@ -79,8 +79,9 @@ class TrialStore:
                 )
                 self._study.set_metric_names(["speedup", "score_loss"])
         except Exception as error:  # Any database driver may raise its own.
-            first_line = str(error).strip().partition("\n")[0]
-            raise ConfigurationError(f"--storage {url}: cannot be opened: {first_line}") from error
+            raise ConfigurationError(
+                f"--storage {url}: cannot be opened: {first_line(error)}"
+            ) from error
 
     @property
     def name(self) -> str:

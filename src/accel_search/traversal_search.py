@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import ConfigurationError, ExitCode
+from accel_search.errors import AccelSearchError, ConfigurationError, ExitCode
 from accel_search.program import run_program
 from accel_search.settings import Settings, from_command_line, search_parser
 
@@ -56,7 +56,7 @@ def run(settings: Settings) -> int:
             output, evaluator.workload, settings, space, evaluator.provenance
         )
         if entry is not None:
-            return _answer_from(entry, settings)
+            return _answer_from(entry, settings, logger)
         if differences:
             logger.warning(
                 "%s holds such a result, but measured elsewhere (other %s); searching here",
@@ -80,7 +80,7 @@ def run(settings: Settings) -> int:
         print(json.dumps(entry or {"speedup": None, "stopped": outcome.stopped}, allow_nan=False))
     else:
         print("\n" + summary(outcome, settings, space, colour=takes_colour(sys.stdout)))
-        print("".join(f"\nWritten: {path}" for path in written), end="\n" if written else "")
+    _say_written(written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 
 
@@ -163,15 +163,31 @@ def _write_report(
     return write_of(of_outcome(outcome, story, store.remembered(), run_dir), settings)
 
 
-def _answer_from(entry: dict[str, Any], settings: Settings) -> int:
-    """Answer from a finished search's result."""
+def _answer_from(entry: dict[str, Any], settings: Settings, logger: logging.Logger) -> int:
+    """Answer from a finished search's result, and report on what it left in the run folder."""
     from accel_search.report.summary import stored_summary
 
     if settings.json:
         print(json.dumps(entry, allow_nan=False))
     else:
         print(stored_summary(entry, settings))
+    if settings.report is not None or settings.export is not None:
+        from accel_search.report.run import read_run
+        from accel_search.report.writing import write_of
+
+        study = (entry.get("evidence") or {}).get("study")
+        try:
+            found = read_run(Path(settings.run_dir), study)
+        except AccelSearchError as error:  # The result may be all that is left of that run.
+            logger.warning("nothing to report on (%s): --force searches again", error)
+            return ExitCode.DONE
+        _say_written(write_of(found, settings), settings)
     return ExitCode.DONE
+
+
+def _say_written(files: Sequence[Path], settings: Settings) -> None:
+    if files and not settings.json:
+        print("".join(f"\nWritten: {path}" for path in files))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -201,23 +202,50 @@ def test_the_exported_script_runs_as_it_is(exported):
     assert Image.open(exported.parent / "fast.png").size == (64, 64)
 
 
-def test_a_result_is_stored_before_anything_is_made_for_a_report(tmp_path, monkeypatch):
-    import json
-
-    from accel_search import study, traversal_search
-    from accel_search.errors import ConfigurationError
+@pytest.fixture
+def fake_search(tmp_path, monkeypatch):
+    """Return a function that runs `accel-search` on a fake evaluator, and the folder it fills."""
+    from accel_search import traversal_search
     from accel_search.settings import Settings
     from accel_search.space import JointSpace
     from tests.fakes import FakeEvaluator
 
-    def fails(*_):
-        raise ConfigurationError("--run_dir: no space left")
-
     fake = FakeEvaluator()
     space = JointSpace(("deepcache",), fake.workload)
     monkeypatch.setattr(traversal_search, "_open", lambda settings, logger: (fake, space))
-    monkeypatch.setattr(study, "keep", fails)
     files = {name: str(tmp_path / name) for name in ("output", "run_dir", "log_file")}
+
+    def search(**options):
+        return traversal_search.run(Settings(strategy="grid", quiet=True, **files | options))
+
+    return search, tmp_path
+
+
+def test_a_result_is_stored_before_anything_is_made_for_a_report(fake_search, monkeypatch):
+    import json
+
+    from accel_search import study
+    from accel_search.errors import ConfigurationError
+
+    def fails(*_):
+        raise ConfigurationError("--run_dir: no space left")
+
+    search, folder = fake_search
+    monkeypatch.setattr(study, "keep", fails)
     with pytest.raises(ConfigurationError, match="no space left"):
-        traversal_search.run(Settings(strategy="grid", quiet=True, report="auto", **files))
-    assert len(json.loads((tmp_path / "output").read_text())) == 2  # One a kind of key.
+        search(report="auto")
+    assert len(json.loads((folder / "output").read_text())) == 2  # One a kind of key.
+
+
+def test_a_search_that_is_answered_from_its_file_is_reported_on_too(fake_search, capsys):
+    search, folder = fake_search
+    assert search() == 0
+    page, script = folder / "page.html", folder / "fast.py"
+    assert search(report=str(page), export=str(script)) == 0
+    assert "holds this search's result" in capsys.readouterr().out
+    assert "1.90" in page.read_text() and "accelerate(pipe, SETTINGS)" in script.read_text()
+    page.unlink()
+    shutil.rmtree(folder / "run_dir")
+    assert search(report=str(page)) == 0  # The result is still the answer.
+    assert not page.exists()
+    assert "nothing to report on" in (folder / "log_file").read_text()

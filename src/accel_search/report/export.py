@@ -11,7 +11,7 @@ from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate
 from accel_search.report.html import render_text
 from accel_search.report.run import Run
-from accel_search.report.wording import factor, percent
+from accel_search.report.wording import factor, percent, python_lines
 from accel_search.result_files import write_atomically
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
@@ -21,7 +21,7 @@ DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 def direct_lines(run: Run) -> list[str]:
     """Return the lines that apply the winner's settings, which stand in them."""
     assert run.winner is not None
-    return [*_first_lines(run), f"accelerate(pipe, {literal(run.winner.candidate)})"]
+    return python_lines(literal(run.winner.candidate), compiled=_is_compiled(run))
 
 
 def file_lines(run: Run) -> list[str]:
@@ -29,16 +29,12 @@ def file_lines(run: Run) -> list[str]:
     output, steps = run.asked.get("output"), run.workload.get("steps")
     if not output or not steps or run.asked.get("replay"):
         return []
-    return [
-        *_first_lines(run),
-        f"accelerate(pipe, {json.dumps(str(output), ensure_ascii=False)}, steps={int(steps)})",
-    ]
+    file = json.dumps(str(output), ensure_ascii=False)
+    return python_lines(file, f"steps={int(steps)}", compiled=_is_compiled(run))
 
 
-def _first_lines(run: Run) -> list[str]:
-    if (run.story.get("provenance") or {}).get("compiled"):
-        return ["from accel_search import accelerate, compile_unet", "compile_unet(pipe)"]
-    return ["from accel_search import accelerate"]
+def _is_compiled(run: Run) -> bool:
+    return bool((run.story.get("provenance") or {}).get("compiled"))
 
 
 def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
@@ -103,7 +99,7 @@ def script(run: Run) -> str:
         speedup=factor(winner.speedup),
         loss=percent(winner.score_loss),
         prompts=winner.prompts,
-        is_compiled=bool(where.get("compiled")),
+        is_compiled=_is_compiled(run),
         is_offloaded=bool(where.get("offload")),
         vae=" ".join(str(where["vae"]).split()) if where.get("vae") else None,
         # In a comment: a line break in a device's name would end it.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from accel_search.errors import ConfigurationError, LoadError
+from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.report.wording import verdict
 from accel_search.search import Outcome
@@ -140,7 +140,7 @@ def of_outcome(
         story,
         DEFAULT_BOUND,
         {outcome.baseline.batch_size: outcome.baseline} | _baselines(beside),
-        [each.trial for each in outcome.trials],
+        outcome.trials,
         beside,
     )
     return run if run_dir is None else _with_pictures(run, Path(run_dir))
@@ -192,7 +192,7 @@ def studies(folder: Path) -> list[str]:
         names = study_names(database)
     except Exception as error:  # Any database driver may raise its own.
         raise LoadError(
-            f"{database}: cannot be read as a trials' database: {_first_line(error)}"
+            f"{database}: cannot be read as a trials' database: {first_line(error)}"
         ) from error
     if not names:
         raise ConfigurationError(f"{folder}: holds no study; run accel-search first")
@@ -213,7 +213,7 @@ def _read_folder(folder: Path, study: str | None, bound: float) -> Run:
         trials, beside = read_study(folder / DATABASE, name)
     except Exception as error:  # As above; or records of another version.
         raise LoadError(
-            f"{folder / DATABASE}: {name} cannot be read: {_first_line(error)}"
+            f"{folder / DATABASE}: {name} cannot be read: {first_line(error)}"
         ) from error
     baselines = _baselines(beside)
     if not baselines:
@@ -303,9 +303,10 @@ def _build(
     story: Mapping[str, Any],
     bound: float,
     baselines: Mapping[int, Measurement],
-    trials: Sequence[Trial],
+    trials: Sequence[Trial | AssessedTrial],
     beside: Mapping[str, Measurement],
 ) -> Run:
+    """Return a run; trials that a search has assessed already are not assessed again."""
     asked = story.get("asked") or {}
     goal = Goal(
         bound if asked.get("req_score_loss") is None else float(asked["req_score_loss"]),
@@ -315,10 +316,11 @@ def _build(
     )
     rows: list[Row] = []
     assessed: list[AssessedTrial] = []
-    for trial in trials:
-        row, found = _row(trial, baselines, goal)
+    for each in trials:
+        known = each if isinstance(each, AssessedTrial) else AssessedTrial(each, None)
+        row, found = _row(known, baselines, goal)
         rows.append(row)
-        assessed.append(AssessedTrial(trial, found))
+        assessed.append(AssessedTrial(known.trial, found))
     rows = _with_front(rows)
     refuted = [Candidate(each) for each in story.get("refuted") or []]
     named = story.get("winner")
@@ -353,8 +355,9 @@ def _build(
 
 
 def _row(
-    trial: Trial, baselines: Mapping[int, Measurement], goal: Goal
+    known: AssessedTrial, baselines: Mapping[int, Measurement], goal: Goal
 ) -> tuple[Row, Assessment | None]:
+    trial = known.trial
     measured = trial.measurement
     if measured is None:
         assert trial.failure is not None
@@ -367,7 +370,7 @@ def _row(
     if not measured.scores or not baseline.scores:
         found = speedup(measured, baseline)
         return Row(trial.candidate, "timed", found, None, 0, measured, None), None
-    each = assess(measured, baseline, goal.max_score_loss)
+    each = known.assessment or assess(measured, baseline, goal.max_score_loss)
     state = verdict(each)
     if not each.is_complete and each.verdict is Verdict.FAIL:
         state = "dropped"
@@ -436,7 +439,3 @@ def _with_pictures(run: Run, folder: Path) -> Run:
     if missing:
         raise LoadError(f"{missing[0]}: is missing; delete {place} for a report without pictures")
     return replace(run, pictures=found)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from accel_search import accelerators
 from accel_search.records import Candidate
 from accel_search.report.colour import painted
-from accel_search.report.wording import UNSTEADY, duration, factor, percent, verdict
+from accel_search.report.wording import UNSTEADY, duration, factor, percent, python_lines, verdict
 from accel_search.search import Outcome
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -279,15 +279,8 @@ def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def snippet(settings: Settings) -> Sequence[str]:
+def snippet(settings: Settings) -> list[str]:
     """Return the lines of Python that apply the stored result."""
-    if settings.compile:
-        return (
-            "from accel_search import accelerate, compile_unet",
-            "compile_unet(pipe)",
-            f'accelerate(pipe, "{settings.output}", steps={settings.steps})',
-        )
-    return (
-        "from accel_search import accelerate",
-        f'accelerate(pipe, "{settings.output}", steps={settings.steps})',
+    return python_lines(
+        f'"{settings.output}"', f"steps={settings.steps}", compiled=settings.compile
     )

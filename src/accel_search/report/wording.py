@@ -44,8 +44,25 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
+    """Return the lines of Python that accelerate a pipeline as it was measured.
+
+    Args:
+        settings: Expression of the settings, or of the file that holds them.
+        options: Further arguments of `accelerate`.
+        compiled: Whether its UNet was compiled.
+    """
+    names = "accelerate, compile_unet" if compiled else "accelerate"
+    call = ", ".join(("pipe", settings, *options))
+    return [
+        f"from accel_search import {names}",
+        *(["compile_unet(pipe)"] if compiled else []),
+        f"accelerate({call})",
+    ]
+
+
 UNSTEADY = (
-    "The two timings do not agree: the machine's clock was unsteady. Search again with more "
-    "--timing_pairs before you count on either."
+    "The two timings differ by more than their intervals allow: the machine's speed varied. Count "
+    "on the lower one, or search again with more --timing_pairs."
 )
 """Said where a winner's speedup on held-out prompts lies outside what the search claimed."""

@@ -10,9 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from accel_search.accelerators.patching import forward_name
-from accel_search.errors import ConfigurationError
+from accel_search.errors import ConfigurationError, first_line
 from accel_search.runtime.devices import dtype_name, execution_device
-from accel_search.runtime.quiet import first_line
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from accel_search.errors import AcceleratorError, AccelSearchError, TrialFailure
+from accel_search.errors import AcceleratorError, AccelSearchError, TrialFailure, first_line
 from accel_search.records import Candidate, Measurement, Params, Prompt, Workload
 from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import Call, prepare
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
-from accel_search.runtime.quiet import first_line
 from accel_search.runtime.timing import timed, warm_up_steps
 
 Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]

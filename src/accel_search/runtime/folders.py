@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_search.errors import LoadError
+from accel_search.errors import LoadError, first_line
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import Repository, fetch
-from accel_search.runtime.quiet import first_line
 from accel_search.settings import Settings
 
 HUB_IDS = {

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from accel_search.errors import LoadError
-from accel_search.runtime.quiet import first_line
+from accel_search.errors import LoadError, first_line
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError
+from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
 from accel_search.records import Workload
 from accel_search.runtime.architectures import build_random
 from accel_search.runtime.demo import default_guidance
@@ -21,7 +21,7 @@ from accel_search.runtime.devices import (
 )
 from accel_search.runtime.folders import PipelineFolder, VaeFolder, find_pipeline
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
-from accel_search.runtime.quiet import first_line, quiet_libraries
+from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
 
 GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from accel_search.errors import ConfigurationError, LoadError
+from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.records import Prompt, PromptSet
 from accel_search.runtime.demo import demo_part
-from accel_search.runtime.quiet import first_line, quiet_hub
+from accel_search.runtime.quiet import quiet_hub
 from accel_search.settings import Settings
 
 COCO_DATASET = "phiyodr/coco2017"

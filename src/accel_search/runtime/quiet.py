@@ -49,11 +49,3 @@ def quiet_hub() -> Iterator[None]:
         yield
     finally:
         hub_logging.set_verbosity(before)
-
-
-def first_line(error: BaseException, limit: int = 300) -> str:
-    """Return an error's class and the first line of its message, for use in a message of ours."""
-    text = str(error).strip()
-    line = text.splitlines()[0].strip() if text else ""
-    line = line if len(line) <= limit else line[: limit - 1] + "…"
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__

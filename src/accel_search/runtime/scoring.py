@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torchvision.transforms import Normalize  # type: ignore[import-untyped]
 
-from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError
+from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
-from accel_search.runtime.quiet import first_line, quiet_libraries
+from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
 
 DEFAULT_MODEL = "ViT-L-14"

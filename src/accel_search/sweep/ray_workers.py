@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accel_search.errors import ConfigurationError
+from accel_search.errors import ConfigurationError, first_line
 from accel_search.settings import Settings
 from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.child import Stopped
@@ -84,7 +84,7 @@ class RayWorker:
             try:
                 return self._ask(settings, on_line, stop)
             except RayActorError as error:
-                lost = str(error).strip().partition("\n")[0]
+                lost = first_line(error)
                 on_line(f"WARNING: its node or actor was lost ({lost}); another one takes over")
                 self._actor = None
                 stop.wait(PAUSE_SECONDS)  # Else it may be given to the node that was lost.
@@ -160,9 +160,8 @@ def ray_workers(settings: SweepSettings) -> Iterator[Sequence[RayWorker]]:
         _knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        first_line = str(error).strip().partition("\n")[0]
         raise ConfigurationError(
-            f"--ray_address {address}: no cluster answers there ({first_line})"
+            f"--ray_address {address}: no cluster answers there ({first_line(error)})"
         ) from error
     if threading.current_thread() is threading.main_thread():
         # Ray takes SIGTERM for itself, and would end this process with a code of its own.

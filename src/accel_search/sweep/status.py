@@ -64,9 +64,7 @@ def _why_not(
     entry: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
 ) -> str:
     """Return why a stored result is none of this sweep; empty where it is."""
-    wanted, kept = bounds.asked(settings), entry.get("asked") or {}
-    others = [name for name, value in wanted.items() if kept.get(name) != value]
-    if others:
+    if others := bounds.asked_otherwise(settings, entry):
         return f"was asked for with another {', '.join(others)}"
     where = entry.get("provenance") or {}
     differing = [name for name, value in (machine or {}).items() if where.get(name) != value]
