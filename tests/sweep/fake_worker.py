@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from accel_search.settings import Settings
 from accel_search.space import search_key
@@ -44,7 +45,7 @@ def answer(job):
         return Answer(entry={name: where[name] for name in ("device_name", "driver", "versions")})
     settings = settings_of(job["options"])
     name = f"{settings.pipe}_{settings.sched}_{settings.steps}_{'+'.join(settings.targets)}"
-    what, _, seconds = PLAN.get(name, PLAN.get(settings.pipe, "done")).partition(" ")
+    what, _, detail = PLAN.get(name, PLAN.get(settings.pipe, "done")).partition(" ")
     print(f"measuring {name} in {os.getpid()}")
     print("WARNING: it is only a fake")
     if what == "crash":
@@ -58,7 +59,11 @@ def answer(job):
         print(f"child {child.pid}", flush=True)
         threading.Event().wait(600)
     elif what == "sleep":
-        time.sleep(float(seconds))
+        time.sleep(float(detail))
+    elif what == "wait":  # Until there is a file of that name.
+        deadline = time.monotonic() + 120
+        while not Path(detail).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
     elif what == "oom":
         facts = {"batch_sizes_tried": [4, 2, 1], "bytes_asked": 8, "bytes_free": 4}
         return Answer(failure=failure("cuda_oom", "does not fit", seconds=1, exit_code=4, **facts))
@@ -75,8 +80,6 @@ def answer(job):
 
 
 def main():
-    from pathlib import Path
-
     from accel_search.result_files import write_atomically
 
     for job in _jobs():

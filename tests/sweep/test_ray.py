@@ -18,14 +18,17 @@ ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
-def cluster(monkeypatch):
-    """Return a cluster of a head that can run nothing and two nodes of one CPU each."""
+def cluster(monkeypatch, tmp_path):
+    """Return a cluster of a head that can run nothing and two nodes of one CPU each.
+
+    Whatever runs on it waits for a file `go`.
+    """
     from ray.cluster_utils import Cluster
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # The nodes' own processes find the fake worker.
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    plan = {"demo": "sleep 2", "SDXL": "sleep 2"}
+    plan = dict.fromkeys(("demo", "SDXL"), f"wait {tmp_path / 'go'}")
     monkeypatch.setenv("FAKE_PLAN", json.dumps(plan))
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [made.add_node(num_cpus=1) for _ in range(2)]
@@ -47,17 +50,28 @@ def test_a_lost_node_costs_no_configuration(cluster, tmp_path):
     observer = Observer()
     lost = threading.Event()
 
+    def said():
+        return [str(details[0]) for name, _, details in list(observer.events) if name == "on_line"]
+
     def measuring():
-        lines = [str(details[0]) for name, _, details in list(observer.events) if name == "on_line"]
-        return [line for line in lines if line.startswith("measuring ")]
+        return [line for line in said() if line.startswith("measuring ")]
+
+    def is_taken_over():
+        return any("another one takes over" in line for line in said())
+
+    def wait_until(is_so):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not is_so():
+            time.sleep(0.05)
 
     def lose_one():
-        # When both nodes are at work, so that one configuration is lost with it.
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(measuring()) < 2:
-            time.sleep(0.05)
+        # When both nodes are at work, so that one configuration is lost with it; and neither goes
+        # on before that is noticed, or the lost one might still answer.
+        wait_until(lambda: len(measuring()) == 2)
         made.remove_node(nodes[0], allow_graceful=False)
         lost.set()
+        wait_until(is_taken_over)
+        (tmp_path / "go").touch()
 
     threading.Thread(target=lose_one).start()
     assert Sweep(settings, workers).run(observer) == 0
@@ -65,8 +79,7 @@ def test_a_lost_node_costs_no_configuration(cluster, tmp_path):
     content = json.loads((tmp_path / "bounds.json").read_text())
     assert len(content) == 5 and content["failed_configs"] == {}
     assert len(set(observer.of("on_done"))) == 4
-    lines = [str(details[0]) for name, _, details in observer.events if name == "on_line"]
-    assert any("another one takes over" in line for line in lines)
+    assert is_taken_over()
     assert len(measuring()) == 5  # Four configurations, one of them twice.
 
 

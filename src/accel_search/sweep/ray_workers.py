@@ -124,15 +124,15 @@ class RayWorker:
         while True:
             is_done = bool(ray.wait([task], timeout=POLL_SECONDS)[0])
             # An actor that still waits for a node answers nothing: never block on it before then.
-            while is_done or ray.wait([lines], timeout=0)[0]:
-                heard = ray.get(lines)
-                for line in heard:
+            if is_done or ray.wait([lines], timeout=0)[0]:
+                for line in ray.get(lines):
                     on_line(line)
-                if is_done and not heard:
-                    return Answer(**ray.get(task))
                 lines = self._actor.lines.remote()
-                if not is_done:
-                    break
+            if is_done:
+                # Only what was asked for after the end has the last lines.
+                for line in ray.get(lines):
+                    on_line(line)
+                return Answer(**ray.get(task))
             if stop.is_set():
                 self.close()
                 raise Stopped
