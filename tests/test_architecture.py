@@ -32,6 +32,7 @@ LAYERS = [
     {"search"},
     {"speed_bound", "replay", "results", "story"},
     {"bounds"},
+    {"verification"},
     {"sweep"},
     {"report"},
     {"study"},

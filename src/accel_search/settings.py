@@ -146,6 +146,9 @@ class Settings:
 
     # Behaviour
     force: bool = declare(False, "search again though a result or trials are stored", parse=bool)
+    verify: bool = declare(
+        False, "measure the stored result again; exit code 0 holds, 3 not, 7 open", parse=bool
+    )
     json: bool = declare(False, "print one JSON object on stdout and nothing else", parse=bool)
     quiet: bool = declare(False, "print nothing but errors and the result", parse=bool)
     log_level: str = declare("INFO", "DEBUG, INFO, WARNING or ERROR", parse=str.upper)
@@ -229,6 +232,12 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError(
             "--latency_only and --replay: choose one; a replay measures no pipeline"
         )
+    for name in ("force", "trials_out", "report", "pictures", "export"):
+        if settings.verify and getattr(settings, name):
+            raise ConfigurationError(
+                f"--verify and --{name}: choose one; --verify measures a stored result again and "
+                "writes nothing"
+            )
     if settings.json and settings.quiet:
         raise ConfigurationError(
             "--json and --quiet: choose one; --json already prints nothing else"

@@ -47,6 +47,8 @@ def run(settings: Settings) -> int:
     from accel_search.study import keep, open_store, run_search
 
     logger = _set_up_logging(settings)
+    if settings.verify:
+        return _verify(settings, logger)
     if settings.latency_only:
         return _bound_speed(settings, logger)
     evaluator, space = _open(settings, logger)
@@ -59,7 +61,8 @@ def run(settings: Settings) -> int:
             return _answer_from(entry, settings, logger)
         if differences:
             logger.warning(
-                "%s holds such a result, but measured elsewhere (other %s); searching here",
+                "%s holds such a result, but measured elsewhere (other %s); searching here "
+                "(--verify measures that one again instead)",
                 output,
                 ", ".join(differences),
             )
@@ -129,6 +132,32 @@ def _bound_speed(settings: Settings, logger: logging.Logger) -> int:
     else:
         print("\n" + bound_summary(found.entry, settings))
     return ExitCode.DONE if found.is_gain else ExitCode.NOTHING_FOUND
+
+
+def _verify(settings: Settings, logger: logging.Logger) -> int:
+    """Measure a stored result again, say whether it holds, and return the exit code."""
+    from accel_search.report.colour import takes_colour
+    from accel_search.report.progress import Progress
+    from accel_search.report.verified import verified_json, verified_text
+    from accel_search.verification import bare, check_stored, find_stored, verify
+
+    check_stored(settings)
+    evaluator, _ = _open(settings, logger)
+    stored = find_stored(settings, evaluator.workload, evaluator.provenance)
+    with Progress(logger, 1, settings.goal, show_bar=_has_bar(settings)) as progress:
+        baseline = bare(evaluator)
+        progress.on_baseline(baseline)
+        progress.on_start(stored.candidate)
+        found = verify(stored, evaluator, baseline)
+    if settings.json:
+        print(json.dumps(verified_json(found), allow_nan=False))
+    else:
+        print("\n" + verified_text(found, settings, colour=takes_colour(sys.stdout)))
+    return {
+        "pass": ExitCode.DONE,
+        "fail": ExitCode.NOTHING_FOUND,
+        "inconclusive": ExitCode.INCONCLUSIVE,
+    }[found.verdict]
 
 
 def _has_bar(settings: Settings) -> bool:

@@ -238,6 +238,7 @@ _OWN = (
     "replay",
     "report",
     "export",
+    "verify",
 )
 """Options of `accel-search` that the table sets, or that mean nothing for a sweep."""
 _UNFIT = ("json", "quiet", "log_file")
