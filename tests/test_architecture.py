@@ -37,7 +37,7 @@ LAYERS = [
     {"report"},
     {"study"},
     {"exploration"},
-    {"runtime", "api"},
+    {"runtime", "api", "frames"},
     {"traversal_search", "explore_upper_bounds", "write_report", ""},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -89,6 +89,7 @@ def test_imports_run_one_way(module):
 
 def test_public_names_are_exact():
     names = {"Acceleration", "__version__", "accelerate", "compile_unet", "load_best"}
+    names |= {"load_results", "load_trials"}
     assert set(accel_search.__all__) == names
     for name in accel_search.__all__:
         assert getattr(accel_search, name)

@@ -250,10 +250,9 @@ def test_an_entry_that_lacks_its_settings_is_one_line(stored, tmp_path):
         verified(None, stored)
 
 
-@pytest.mark.parametrize("other", ["--force", "--report", "--trials_out=t.json", "--export=f.py"])
-def test_it_writes_nothing_and_says_so(capsys, other):
-    assert main(["--verify", other]) == 2
-    assert "writes nothing" in capsys.readouterr().err
+def test_to_verify_and_to_search_again_are_two_things(capsys):
+    assert main(["--verify", "--force"]) == 2
+    assert "--verify and --force: choose one" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -277,9 +276,13 @@ def test_the_program_verifies_against_recorded_trials_with_its_three_codes(repla
     code, out = replay()
     assert code == 0 and "\npass: the result stored in search_params.json holds" in out
     assert "From recorded trials" in out
-    code, out = replay(
-        "--json", settings={"deepcache": {"cache_interval": 2, "cache_branch_id": 3}}
-    )
+    # A search's own options, those of a configuration file among them, write nothing here.
+    code, _ = replay("--report", "page.html", "--trials_out", "out.json", "--export", "fast.py")
+    assert code == 0 and not {"page.html", "out.json", "fast.py"} & {
+        each.name for each in Path().iterdir()
+    }
+    slow = {"deepcache": {"cache_interval": 2, "cache_branch_id": 3}}
+    code, out = replay("--json", settings=slow)
     assert code == 3 and json.loads(out)["speedup"]["verdict"] == "fail"
     code, out = replay("--json", "--req_speedup", "2.0")
     found = json.loads(out)
@@ -298,16 +301,18 @@ def test_an_inconclusive_one_is_code_7(replay):
 @pytest.mark.slow
 def test_the_demo_is_verified_on_the_machine_that_searched_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "fast.toml").write_text(FAST)
-    command = ["--config", "fast.toml", "--req_score_loss", "1", *SMALL]
-    assert main([*command, "--strategy", "grid", "--held_out_samples", "2"]) == 0
+    (tmp_path / "fast.toml").write_text(FAST.replace("5, 4", "5"))
+    command = ["--config", "fast.toml", "--req_score_loss", "1", *SMALL, "--held_out_samples", "0"]
+    assert main([*command, "--strategy", "grid"]) == 0
     before = (tmp_path / "search_params.json").read_bytes()
     capsys.readouterr()
     code = main([*command, "--verify", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert code == {"pass": 0, "inconclusive": 7}[found["verdict"]]
-    assert found["score_loss"]["verdict"] == "pass" and found["differences"] == {}
-    assert found["speedup"]["value"] > 1.2
+    # The same machine makes the same pictures, so nothing but the timings differs.
+    loss = found["score_loss"]
+    assert loss["stored"] == {name: loss[name] for name in ("value", "interval")}
+    assert found["differences"] == {} and found["speedup"]["value"] > 1.2
     assert (tmp_path / "search_params.json").read_bytes() == before
     content = json.loads(before)
     for entry in content.values():
@@ -323,7 +328,7 @@ def test_the_demo_is_verified_on_the_machine_that_searched_it(tmp_path, monkeypa
 @pytest.mark.slow
 def test_a_bound_on_speed_alone_is_verified_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "fast.toml").write_text(FAST)
+    (tmp_path / "fast.toml").write_text(FAST.replace("5, 4", "5"))
     command = ["--config", "fast.toml", "--latency_only", *SMALL]
     assert main(command) == 0
     capsys.readouterr()

@@ -232,12 +232,11 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError(
             "--latency_only and --replay: choose one; a replay measures no pipeline"
         )
-    for name in ("force", "trials_out", "report", "pictures", "export"):
-        if settings.verify and getattr(settings, name):
-            raise ConfigurationError(
-                f"--verify and --{name}: choose one; --verify measures a stored result again and "
-                "writes nothing"
-            )
+    if settings.verify and settings.force:
+        raise ConfigurationError(
+            "--verify and --force: choose one; --verify measures a stored result again, --force "
+            "searches again"
+        )
     if settings.json and settings.quiet:
         raise ConfigurationError(
             "--json and --quiet: choose one; --json already prints nothing else"

@@ -146,30 +146,46 @@ class TrialStore:
         return {name: Measurement.from_dict(kept) for name, kept in self._study.user_attrs.items()}
 
 
-def study_names(path: Path) -> list[str]:
-    """Return the names of the studies in a run folder's database, the one begun last at the end.
+def study_names(url: str) -> list[str]:
+    """Return the names of the studies in a storage, the one begun last at the end.
+
+    A storage may be shared with others' studies; those that hold no baseline of ours are left out,
+    unless there are no others.
+
+    Args:
+        url: Optuna storage URL; `sqlite_url` makes one of a file.
 
     Raises:
-        Exception: Whatever the driver raises of a file that is no such database.
+        Exception: Whatever the driver raises of what is no such storage.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.get_storage(f"sqlite:///{path}")
-    return [each.study_name for each in storage.get_all_studies()]
+    # Optuna would make an empty one.
+    file = url.partition("sqlite:///")[2].partition("?")[0]
+    if file and not Path(file).exists():
+        raise FileNotFoundError(f"{file}: no such file")
+    found = optuna.storages.get_storage(url).get_all_studies()
+    ours = [each for each in found if any(key.startswith("baseline:") for key in each.user_attrs)]
+    return [each.study_name for each in ours or found]
 
 
-def read_study(path: Path, name: str) -> tuple[list[Trial], dict[str, Measurement]]:
+def read_study(url: str, name: str) -> tuple[list[Trial], dict[str, Measurement]]:
     """Return a study's trials, as `TrialStore.trials`, and what it remembers, to be read alone.
 
     Raises:
-        Exception: Whatever the driver raises of a file that is no such database.
+        Exception: Whatever the driver raises of what is no such storage.
     """
     import optuna
 
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
+    study = optuna.load_study(study_name=name, storage=url)
     kept = {key: Measurement.from_dict(value) for key, value in study.user_attrs.items()}
     return _latest(study), kept
+
+
+def sqlite_url(path: str | Path) -> str:
+    """Return the storage URL of a SQLite file."""
+    return f"sqlite:///{path}"
 
 
 def _latest(study: optuna.Study) -> list[Trial]:
@@ -194,7 +210,7 @@ def default_url(run_dir: str | Path) -> str:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
-    return f"sqlite:///{Path(run_dir) / 'trials.db'}"
+    return sqlite_url(Path(run_dir) / "trials.db")
 
 
 def _scored(trial: Trial) -> float:

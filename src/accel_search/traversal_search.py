@@ -206,7 +206,7 @@ def _answer_from(entry: dict[str, Any], settings: Settings, logger: logging.Logg
 
         study = (entry.get("evidence") or {}).get("study")
         try:
-            found = read_run(Path(settings.run_dir), study)
+            found = read_run(Path(settings.run_dir), study, storage=settings.storage)
         except AccelSearchError as error:  # The result may be all that is left of that run.
             logger.warning("nothing to report on (%s): --force searches again", error)
             return ExitCode.DONE
