@@ -130,6 +130,9 @@ class Settings:
     storage: str | None = declare(
         None, "Optuna storage URL (default: SQLite in run_dir)", metavar="URL"
     )
+    mlflow: str | None = declare(
+        None, "follow the search in MLflow too: its tracking URI", metavar="URI"
+    )
     trials_out: str | None = declare(None, "write every trial with raw samples", metavar="FILE")
     replay: str | None = declare(None, "search such a file in place of a pipeline", metavar="FILE")
     report: str | None = declare(
@@ -263,6 +266,7 @@ def _check_numbers(settings: Settings) -> None:
 def _check_names(settings: Settings) -> None:
     """Check the names of accelerators, strategies and parameters against what is installed."""
     from accel_search import accelerators, strategies
+    from accel_search.trackers import asked_for
 
     if not settings.targets:
         refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
@@ -272,6 +276,8 @@ def _check_names(settings: Settings) -> None:
     if settings.sampler is not None and settings.sampler not in samplers:
         allowed = f"one of {', '.join(samplers)}" if samplers else "no sampler"
         refuse("sampler", settings.sampler, f"{allowed} for --strategy {settings.strategy}")
+    for tracker, _ in asked_for(settings):
+        tracker.check()
     for name, parameters in settings.space.items():
         accelerator = accelerators.get(name)
         known = {parameter.name: parameter for parameter in accelerator.parameters}

@@ -14,6 +14,7 @@ from accel_search.space import JointSpace
 from accel_search.store import TrialStore, default_url, study_name
 from accel_search.story import pictures_path, story_of, to_picture, write_story
 from accel_search.strategies.base import Task
+from accel_search.tracking import Observers, Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,6 +74,7 @@ def run_search(
     store: TrialStore,
     *,
     show_bar: bool,
+    tracking: Tracking | None = None,
 ) -> Outcome:
     """Run the search that the settings ask for.
 
@@ -83,6 +85,7 @@ def run_search(
         space: What is searched.
         store: Keeps the trials.
         show_bar: Whether a bar is drawn on standard error.
+        tracking: Who else is told; None is nobody.
     """
     cls = strategies.get(settings.strategy)
     goal = settings.goal
@@ -96,4 +99,5 @@ def run_search(
     )
     budget = Budget(settings.max_trials, settings.time_budget)
     with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
-        return Search(evaluator, cls(task), store, goal, budget, progress).run()
+        observers = Observers(progress, tracking or Tracking({}, logger))
+        return Search(evaluator, cls(task), store, goal, budget, observers).run()

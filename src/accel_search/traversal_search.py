@@ -45,6 +45,7 @@ def run(settings: Settings) -> int:
     from accel_search.report.colour import takes_colour
     from accel_search.report.summary import summary
     from accel_search.study import keep, open_store, run_search
+    from accel_search.tracking import tracked
 
     logger = _set_up_logging(settings)
     if settings.verify:
@@ -67,18 +68,26 @@ def run(settings: Settings) -> int:
                 ", ".join(differences),
             )
     store = open_store(settings, evaluator, space)
-    outcome = run_search(settings, logger, evaluator, space, store, show_bar=_has_bar(settings))
-    if settings.trials_out is not None:
-        _write_trials(settings.trials_out, space, evaluator, outcome, store)
-    entry = None
-    if outcome.winner is not None:
-        entry = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
-        if settings.replay is None:
-            keys = results.save(output, evaluator.workload, settings, entry)
-            logger.debug("written to %s under %s", output, " and ".join(keys))
-    # The result is safe before pictures are made, which may fail in ways of their own.
-    story = keep(settings, logger, evaluator, space, store, outcome)
-    written = _write_report(settings, outcome, story, store)
+    provenance = evaluator.provenance
+    with tracked(settings, evaluator.workload, provenance, store.name, logger) as tracking:
+        show_bar = _has_bar(settings)
+        outcome = run_search(
+            settings, logger, evaluator, space, store, show_bar=show_bar, tracking=tracking
+        )
+        if settings.trials_out is not None:
+            _write_trials(settings.trials_out, space, evaluator, outcome, store)
+        entry = None
+        if outcome.winner is not None:
+            entry = results.entry_of(outcome, settings, space, provenance, store.name)
+            if settings.replay is None:
+                keys = results.save(output, evaluator.workload, settings, entry)
+                logger.debug("written to %s under %s", output, " and ".join(keys))
+        # The result is safe before pictures are made, which may fail in ways of their own.
+        story = keep(settings, logger, evaluator, space, store, outcome)
+        written = _write_report(settings, outcome, story, store)
+        stored = [output] if entry is not None and settings.replay is None else []
+        trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
+        tracking.end(entry, outcome, [*stored, *trials, *written])
     if settings.json:
         print(json.dumps(entry or {"speedup": None, "stopped": outcome.stopped}, allow_nan=False))
     else:
