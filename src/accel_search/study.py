@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from accel_search import strategies
+from accel_search.records import Provenance, Workload
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Evaluator, Outcome, Search
 from accel_search.settings import Settings
@@ -37,7 +38,18 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
         "values": space.values(),
     }
     url = settings.storage or default_url(settings.run_dir)
-    return TrialStore(url, study_name(identity), space, fresh=settings.force)
+    about = _about(evaluator.workload, provenance, space)
+    return TrialStore(url, study_name(identity), space, fresh=settings.force, about=about)
+
+
+def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> str:
+    """Say what a study is of: its name is a digest."""
+    where = load.device if provenance is None else provenance.device_name
+    return (
+        f"{load.pipeline}, {' + '.join(space.targets)}: {load.scheduler_class}, "
+        f"{load.steps} steps, {load.height} × {load.width} pixels, batch size {load.batch_size}, "
+        f"{load.dtype}, {where}"
+    )
 
 
 def keep(
