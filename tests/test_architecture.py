@@ -21,7 +21,8 @@ TORCH_FREE = [name for name in MODULES if not name.startswith("accel_search.runt
 #: Layers, from the ground up: a module imports, at its top, only from its own layer or below.
 LAYERS = [
     {"errors", "logging_utils", "nvidia_smi"},
-    {"discovery", "options", "program", "racing"},
+    {"discovery", "completion", "program", "racing"},
+    {"options"},
     {"records"},
     {"result_files", "accelerators", "statistics"},
     {"space"},
