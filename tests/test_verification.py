@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from accel_search import traversal_search
 from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate, Goal
 from accel_search.report.verified import verified_json, verified_text
 from accel_search.results import save_winner
 from accel_search.settings import UPPER_BOUND
-from accel_search.space import search_key
+from accel_search.space import JointSpace, search_key
 from accel_search.statistics import Estimate, Verdict
 from accel_search.traversal_search import main
 from accel_search.trials_file import read_trials
@@ -296,6 +297,28 @@ def test_an_inconclusive_one_is_code_7(replay):
     value = json.loads(out)["speedup"]["value"]
     code, out = replay("--json", "--req_speedup", f"{value:.2f}", speedup=value + 0.01)
     assert (code, json.loads(out)["verdict"]) == (7, "inconclusive")
+
+
+def test_a_search_that_finds_a_result_from_elsewhere_offers_to_verify_it(
+    stored, tmp_path, monkeypatch, capsys
+):
+    class Elsewhere(FakeEvaluator):
+        def __init__(self):
+            super().__init__()
+            self.provenance = replace(PROVENANCE, driver="590")
+
+    monkeypatch.chdir(tmp_path)
+    space = JointSpace(("deepcache",), WORKLOAD)
+    monkeypatch.setattr(traversal_search, "_open", lambda *_: (Elsewhere(), space))
+    command = ["--output", stored.output, "--strategy", "grid"]
+    assert main([*command, "--verify"]) == 0
+    assert "driver: None -> 590" in capsys.readouterr().out
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "measured elsewhere (other driver); searching here (--verify measures that one" in said
+    # Now it is of this machine, and answers at once.
+    assert main(command) == 0
+    assert "--verify measures it again, --force searches again." in capsys.readouterr().out
 
 
 @pytest.mark.slow

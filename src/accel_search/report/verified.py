@@ -62,16 +62,20 @@ def _said(verdict: Verdict, colour: bool) -> str:
 def _why(found: Verification, settings: Settings) -> list[str]:
     """Say what each verdict means, and what to do about one that is open."""
     required = found.stored.goal.min_speedup
-    held = (
-        f"the required {required:g}" if required is not None else "what was stored, its interval's"
-    )
-    speed = {
-        Verdict.PASS: f"The speedup is not below {held}",
-        Verdict.FAIL: f"The speedup is below {held}",
-        Verdict.INCONCLUSIVE: f"The speedup cannot be told from {held}",
-    }[found.speedup_verdict]
-    end = "" if required is not None else " lower end"
-    lines = [f"{speed}{end}; two copies of one pipeline differ by {100 * found.noise_floor:.1f} %."]
+    if required is None:
+        speed = {
+            Verdict.PASS: "The speedup is a gain, and not below the stored interval",
+            Verdict.FAIL: "The speedup's whole interval is below the stored one",
+            Verdict.INCONCLUSIVE: "The speedup cannot be told from a lower one, or from none",
+        }
+    else:
+        speed = {
+            Verdict.PASS: f"The speedup's whole interval is at the required {required:g} or above",
+            Verdict.FAIL: f"The speedup's whole interval is below the required {required:g}",
+            Verdict.INCONCLUSIVE: f"The required {required:g} is within the speedup's interval",
+        }
+    noise = f"two copies of one pipeline may differ by {100 * found.noise_floor:.1f} % here"
+    lines = [f"{speed[found.speedup_verdict]}; {noise}."]
     if found.speedup_verdict is Verdict.INCONCLUSIVE:
         lines.append(f"More --timing_pairs than {settings.timing_pairs} narrow its interval.")
     if found.score_loss is not None:
