@@ -314,7 +314,7 @@ def test_a_search_that_finds_a_result_from_elsewhere_offers_to_verify_it(
     assert main([*command, "--verify"]) == 0
     assert "driver: None -> 590" in capsys.readouterr().out
     assert main(command) == 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "measured elsewhere (other driver); searching here (--verify measures that one" in said
     # Now it is of this machine, and answers at once.
     assert main(command) == 0
