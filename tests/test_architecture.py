@@ -21,22 +21,25 @@ TORCH_FREE = [name for name in MODULES if not name.startswith("accel_search.runt
 #: Layers, from the ground up: a module imports, at its top, only from its own layer or below.
 LAYERS = [
     {"errors", "logging_utils", "nvidia_smi", "turns"},
-    {"discovery", "options", "program", "racing"},
+    {"discovery", "completion", "program", "racing"},
+    {"options"},
     {"records"},
     {"result_files", "accelerators", "statistics"},
     {"space"},
     {"step_plans", "store", "trials_file"},
     {"latency", "quality"},
-    {"strategies"},
+    {"strategies", "trackers"},
     {"settings"},
     {"search"},
     {"speed_bound", "replay", "results", "story"},
     {"bounds"},
+    {"verification"},
     {"sweep"},
     {"report"},
+    {"tracking"},
     {"study"},
     {"exploration"},
-    {"runtime", "api"},
+    {"runtime", "api", "frames"},
     {"traversal_search", "explore_upper_bounds", "write_report", ""},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -88,6 +91,7 @@ def test_imports_run_one_way(module):
 
 def test_public_names_are_exact():
     names = {"Acceleration", "__version__", "accelerate", "compile_unet", "load_best"}
+    names |= {"load_results", "load_trials"}
     assert set(accel_search.__all__) == names
     for name in accel_search.__all__:
         assert getattr(accel_search, name)

@@ -15,6 +15,7 @@ from accel_search.space import JointSpace, search_key
 from accel_search.speed_bound import SpeedBoundSearch
 from accel_search.store import TrialStore
 from accel_search.study import keep, open_store, run_search
+from accel_search.tracking import Observers, tracked
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,29 @@ def explore(
     space = JointSpace(settings.targets, evaluator.workload, settings.space)
     store = open_store(settings, evaluator, space)
     _share_baselines(evaluator, store)
-    outcome: Outcome | None = None
-    if not settings.latency_only:
-        outcome = run_search(settings, logger, evaluator, space, store, show_bar=show_bar)
-        keep(settings, logger, evaluator, space, store, outcome)
-    pairs = 1 if settings.latency_only else evaluator.pairs
-    with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
-        bound = SpeedBoundSearch(evaluator, space, store, progress, pairs).run()
-    winner = None
-    if outcome is not None and outcome.winner is not None:
-        winner = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
+    provenance = evaluator.provenance
+    with tracked(settings, evaluator.workload, provenance, store.name, logger) as tracking:
+        outcome: Outcome | None = None
+        if not settings.latency_only:
+            outcome = run_search(
+                settings, logger, evaluator, space, store, show_bar=show_bar, tracking=tracking
+            )
+            keep(settings, logger, evaluator, space, store, outcome)
+        pairs = 1 if settings.latency_only else evaluator.pairs
+        with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
+            observers = Observers(progress, tracking)
+            bound = SpeedBoundSearch(evaluator, space, store, observers, pairs).run()
+        winner = None
+        if outcome is not None and outcome.winner is not None:
+            winner = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
+        entry = bounds.entry_of(
+            settings, space, evaluator.provenance, store.name, bound, outcome, winner
+        )
+        tracking.end(dict(entry) | dict(winner or {}), outcome, ())
     return Exploration(
         key=search_key(evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets),
         label=bounds.label_of(settings.pipe, settings.latency_only),
-        entry=bounds.entry_of(
-            settings, space, evaluator.provenance, store.name, bound, outcome, winner
-        ),
+        entry=entry,
         is_gain=bound.is_gain,
         winner=winner,
     )

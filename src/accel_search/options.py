@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from accel_search.completion import Words, add_completion
 from accel_search.errors import ConfigurationError
 
 
@@ -21,6 +22,7 @@ def declare(
     metavar: str | None = None,
     aliases: tuple[str, ...] = (),
     alone: Any = None,
+    words: Words | None = None,
 ) -> Any:
     """Declare an option.
 
@@ -31,6 +33,7 @@ def declare(
         metavar: Stands for the value in the help.
         aliases: Other names that are understood.
         alone: Its value where it is given without one; None asks for a value.
+        words: Values that a shell completes it with; others may be allowed too.
     """
     metadata = {
         "help": help_text,
@@ -38,6 +41,7 @@ def declare(
         "metavar": metavar,
         "aliases": aliases,
         "alone": alone,
+        "words": words,
     }
     return field(default=default, metadata=metadata)
 
@@ -96,6 +100,8 @@ def build_parser(
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    words = {each.name: each.metadata.get("words") for each in options}
+    add_completion(parser, {name: each for name, each in words.items() if each is not None})
     parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
     group: argparse._ArgumentGroup | None = None
     for each in options:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from accel_search.errors import AccelSearchError, ExitCode
+from accel_search.logging_utils import without_secrets
 
 S = TypeVar("S")
 
@@ -37,7 +38,7 @@ def run_program(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return run(settings)
     except AccelSearchError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {without_secrets(str(error))}", file=sys.stderr)
         if debug or error.exit_code == ExitCode.UNEXPECTED:
             traceback.print_exc()
         return error.exit_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
 def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
     def change(content: dict[str, Any]) -> None:
         for key in keys:
-            models = _by_model(content.get(key)) | {_model_of(entry): dict(entry)}
+            models = _by_model(content.get(key)) | {model_of(entry): dict(entry)}
             # A key names a pipeline class, and SD1.5 and SD2.1 share one.
             content[key] = dict(entry) | ({"by_model": models} if len(models) > 1 else {})
 
@@ -119,10 +118,10 @@ def _by_model(value: Any) -> dict[str, dict[str, Any]]:
     """Return the entries that a value of the file holds, by the model that each is of."""
     if not isinstance(value, dict) or "settings" not in value:
         return {}
-    return dict(value.get("by_model") or {_model_of(value): value})
+    return dict(value.get("by_model") or {model_of(value): value})
 
 
-def _model_of(entry: Mapping[str, Any]) -> str:
+def model_of(entry: Mapping[str, Any]) -> str:
     """Return the hub id or folder that an entry is of; empty where it does not say."""
     return str((entry.get("provenance") or {}).get("model_id", ""))
 
@@ -144,7 +143,7 @@ def stored_answer(
     """
     content = read_json(path)
     passed_over: list[str] = []
-    for entry in _answering(content, workload, settings):
+    for entry in answering(content, settings, workload):
         stored = entry.get("provenance")
         if provenance is None or not isinstance(stored, dict):
             continue
@@ -155,17 +154,26 @@ def stored_answer(
     return None, passed_over
 
 
-def _answering(
-    content: Mapping[str, Any], workload: Workload, settings: Settings
+def answering(
+    content: Mapping[str, Any], settings: Settings, workload: Workload | None
 ) -> list[dict[str, Any]]:
-    """Return the entries whose key is this search's, the fastest first."""
-    wanted = ast.literal_eval(
-        search_key(workload, UPPER_BOUND, settings.req_score_loss, settings.targets)
-    )
+    """Return the entries whose key is this search's, the fastest first.
+
+    Args:
+        content: A result file's object.
+        settings: What is asked.
+        workload: What is measured; None, before a pipeline is loaded, takes any pipeline's class
+            and the settings' scheduler and steps.
+    """
+    if workload is None:
+        cls, scheduler, steps = None, settings.scheduler_class, settings.steps
+    else:
+        cls, scheduler, steps = workload.pipeline_class, workload.scheduler_class, workload.steps
+    wanted = (scheduler, str(steps), settings.req_score_loss, sorted(settings.targets))
     found: list[dict[str, Any]] = []
     for text, value in content.items():
         key = parse_key(text)
-        if key is None or key[:3] + key[4:] != wanted[:3] + wanted[4:]:
+        if key is None or cls not in (None, key[0]) or (*key[1:3], *key[4:]) != wanted:
             continue
         if settings.req_speedup is None:
             is_answer = key[3] == UPPER_BOUND
@@ -241,7 +249,7 @@ def find_settings(
         matches = all(want in (None, got) for want, got in zip(wanted, key[:3], strict=True))
         if matches and (targets is None or sorted(targets) == key[5]):
             fitting += [
-                each for each in _by_model(value).values() if model in (None, _model_of(each))
+                each for each in _by_model(value).values() if model in (None, model_of(each))
             ]
     if not fitting:
         parts = (model, pipeline_class, scheduler_class, steps)
@@ -249,9 +257,9 @@ def find_settings(
         raise ConfigurationError(
             f"{path}: holds no result for {asked or 'anything'}; run accel-search for it first"
         )
-    models = sorted({_model_of(each) for each in fitting})
+    models = sorted({model_of(each) for each in fitting})
     if loaded_from is not None and len(models) > 1:
-        fitting = [each for each in fitting if _model_of(each) == loaded_from]
+        fitting = [each for each in fitting if model_of(each) == loaded_from]
         if not fitting:
             raise ConfigurationError(
                 f"{path}: holds results of {', '.join(models)}, and the pipeline was loaded from "

@@ -387,7 +387,7 @@ class Search:
         self._spent += _seconds(trial) - (0.0 if before is None else before.seconds)
         assessed = self._assess(trial)
         self._trials[candidate] = assessed
-        self._store.add(trial, assessed.assessment)
+        self._store.add(trial, assessed.assessment, self._goal.max_score_loss)
         self._observer.on_trial(assessed)
 
     def _further(self, candidate: Candidate, before: Measurement | None, stop: int) -> Measurement:

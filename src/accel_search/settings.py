@@ -26,6 +26,24 @@ UPPER_BOUND = "upbound_speedup"
 """Goal of a search with no required speedup, as the result file's keys spell it."""
 
 
+PIPELINES = ("demo", "SD1.5", "SD2.1", "SDXL")
+"""What a shell completes; folders and hub ids are taken too."""
+
+
+def target_names() -> list[str]:
+    """Return the accelerators that are installed."""
+    from accel_search import accelerators
+
+    return list(accelerators.all_accelerators())
+
+
+def strategy_names() -> list[str]:
+    """Return the strategies that are installed."""
+    from accel_search import strategies
+
+    return list(strategies.all_strategies())
+
+
 def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
     """Parse `deepcache,tome` into sorted, distinct names."""
     names = text.split(",") if isinstance(text, str) else text
@@ -49,13 +67,21 @@ class Settings:
     """Everything that decides what a search does. Values are checked on construction."""
 
     # Workload
-    pipe: str = declare("demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id")
-    sched: str = declare("DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler)
+    pipe: str = declare(
+        "demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id", words=PIPELINES
+    )
+    sched: str = declare(
+        "DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler, words=tuple(SCHEDULERS)
+    )
     steps: int = declare(20, "denoising steps", parse=int)
     revision: str | None = declare(None, "branch, tag or commit of the hub repository")
     vae: str | None = declare(None, "VAE in place of the pipeline's own: a hub id or a folder")
-    device: str = declare("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
-    dtype: str = declare("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16")
+    device: str = declare(
+        "auto", "auto (CUDA if there is one), cpu, cuda or cuda:N", words=("auto", "cpu", "cuda")
+    )
+    dtype: str = declare(
+        "auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16", words=DTYPES
+    )
     guidance_scale: float | None = declare(
         None, "classifier-free guidance scale (default: the model's own)", parse=float
     )
@@ -66,7 +92,9 @@ class Settings:
         None, "CPU threads (default: all cores but one, left to the rest)", parse=int
     )
     attention: str = declare(
-        "auto", "attention kernel: auto (torch's choice), flash, efficient, cudnn or math"
+        "auto",
+        "attention kernel: auto (torch's choice), flash, efficient, cudnn or math",
+        words=ATTENTION,
     )
     compile: bool = declare(
         False, "compile the UNet's blocks, for baseline and candidates alike", parse=bool
@@ -85,9 +113,12 @@ class Settings:
         parse=parse_targets,
         metavar="A,B",
         aliases=("search_targets",),
+        words=target_names,
     )
-    strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random")
-    sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)")
+    strategy: str = declare(
+        "guided", "what is measured next: guided, bayes, grid or random", words=strategy_names
+    )
+    sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)", words=("tpe", "gp"))
     req_score_loss: float = declare(0.02, "largest loss of CLIP score, as a fraction", parse=float)
     req_speedup: float | None = declare(
         None, "stop at the first candidate this fast (default: find the fastest)", parse=float
@@ -108,7 +139,11 @@ class Settings:
     latency_only: bool = declare(
         False, "speed alone: random weights at full size, nothing fetched or scored", parse=bool
     )
-    prompts: str = declare("auto", "builtin, coco, or a file; auto: builtin for demo, else coco")
+    prompts: str = declare(
+        "auto",
+        "builtin, coco, or a file; auto: builtin for demo, else coco",
+        metavar="FILE",
+    )
     num_samples: int = declare(32, "prompts each candidate is scored on", parse=int)
     held_out_samples: int | None = declare(
         None, "further prompts that confirm the winner (default: as num_samples)", parse=int
@@ -130,6 +165,9 @@ class Settings:
     storage: str | None = declare(
         None, "Optuna storage URL (default: SQLite in run_dir)", metavar="URL"
     )
+    mlflow: str | None = declare(
+        None, "follow the search in MLflow too: its tracking URI", metavar="URI"
+    )
     trials_out: str | None = declare(None, "write every trial with raw samples", metavar="FILE")
     replay: str | None = declare(None, "search such a file in place of a pipeline", metavar="FILE")
     report: str | None = declare(
@@ -146,9 +184,14 @@ class Settings:
 
     # Behaviour
     force: bool = declare(False, "search again though a result or trials are stored", parse=bool)
+    verify: bool = declare(
+        False, "measure the stored result again; exit code 0 holds, 3 not, 7 open", parse=bool
+    )
     json: bool = declare(False, "print one JSON object on stdout and nothing else", parse=bool)
     quiet: bool = declare(False, "print nothing but errors and the result", parse=bool)
-    log_level: str = declare("INFO", "DEBUG, INFO, WARNING or ERROR", parse=str.upper)
+    log_level: str = declare(
+        "INFO", "DEBUG, INFO, WARNING or ERROR", parse=str.upper, words=LOG_LEVELS
+    )
 
     space: Mapping[str, Mapping[str, tuple[int | float, ...]]] = field(default_factory=dict)
     """Values that replace an accelerator's own: accelerator -> parameter -> values (TOML only)."""
@@ -229,6 +272,11 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError(
             "--latency_only and --replay: choose one; a replay measures no pipeline"
         )
+    if settings.verify and settings.force:
+        raise ConfigurationError(
+            "--verify and --force: choose one; --verify measures a stored result again, --force "
+            "searches again"
+        )
     if settings.json and settings.quiet:
         raise ConfigurationError(
             "--json and --quiet: choose one; --json already prints nothing else"
@@ -255,6 +303,7 @@ def _check_numbers(settings: Settings) -> None:
 def _check_names(settings: Settings) -> None:
     """Check the names of accelerators, strategies and parameters against what is installed."""
     from accel_search import accelerators, strategies
+    from accel_search.trackers import asked_for
 
     if not settings.targets:
         refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
@@ -264,6 +313,8 @@ def _check_names(settings: Settings) -> None:
     if settings.sampler is not None and settings.sampler not in samplers:
         allowed = f"one of {', '.join(samplers)}" if samplers else "no sampler"
         refuse("sampler", settings.sampler, f"{allowed} for --strategy {settings.strategy}")
+    for tracker, _ in asked_for(settings):
+        tracker.check()
     for name, parameters in settings.space.items():
         accelerator = accelerators.get(name)
         known = {parameter.name: parameter for parameter in accelerator.parameters}

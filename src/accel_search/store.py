@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from accel_search.statistics import Assessment
 
 _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
+_CONSTRAINTS = "constraints"
+"""System attribute, a list: where one is above 0, Optuna and its dashboard (which does not read the
+form that Optuna 5 adds) take a trial for infeasible."""
+ABOUT = "about"
+"""User attribute of a study that says what it is of."""
 
 
 def study_name(identity: Mapping[str, Any]) -> str:
@@ -46,12 +52,21 @@ class TrialStore:
         name: Study name, from `study_name`.
         space: Declares each parameter's values to Optuna.
         fresh: Leave stored trials alone and begin a study beside them.
+        about: What is searched and where, in words: the name is a digest of it.
 
     Raises:
         ConfigurationError: The storage cannot be opened.
     """
 
-    def __init__(self, url: str | None, name: str, space: JointSpace, *, fresh: bool = False):
+    def __init__(
+        self,
+        url: str | None,
+        name: str,
+        space: JointSpace,
+        *,
+        fresh: bool = False,
+        about: str | None = None,
+    ):
         import optuna
         from optuna.distributions import CategoricalDistribution
 
@@ -78,6 +93,8 @@ class TrialStore:
                     load_if_exists=True,
                 )
                 self._study.set_metric_names(["speedup", "score_loss"])
+                if about is not None and self._study.user_attrs.get(ABOUT) != about:
+                    self._study.set_user_attr(ABOUT, about)
         except Exception as error:  # Any database driver may raise its own.
             raise ConfigurationError(
                 f"--storage {url}: cannot be opened: {first_line(error)}"
@@ -92,7 +109,7 @@ class TrialStore:
         """Return each candidate's latest trial, other machines' too, in the order of the first."""
         return _latest(self._study)
 
-    def add(self, trial: Trial, assessment: Assessment | None) -> None:
+    def add(self, trial: Trial, assessment: Assessment | None, bound: float | None = None) -> None:
         """Store a trial; it is on disk when this returns.
 
         A trial at an early look of its race, or one that was timed alone, stands in the study as
@@ -102,6 +119,8 @@ class TrialStore:
             trial: The candidate with its raw samples or its failure.
             assessment: What follows from the samples; None for a failure, and where nothing was
                 scored.
+            bound: Largest loss of score allowed, a fraction: beyond it Optuna's tools show a trial
+                as infeasible.
         """
         import optuna
 
@@ -121,17 +140,20 @@ class TrialStore:
         else:
             is_complete = assessment is not None and assessment.is_complete
             state = states.COMPLETE if is_complete else states.PRUNED
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                params=params,
-                distributions={key: self._distributions[key] for key in params},
-                values=[assessment.speedup.value, assessment.score_loss.value]
-                if assessment
-                else None,
-                user_attrs={_RECORD: record},
-            )
+        kept = optuna.trial.create_trial(
+            state=state,
+            params=params,
+            distributions={key: self._distributions[key] for key in params},
+            values=[assessment.speedup.value, assessment.score_loss.value] if assessment else None,
+            user_attrs=_shown(trial, assessment) | {_RECORD: record},
+            system_attrs={_CONSTRAINTS: [assessment.score_loss.value - bound]}
+            if assessment is not None and bound is not None
+            else None,
         )
+        # When it was measured, for a timeline: Optuna takes the moment of storing for both ends.
+        kept.datetime_complete = datetime.now()
+        kept.datetime_start = kept.datetime_complete - timedelta(seconds=_seconds(trial))
+        self._study.add_trial(kept)
 
     def remember(self, name: str, measurement: Measurement) -> None:
         """Keep a measurement that is no trial: the baseline, a confirmation, a rival."""
@@ -143,33 +165,81 @@ class TrialStore:
 
     def remembered(self) -> dict[str, Measurement]:
         """Return everything that `remember` kept, by name."""
-        return {name: Measurement.from_dict(kept) for name, kept in self._study.user_attrs.items()}
+        return _remembered(self._study)
 
 
-def study_names(path: Path) -> list[str]:
-    """Return the names of the studies in a run folder's database, the one begun last at the end.
+def study_names(url: str) -> list[str]:
+    """Return the names of the studies in a storage, the one begun last at the end.
+
+    A storage may be shared with others' studies; those that hold no baseline of ours are left out,
+    unless there are no others.
+
+    Args:
+        url: Optuna storage URL; `sqlite_url` makes one of a file.
 
     Raises:
-        Exception: Whatever the driver raises of a file that is no such database.
+        Exception: Whatever the driver raises of what is no such storage.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.get_storage(f"sqlite:///{path}")
-    return [each.study_name for each in storage.get_all_studies()]
+    # Optuna would make an empty one.
+    file = url.partition("sqlite:///")[2].partition("?")[0]
+    if file and not Path(file).exists():
+        raise FileNotFoundError(f"{file}: no such file")
+    found = optuna.storages.get_storage(url).get_all_studies()
+    ours = [each for each in found if any(key.startswith("baseline:") for key in each.user_attrs)]
+    return [each.study_name for each in ours or found]
 
 
-def read_study(path: Path, name: str) -> tuple[list[Trial], dict[str, Measurement]]:
+def read_study(url: str, name: str) -> tuple[list[Trial], dict[str, Measurement]]:
     """Return a study's trials, as `TrialStore.trials`, and what it remembers, to be read alone.
 
     Raises:
-        Exception: Whatever the driver raises of a file that is no such database.
+        Exception: Whatever the driver raises of what is no such storage.
     """
     import optuna
 
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
-    kept = {key: Measurement.from_dict(value) for key, value in study.user_attrs.items()}
-    return _latest(study), kept
+    study = optuna.load_study(study_name=name, storage=url)
+    return _latest(study), _remembered(study)
+
+
+def sqlite_url(path: str | Path) -> str:
+    """Return the storage URL of a SQLite file."""
+    return f"sqlite:///{path}"
+
+
+def _remembered(study: optuna.Study) -> dict[str, Measurement]:
+    kept = {key: value for key, value in study.user_attrs.items() if key != ABOUT}
+    return {key: Measurement.from_dict(value) for key, value in kept.items()}
+
+
+def _seconds(trial: Trial) -> float:
+    if trial.measurement is not None:
+        return trial.measurement.seconds
+    return trial.failure.seconds if trial.failure else 0.0
+
+
+def _shown(trial: Trial, assessment: Assessment | None) -> dict[str, Any]:
+    """Return what a reader in Optuna's own tools wants beside the two objectives."""
+    shown: dict[str, Any] = {}
+    if assessment is not None:
+        shown["verdict"] = str(assessment.verdict)
+        shown["prompts"] = assessment.prompts
+        for name, found in (
+            ("speedup", assessment.speedup),
+            ("score_loss", assessment.score_loss),
+        ):
+            if all(map(math.isfinite, found.as_list())):  # JSON has no infinity.
+                shown |= {f"{name}_low": found.low, f"{name}_high": found.high}
+        shown |= {
+            name: value
+            for name, value in (("psnr", assessment.psnr), ("ssim", assessment.ssim))
+            if value is not None
+        }
+    if trial.failure is not None:
+        shown["failure"] = f"{trial.failure.kind}: {trial.failure.message}"
+    return shown
 
 
 def _latest(study: optuna.Study) -> list[Trial]:
@@ -194,7 +264,7 @@ def default_url(run_dir: str | Path) -> str:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
-    return f"sqlite:///{Path(run_dir) / 'trials.db'}"
+    return sqlite_url(Path(run_dir) / "trials.db")
 
 
 def _scored(trial: Trial) -> float:

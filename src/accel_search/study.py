@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from accel_search import strategies
+from accel_search.records import Provenance, Workload
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Evaluator, Outcome, Search
 from accel_search.settings import Settings
@@ -14,6 +15,7 @@ from accel_search.space import JointSpace
 from accel_search.store import TrialStore, default_url, study_name
 from accel_search.story import pictures_path, story_of, to_picture, write_story
 from accel_search.strategies.base import Task
+from accel_search.tracking import Observers, Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +38,18 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
         "values": space.values(),
     }
     url = settings.storage or default_url(settings.run_dir)
-    return TrialStore(url, study_name(identity), space, fresh=settings.force)
+    about = _about(evaluator.workload, provenance, space)
+    return TrialStore(url, study_name(identity), space, fresh=settings.force, about=about)
+
+
+def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> str:
+    """Say what a study is of: its name is a digest."""
+    where = load.device if provenance is None else provenance.device_name
+    return (
+        f"{load.pipeline}, {' + '.join(space.targets)}: {load.scheduler_class}, "
+        f"{load.steps} steps, {load.height} × {load.width} pixels, batch size {load.batch_size}, "
+        f"{load.dtype}, {where}"
+    )
 
 
 def keep(
@@ -73,6 +86,7 @@ def run_search(
     store: TrialStore,
     *,
     show_bar: bool,
+    tracking: Tracking | None = None,
 ) -> Outcome:
     """Run the search that the settings ask for.
 
@@ -83,6 +97,7 @@ def run_search(
         space: What is searched.
         store: Keeps the trials.
         show_bar: Whether a bar is drawn on standard error.
+        tracking: Who else is told; None is nobody.
     """
     cls = strategies.get(settings.strategy)
     goal = settings.goal
@@ -96,4 +111,5 @@ def run_search(
     )
     budget = Budget(settings.max_trials, settings.time_budget)
     with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
-        return Search(evaluator, cls(task), store, goal, budget, progress).run()
+        observers = Observers(progress, tracking or Tracking({}, logger))
+        return Search(evaluator, cls(task), store, goal, budget, observers).run()

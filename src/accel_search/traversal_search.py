@@ -45,8 +45,11 @@ def run(settings: Settings) -> int:
     from accel_search.report.colour import takes_colour
     from accel_search.report.summary import summary
     from accel_search.study import keep, open_store, run_search
+    from accel_search.tracking import tracked
 
     logger = _set_up_logging(settings)
+    if settings.verify:
+        return _verify(settings, logger)
     if settings.latency_only:
         return _bound_speed(settings, logger)
     evaluator, space = _open(settings, logger)
@@ -59,23 +62,32 @@ def run(settings: Settings) -> int:
             return _answer_from(entry, settings, logger)
         if differences:
             logger.warning(
-                "%s holds such a result, but measured elsewhere (other %s); searching here",
+                "%s holds such a result, but measured elsewhere (other %s); searching here "
+                "(--verify measures that one again instead)",
                 output,
                 ", ".join(differences),
             )
     store = open_store(settings, evaluator, space)
-    outcome = run_search(settings, logger, evaluator, space, store, show_bar=_has_bar(settings))
-    if settings.trials_out is not None:
-        _write_trials(settings.trials_out, space, evaluator, outcome, store)
-    entry = None
-    if outcome.winner is not None:
-        entry = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
-        if settings.replay is None:
-            keys = results.save(output, evaluator.workload, settings, entry)
-            logger.debug("written to %s under %s", output, " and ".join(keys))
-    # The result is safe before pictures are made, which may fail in ways of their own.
-    story = keep(settings, logger, evaluator, space, store, outcome)
-    written = _write_report(settings, outcome, story, store)
+    provenance = evaluator.provenance
+    with tracked(settings, evaluator.workload, provenance, store.name, logger) as tracking:
+        show_bar = _has_bar(settings)
+        outcome = run_search(
+            settings, logger, evaluator, space, store, show_bar=show_bar, tracking=tracking
+        )
+        if settings.trials_out is not None:
+            _write_trials(settings.trials_out, space, evaluator, outcome, store)
+        entry = None
+        if outcome.winner is not None:
+            entry = results.entry_of(outcome, settings, space, provenance, store.name)
+            if settings.replay is None:
+                keys = results.save(output, evaluator.workload, settings, entry)
+                logger.debug("written to %s under %s", output, " and ".join(keys))
+        # The result is safe before pictures are made, which may fail in ways of their own.
+        story = keep(settings, logger, evaluator, space, store, outcome)
+        written = _write_report(settings, outcome, story, store)
+        stored = [output] if entry is not None and settings.replay is None else []
+        trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
+        tracking.end(entry, outcome, [*stored, *trials, *written])
     if settings.json:
         print(json.dumps(entry or {"speedup": None, "stopped": outcome.stopped}, allow_nan=False))
     else:
@@ -131,6 +143,32 @@ def _bound_speed(settings: Settings, logger: logging.Logger) -> int:
     return ExitCode.DONE if found.is_gain else ExitCode.NOTHING_FOUND
 
 
+def _verify(settings: Settings, logger: logging.Logger) -> int:
+    """Measure a stored result again, say whether it holds, and return the exit code."""
+    from accel_search.report.colour import takes_colour
+    from accel_search.report.progress import Progress
+    from accel_search.report.verified import verified_json, verified_text
+    from accel_search.verification import bare, check_stored, find_stored, verify
+
+    check_stored(settings)
+    evaluator, _ = _open(settings, logger)
+    stored = find_stored(settings, evaluator.workload, evaluator.provenance)
+    with Progress(logger, 1, settings.goal, show_bar=_has_bar(settings)) as progress:
+        baseline = bare(evaluator)
+        progress.on_baseline(baseline)
+        progress.on_start(stored.candidate)
+        found = verify(stored, evaluator, baseline)
+    if settings.json:
+        print(json.dumps(verified_json(found), allow_nan=False))
+    else:
+        print("\n" + verified_text(found, settings, colour=takes_colour(sys.stdout)))
+    return {
+        "pass": ExitCode.DONE,
+        "fail": ExitCode.NOTHING_FOUND,
+        "inconclusive": ExitCode.INCONCLUSIVE,
+    }[found.verdict]
+
+
 def _has_bar(settings: Settings) -> bool:
     return sys.stderr.isatty() and not (settings.json or settings.quiet)
 
@@ -177,7 +215,7 @@ def _answer_from(entry: dict[str, Any], settings: Settings, logger: logging.Logg
 
         study = (entry.get("evidence") or {}).get("study")
         try:
-            found = read_run(Path(settings.run_dir), study)
+            found = read_run(Path(settings.run_dir), study, storage=settings.storage)
         except AccelSearchError as error:  # The result may be all that is left of that run.
             logger.warning("nothing to report on (%s): --force searches again", error)
             return ExitCode.DONE

@@ -63,6 +63,7 @@ def report_parser() -> argparse.ArgumentParser:
     parser.usage = "%(prog)s RUN [OPTION ...]"
     parser.add_argument(
         "run",
+        nargs="?",
         metavar="RUN",
         help="the --run_dir of a search, a --trials_out file, or a speedup_bounds.json",
     )

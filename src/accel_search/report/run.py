@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError, LoadError, first_line
+from accel_search.logging_utils import without_secrets
 from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.report.wording import verdict
 from accel_search.search import Outcome
@@ -23,7 +24,7 @@ from accel_search.statistics import (
     speedup,
     timing_noises,
 )
-from accel_search.store import read_study, study_names
+from accel_search.store import read_study, sqlite_url, study_names
 from accel_search.story import FORMAT, pictures_path, story_path
 from accel_search.trials_file import read_trials
 
@@ -48,6 +49,8 @@ class Row:
     failure: str | None
     is_front: bool = False
     """Whether none was faster at a smaller loss, among those scored on all prompts."""
+    seconds: float = 0.0
+    """Wall seconds that it took, a failed one until it failed."""
 
 
 @dataclass(frozen=True)
@@ -148,20 +151,27 @@ def of_outcome(
     return run if run_dir is None else _with_pictures(run, Path(run_dir))
 
 
-def read_run(path: Path, study: str | None = None, bound: float = DEFAULT_BOUND) -> Run:
+def read_run(
+    path: Path,
+    study: str | None = None,
+    bound: float = DEFAULT_BOUND,
+    storage: str | None = None,
+) -> Run:
     """Read a search from its run folder, or from a file that `--trials_out` wrote.
 
     Args:
         path: The folder or the file.
         study: Which study of a folder; None is the one that ended last.
         bound: Largest loss of score allowed, where the run does not say.
+        storage: Optuna storage URL that the trials are in, if not the folder's own database; the
+            folder need not exist then.
 
     Raises:
         ConfigurationError: There is no such study, or nothing in it to report.
-        LoadError: A file cannot be read as what it should be.
+        LoadError: A file or storage cannot be read as what it should be.
     """
-    if path.is_dir():
-        return _read_folder(path, study, bound)
+    if storage is not None or path.is_dir():
+        return _read_folder(path, study, bound, storage)
     try:
         recorded = read_trials(path)
     except ConfigurationError as error:
@@ -181,27 +191,31 @@ def read_run(path: Path, study: str | None = None, bound: float = DEFAULT_BOUND)
     )
 
 
-def studies(folder: Path) -> list[str]:
-    """Return the names of the studies in a run folder, the one that ended last at the end.
+def studies(folder: Path, storage: str | None = None) -> list[str]:
+    """Return the names of the studies of a run folder, the one that ended last at the end.
+
+    Args:
+        folder: The run folder.
+        storage: As in `read_run`.
 
     Raises:
-        ConfigurationError: The folder holds none.
-        LoadError: Its database cannot be read.
+        ConfigurationError: There are none.
+        LoadError: The storage cannot be read.
     """
-    database = folder / DATABASE
-    if not database.exists():
+    place, url = _place(folder, storage)
+    if storage is None and not (folder / DATABASE).exists():
         raise ConfigurationError(
             f"{folder}: holds no {DATABASE}; give the --run_dir of a search, a --trials_out file, "
-            "or a speedup_bounds.json"
+            "or a speedup_bounds.json; for a search with --storage, the same --storage"
         )
     try:
-        names = study_names(database)
+        names = study_names(url)
     except Exception as error:  # Any database driver may raise its own.
         raise LoadError(
-            f"{database}: cannot be read as a trials' database: {first_line(error)}"
+            f"{place}: cannot be read as a trials' database: {first_line(error)}"
         ) from error
     if not names:
-        raise ConfigurationError(f"{folder}: holds no study; run accel-search first")
+        raise ConfigurationError(f"{place}: holds no study; run accel-search first")
     ended = {name: story_path(folder, name) for name in names}
     return sorted(
         names,
@@ -209,25 +223,32 @@ def studies(folder: Path) -> list[str]:
     )
 
 
-def _read_folder(folder: Path, study: str | None, bound: float) -> Run:
-    names = studies(folder)
+def _read_folder(folder: Path, study: str | None, bound: float, storage: str | None) -> Run:
+    names = studies(folder, storage)
+    place, url = _place(folder, storage)
     if study is not None and study not in names:
-        raise ConfigurationError(f"--study {study}: {folder} holds {', '.join(names)}")
+        raise ConfigurationError(f"--study {study}: {place} holds {', '.join(names)}")
     name = study or names[-1]
     story = _read_story(folder, name)
     try:
-        trials, beside = read_study(folder / DATABASE, name)
+        trials, beside = read_study(url, name)
     except Exception as error:  # As above; or records of another version.
-        raise LoadError(
-            f"{folder / DATABASE}: {name} cannot be read: {first_line(error)}"
-        ) from error
+        raise LoadError(f"{place}: {name} cannot be read: {first_line(error)}") from error
     baselines = _baselines(beside)
     if not baselines:
         raise ConfigurationError(
-            f"{folder}: {name} holds no finished baseline yet; run the search again to go on"
+            f"{place}: {name} holds no finished baseline yet; run the search again to go on"
         )
-    run = _build(str(folder), story, bound, baselines, trials, beside)
+    origin = str(folder) if storage is None else without_secrets(storage)
+    run = _build(origin, story, bound, baselines, trials, beside)
     return _with_pictures(run, folder)
+
+
+def _place(folder: Path, storage: str | None) -> tuple[str, str]:
+    """Return how the place of the trials is named in messages, and its URL."""
+    if storage is not None:
+        return f"--storage {without_secrets(storage)}", storage
+    return str(folder / DATABASE), sqlite_url(folder / DATABASE)
 
 
 def _baselines(beside: Mapping[str, Measurement]) -> dict[int, Measurement]:
@@ -376,20 +397,30 @@ def _row(
     if measured is None:
         assert trial.failure is not None
         said = f"{trial.failure.kind}: {trial.failure.message}"
-        return Row(trial.candidate, "failed", None, None, 0, None, said), None
-    baseline = baselines.get(measured.batch_size)
+        seconds = trial.failure.seconds
+        return Row(trial.candidate, "failed", None, None, 0, None, said, seconds=seconds), None
+    baseline, seconds = baselines.get(measured.batch_size), measured.seconds
     if baseline is None:
         said = f"no baseline was measured at its batch size, {measured.batch_size}"
-        return Row(trial.candidate, "failed", None, None, 0, measured, said), None
+        return Row(trial.candidate, "failed", None, None, 0, measured, said, seconds=seconds), None
     noise = noises[measured.batch_size]
     if not measured.scores or not baseline.scores:
         found = speedup(measured, noise)
-        return Row(trial.candidate, "timed", found, None, 0, measured, None), None
+        return Row(trial.candidate, "timed", found, None, 0, measured, None, seconds=seconds), None
     each = known.assessment or assess(measured, baseline, goal.max_score_loss, noise)
     state = verdict(each)
     if not each.is_complete and each.verdict is Verdict.FAIL:
         state = "dropped"
-    row = Row(trial.candidate, state, each.speedup, each.score_loss, each.prompts, measured, None)
+    row = Row(
+        trial.candidate,
+        state,
+        each.speedup,
+        each.score_loss,
+        each.prompts,
+        measured,
+        None,
+        seconds=seconds,
+    )
     return row, each
 
 

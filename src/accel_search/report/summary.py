@@ -53,7 +53,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
     lines = [
         f"The {goal} within {bound} of the baseline's score:",
         "",
-        *(f"  {line}" for line in _settings_lines(outcome.winner.trial.candidate)),
+        *(f"  {line}" for line in settings_lines(outcome.winner.trial.candidate)),
         "",
         f"  speedup: {factor(found.speedup)}",
         f"  score loss: {percent(found.score_loss)}  {found.verdict}, {found.prompts} prompts",
@@ -76,7 +76,8 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def _settings_lines(candidate: Candidate) -> list[str]:
+def settings_lines(candidate: Candidate) -> list[str]:
+    """Return a line an accelerator, with its parameters."""
     width = max(len(name) for name in candidate)
     return [
         f"{name:{width}}  " + "  ".join(f"{key}={value}" for key, value in params.items())
@@ -229,7 +230,7 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
     lines = [
         f"{settings.output} holds this search's result, measured on this machine on {date}:",
         "",
-        *(f"  {line}" for line in _settings_lines(Candidate(entry["settings"]))),
+        *(f"  {line}" for line in settings_lines(Candidate(entry["settings"]))),
         "",
         f"  speedup: {entry['speedup']:.2f}",
         f"  score loss: {100 * entry['score_loss']:.1f} % [{low:.1f}, {high:.1f}]  "
@@ -238,7 +239,7 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         "Use it:",
         *(f"  {line}" for line in snippet(settings)),
         "",
-        "--force searches again.",
+        "--verify measures it again, --force searches again.",
     ]
     return "\n".join(lines)
 
@@ -256,7 +257,7 @@ def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         "",
         f"The fastest of {targets}:",
         "",
-        *(f"  {line}" for line in _settings_lines(Candidate(found["settings"]))),
+        *(f"  {line}" for line in settings_lines(Candidate(found["settings"]))),
         "",
         f"  speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]",
         f"  taken as the bound, with a margin of 10 %: {entry['max_speedup']:.2f}",

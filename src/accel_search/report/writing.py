@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accel_search.bounds import FAILED
 from accel_search.errors import AccelSearchError, ConfigurationError
@@ -29,8 +30,9 @@ AUTO = "auto"
 class ReportSettings:
     """Everything that decides what `accel-report` writes. Values are checked on construction."""
 
-    run: str
-    """The run folder, file of trials or file of bounds."""
+    run: str | None = None
+    """The run folder, file of trials or file of bounds; None, with a storage, is the default run
+    folder."""
     output: str | None = declare(
         None, "the page (default: report.html in a run folder, else beside the file)",
         metavar="FILE",
@@ -40,6 +42,9 @@ class ReportSettings:
     )
     study: str | None = declare(
         None, "which study of a run folder (default: the one that ended last)"
+    )
+    storage: str | None = declare(
+        None, "Optuna storage URL of the search, where it had one", metavar="URL"
     )
     req_score_loss: float = declare(
         DEFAULT_BOUND, "loss of score that is allowed, where the run does not say", parse=float
@@ -54,9 +59,9 @@ class ReportSettings:
             raise ConfigurationError(
                 f"--req_score_loss {self.req_score_loss}: expected a fraction from 0 to 1"
             )
-        if not Path(self.run).exists():
+        if self.storage is None and (self.run is None or not Path(self.run).exists()):
             raise ConfigurationError(
-                f"{self.run}: no such file or folder; give the --run_dir of a search, a "
+                f"{self.run or 'RUN'}: no such file or folder; give the --run_dir of a search, a "
                 "--trials_out file, or a speedup_bounds.json"
             )
 
@@ -68,17 +73,22 @@ def write_report(settings: ReportSettings) -> list[Path]:
         ConfigurationError: There is nothing to report, or a file cannot be written.
         LoadError: A file cannot be read as what it should be.
     """
-    path = Path(settings.run)
+    path = Path(settings.run or settings.run_dir)
     if path.is_file() and _is_bounds(path):
         if settings.export is not None:
             raise ConfigurationError("--export: takes a search's run, not a sweep's bounds")
         page = Path(settings.output) if settings.output else path.with_suffix(".html")
-        return write_sweep(path, Path(settings.run_dir), page)
-    run = read_run(path, settings.study, settings.req_score_loss)
+        return write_sweep(path, Path(settings.run_dir), page, settings.storage)
+    if settings.storage is not None and path.is_file():
+        raise ConfigurationError(
+            f"{path} and --storage: choose one; that file holds its trials itself"
+        )
+    run = read_run(path, settings.study, settings.req_score_loss, settings.storage)
     if settings.export is not None:
         write_script(run, Path(settings.export))
         return [Path(settings.export)]
-    place = path / PAGE if path.is_dir() else path.with_name(path.name.split(".")[0] + ".html")
+    is_folder = path.is_dir() or settings.storage is not None
+    place = path / PAGE if is_folder else path.with_name(path.name.split(".")[0] + ".html")
     return write_search(run, Path(settings.output) if settings.output else place)
 
 
@@ -113,11 +123,17 @@ def write_sweep_of(settings: SweepSettings) -> list[Path]:
     bounds = Path(settings.search_settings(settings.table[0]).bounds)
     automatic = settings.report in (None, AUTO)
     page = bounds.with_suffix(".html") if automatic else Path(str(settings.report))
-    return write_sweep(bounds, Path(settings.run_dir), page)
+    return write_sweep(bounds, Path(settings.run_dir), page, settings.common.get("storage"))
 
 
-def write_sweep(bounds: Path, run_dir: Path, page: Path) -> list[Path]:
+def write_sweep(bounds: Path, run_dir: Path, page: Path, storage: str | None = None) -> list[Path]:
     """Write a sweep's page, and a page for each configuration whose run is there.
+
+    Args:
+        bounds: What was explored.
+        run_dir: Holds the configurations' own run folders.
+        page: Is written.
+        storage: Optuna storage URL that their trials are in, if not in those folders.
 
     Raises:
         ConfigurationError: They cannot be written, or nothing was explored.
@@ -129,7 +145,7 @@ def write_sweep(bounds: Path, run_dir: Path, page: Path) -> list[Path]:
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for each in explored:
-            run = _run_of(run_dir, each.configuration, each.entry)
+            run = _run_of(run_dir, each.configuration, each.entry, storage)
             if run is not None:
                 own = folder / f"{each.configuration.slug}.html"
                 own.parent.mkdir(parents=True, exist_ok=True)
@@ -142,14 +158,18 @@ def write_sweep(bounds: Path, run_dir: Path, page: Path) -> list[Path]:
 
 
 def _run_of(
-    run_dir: Path, configuration: Configuration, entry: Mapping[str, object] | None
+    run_dir: Path,
+    configuration: Configuration,
+    entry: Mapping[str, Any] | None,
+    storage: str | None,
 ) -> Run | None:
     """Return a configuration's own run; None where it is not at hand or has nothing to show."""
     folder = run_dir / configuration.slug
-    if entry is None or not folder.is_dir():
+    if entry is None or (storage is None and not folder.is_dir()):
         return None
+    study = None if storage is None else (entry.get("evidence") or {}).get("study", "")
     try:
-        return read_run(folder)
+        return read_run(folder, study, storage=storage)
     except AccelSearchError:
         # A sweep's report must not fail for one of its hundred runs.
         return None

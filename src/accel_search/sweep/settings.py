@@ -10,7 +10,14 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.options import build_parser, declare, given_options, parse_seconds, refuse
-from accel_search.settings import GROUPS, SCHEDULERS, Settings, parse_scheduler
+from accel_search.settings import (
+    GROUPS,
+    PIPELINES,
+    SCHEDULERS,
+    Settings,
+    parse_scheduler,
+    target_names,
+)
 from accel_search.sweep.table import Configuration
 
 FAILURES = (
@@ -107,9 +114,15 @@ class SweepSettings:
         parse=parse_names,
         metavar="A,B",
         aliases=("pipe", "pipes"),
+        words=PIPELINES,
     )
     scheds: tuple[str, ...] = declare(
-        tuple(SCHEDULERS), "schedulers", parse=parse_schedulers, metavar="A,B", aliases=("sched",)
+        tuple(SCHEDULERS),
+        "schedulers",
+        parse=parse_schedulers,
+        metavar="A,B",
+        aliases=("sched",),
+        words=tuple(SCHEDULERS),
     )
     steps: tuple[int, ...] = declare(
         (20, 25, 50), "denoising steps", parse=parse_step_counts, metavar="N,M"
@@ -120,6 +133,7 @@ class SweepSettings:
         parse=parse_methods,
         metavar="A,B",
         aliases=("targets",),
+        words=target_names,
     )
 
     # Execution
@@ -129,8 +143,11 @@ class SweepSettings:
         f"explore failed configurations again: all, or one kind of {', '.join(FAILURES)}",
         metavar="KIND",
         alone=ALL,
+        words=(ALL, *FAILURES),
     )
-    isolation: str = declare("model", "a process for each model, or for each config")
+    isolation: str = declare(
+        "model", "a process for each model, or for each config", words=ISOLATIONS
+    )
     timeout: float = declare(
         3600, "longest that one configuration may take", parse=parse_seconds, metavar="TIME"
     )
@@ -140,7 +157,7 @@ class SweepSettings:
     workers: int | None = declare(
         None, "workers on the CPU, each with its share of the cores (default: 1)", parse=int
     )
-    executor: str = declare("local", "local processes, or ray for a cluster")
+    executor: str = declare("local", "local processes, or ray for a cluster", words=EXECUTORS)
     ray_address: str | None = declare(
         None, "address of a Ray cluster (default: one started here)", metavar="ADDRESS"
     )
@@ -238,6 +255,7 @@ _OWN = (
     "replay",
     "report",
     "export",
+    "verify",
 )
 """Options of `accel-search` that the table sets, or that mean nothing for a sweep."""
 _UNFIT = ("json", "quiet", "log_file")
