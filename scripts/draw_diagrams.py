@@ -1,8 +1,8 @@
 """Draw the diagrams of docs/parameters.md from the accelerators' own code.
 
-What runs in which UNet call is asked of `step_types`, `schedule`, `skipped_modules` and `merge_plan`:
-the code that a search and `accelerate` go by. `python scripts/draw_diagrams.py` writes them into
-docs/diagrams.
+What runs in which UNet call is asked of `step_types`, `schedule`, `skipped_modules` and
+`merge_plan`: the code that a search and `accelerate` go by. `python scripts/draw_diagrams.py`
+writes the diagrams into docs/diagrams.
 """
 
 from __future__ import annotations
@@ -240,9 +240,7 @@ def _draw_u(axes: Axes, unet: Any, skipped: set[int]) -> None:
             box(resnet, 7.5 - 0.3 * level, y, 1.15, inside=inside)
             if attentions:
                 box(attentions[layer], 6.27 - 0.3 * level, y, 1.15, inside=inside)
-            axes.plot(
-                [2.85 + 0.3 * level, 6.15 - 0.3 * level], [y + 0.36] * 2, color=FAINT, lw=0.7
-            )
+            axes.plot([2.85 + 0.3 * level, 6.15 - 0.3 * level], [y + 0.36] * 2, color=FAINT, lw=0.7)
 
 
 def tgate_phases() -> Figure:
@@ -345,7 +343,9 @@ def tome_levels() -> Figure:
             if number == 0 or factor <= deepest:
                 axes.text(-0.03, y + 0.3, f"1/{factor}", ha="right", va="center", fontsize=9)
             if factor not in factors:
-                axes.text(0, y + 0.3, "no attention here", va="center", fontsize=8.5, style="italic")
+                axes.text(
+                    0, y + 0.3, "no attention here", va="center", fontsize=8.5, style="italic"
+                )
                 continue
             width = 0.06 + 0.94 * (tokens / most) ** 0.5
             plan = merge_plan((latent, latent), tokens, ratio, factor)
@@ -355,7 +355,7 @@ def tome_levels() -> Figure:
             axes.add_patch(Rectangle((0, y), width * left, 0.6, facecolor=DEPTH, edgecolor="none"))
             least = next(
                 limit
-                for limit in get("tome").parameters[1].values + (8,)
+                for limit in (*get("tome").parameters[1].values, 8)
                 if merge_plan((latent, latent), tokens, ratio, int(limit)) is not None
             )
             says = f"max_downsample {least} or more" if least <= 4 else "never, by default"

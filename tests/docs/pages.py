@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -41,6 +42,12 @@ def blocks(name: str, *languages: str) -> list[Block]:
         for token in tokens(name)
         if token.type == "fence" and token.info.strip() in languages
     ]
+
+
+def project_in(name: str) -> dict[str, Any] | None:
+    """Return the project that a page's first TOML block declares; None where it is none."""
+    first = next(iter(blocks(name, "toml")), None)
+    return None if first is None else tomllib.loads(first.text).get("project")
 
 
 def inline(name: str) -> Iterator[Token]:
@@ -95,7 +102,9 @@ def commands_in(name: str) -> Iterator[tuple[str, list[str]]]:
             yield from ((f"{name}:{block.line}", words) for words in commands(block.text))
     for span in spans(name):
         if span.startswith(tuple(f"{program} " for program in (*PROGRAMS, "make", "python"))):
-            yield from ((f"{name}: `{span}`", words) for words in commands(span))
+            # `accel-report FILE` stands for any file.
+            if not any(word.isupper() for word in span.split()):
+                yield from ((f"{name}: `{span}`", words) for words in commands(span))
 
 
 def spans(name: str) -> Iterator[str]:
