@@ -29,7 +29,7 @@ from accel_search.statistics import score_loss
 
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 INK = "#6b7785"  # Told from white and from near black.
-SHOWN = (0, 5, 9)
+SHOWN = (0, 4, 8)
 """Prompts that pictures are shown of; tokens are those of the first."""
 Column = tuple[str, dict[str, dict[str, int | float]]]
 
