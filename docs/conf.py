@@ -78,6 +78,23 @@ def _refuse_what_loads_from_elsewhere(app: Sphinx, error: Exception | None) -> N
                 raise ExtensionError(f"{path.name} loads from elsewhere: {found[0][-120:]}")
 
 
+_attribute_texts: dict[str, list[str]] = {}
+
+
+def _keep(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep an attribute's text from napoleon, which takes what precedes a colon for its type."""
+    if what == "attribute":
+        _attribute_texts[name] = list(lines)
+
+
+def _restore(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Put back what `_keep` kept."""
+    if what == "attribute":
+        lines[:] = _attribute_texts.pop(name, lines)
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the check that the site stands on its own."""
+    """Connect the check that the site stands on its own, and what autodoc's texts need."""
     app.connect("build-finished", _refuse_what_loads_from_elsewhere)
+    app.connect("autodoc-process-docstring", _keep, priority=400)
+    app.connect("autodoc-process-docstring", _restore, priority=600)
