@@ -19,6 +19,7 @@ from accel_search.settings import from_command_line as search_settings
 from accel_search.sweep.settings import from_command_line as sweep_settings
 from accel_search.sweep.settings import options as sweep_options
 from accel_search.sweep.settings import sweep_parser
+from accel_search.trials_file import read_trials
 from accel_search.write_report import report_parser
 from tests.docs.pages import (
     NAMES,
@@ -153,9 +154,13 @@ def test_toml_blocks_are_configurations(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_json_blocks_are_json(name):
+def test_json_blocks_are_json_and_files_of_trials_can_be_read(name, tmp_path):
     for block in blocks(name, "json"):
-        json.loads(block.text)
+        content = json.loads(block.text)
+        if "format" in content:
+            path = tmp_path / "trials.json"
+            path.write_text(block.text)
+            assert len(read_trials(path).trials) == len(content["trials"])
 
 
 @pytest.mark.parametrize("name", NAMES)
