@@ -24,6 +24,7 @@ def test_it_is_committed_small_and_with_the_outputs_of_one_run_from_top_to_botto
     assert [cell["execution_count"] for cell in found] == list(range(1, len(found) + 1))
     outputs = [output for cell in found for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 2
     text = "".join("".join(output.get("text", "")) for output in outputs)
