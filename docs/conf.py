@@ -23,7 +23,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["README.md"]
-suppress_warnings = ["toc.empty_glob"]
+
 nitpicky = False
 
 # GitHub's anchors, so that a link to a heading works there and here.
