@@ -10,6 +10,8 @@ from tests.docs.pages import ROOT
 
 NOTEBOOK = ROOT / "docs" / "demo.ipynb"
 PARAMETERS = "SAMPLES = 8"
+SMALL = ["--height", "64", "--width", "64", "--held_out_samples", "0", "--timing_pairs", "1"]
+SMALL += ["--strategy", "random", "--max_trials", "2", "--req_score_loss", "1"]
 
 
 def cells():
@@ -42,13 +44,12 @@ def test_it_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    # The same in small: as many prompts as one call takes, and two candidates.
+    # The same in small: as many prompts as one call takes, small pictures, and two candidates.
     first = next(cell for cell in notebook.cells if PARAMETERS in cell.source)
-    first.source = first.source.replace(PARAMETERS, "SAMPLES = 4").replace(
-        "OPTIONS = [",
-        'OPTIONS = ["--strategy", "random", "--max_trials", "2", "--req_score_loss", "1", ',
-    )
-    done = NotebookClient(notebook, timeout=500, kernel_name="python3").execute()
+    lines = first.source.replace(PARAMETERS, "SAMPLES = 4").splitlines()
+    assert lines[-1].startswith("OPTIONS = [")
+    first.source = "\n".join([*lines[:-1], f"OPTIONS = {SMALL}"])
+    done = NotebookClient(notebook, timeout=1500, kernel_name="python3").execute()
     printed = "".join(
         output.get("text", "")
         for cell in done.cells
