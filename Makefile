@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLES := tests/data/tables
 
-.PHONY: demo demo-sweep test test-slow test-full test-gpu lint format bench bench-strategies clean
+.PHONY: demo demo-sweep test test-slow test-full test-gpu lint format bench bench-strategies docs notebook clean
 
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
@@ -36,6 +36,15 @@ lint: $(READY)  ## Check style and types
 format: $(READY)  ## Put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## Build the documentation site into build/docs
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "build/docs/index.html"
+
+notebook: $(READY)  ## Run the docs' notebook anew, and keep its outputs: minutes
+	OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace docs/demo.ipynb \
+	  --NotebookClient.record_timing=False --NotebookClient.coalesce_streams=True
 
 bench: $(READY)  ## Measure what the harness adds to the bare pipeline and scoring calls
 	$(BIN)/python scripts/bench_harness.py
