@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
     from accel_search.statistics import Assessment
 
+WAIT_SECONDS = 60.0
+"""How long a writer waits for another one of the same SQLite file."""
+
 _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
+_GO_ON = "what was finished is stored: mend that and run the same command again"
 
 
 def study_name(identity: Mapping[str, Any]) -> str:
@@ -61,8 +66,9 @@ class TrialStore:
             for axis in space.axes
             for parameter, values in zip(axis.parameters, axis.values, strict=True)
         }
+        self._url = url
         try:
-            storage = optuna.storages.get_storage(url)
+            storage = _open(url)
             existing = [
                 study.study_name
                 for study in storage.get_all_studies()
@@ -80,7 +86,7 @@ class TrialStore:
                 self._study.set_metric_names(["speedup", "score_loss"])
         except Exception as error:  # Any database driver may raise its own.
             raise ConfigurationError(
-                f"--storage {url}: cannot be opened: {first_line(error)}"
+                f"--storage {url}: cannot be opened: {_reason(error)}"
             ) from error
 
     @property
@@ -90,7 +96,8 @@ class TrialStore:
 
     def trials(self) -> list[Trial]:
         """Return each candidate's latest trial, other machines' too, in the order of the first."""
-        return _latest(self._study)
+        with self._told("read", "move it away to begin anew"):
+            return _latest(self._study)
 
     def add(self, trial: Trial, assessment: Assessment | None) -> None:
         """Store a trial; it is on disk when this returns.
@@ -121,21 +128,20 @@ class TrialStore:
         else:
             is_complete = assessment is not None and assessment.is_complete
             state = states.COMPLETE if is_complete else states.PRUNED
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                params=params,
-                distributions={key: self._distributions[key] for key in params},
-                values=[assessment.speedup.value, assessment.score_loss.value]
-                if assessment
-                else None,
-                user_attrs={_RECORD: record},
-            )
+        finished = optuna.trial.create_trial(
+            state=state,
+            params=params,
+            distributions={key: self._distributions[key] for key in params},
+            values=[assessment.speedup.value, assessment.score_loss.value] if assessment else None,
+            user_attrs={_RECORD: record},
         )
+        with self._told("written", _GO_ON):
+            self._study.add_trial(finished)
 
     def remember(self, name: str, measurement: Measurement) -> None:
         """Keep a measurement that is no trial: the baseline, a confirmation, a rival."""
-        self._study.set_user_attr(name, asdict(measurement))
+        with self._told("written", _GO_ON):
+            self._study.set_user_attr(name, asdict(measurement))
 
     def recall(self, name: str) -> Measurement | None:
         """Return what `remember` kept under that name, None if nothing."""
@@ -143,7 +149,19 @@ class TrialStore:
 
     def remembered(self) -> dict[str, Measurement]:
         """Return everything that `remember` kept, by name."""
-        return {name: Measurement.from_dict(kept) for name, kept in self._study.user_attrs.items()}
+        with self._told("read", "move it away to begin anew"):
+            kept = self._study.user_attrs
+            return {name: Measurement.from_dict(each) for name, each in kept.items()}
+
+    @contextmanager
+    def _told(self, done: str, remedy: str) -> Iterator[None]:
+        """Turn whatever the storage raises into one line."""
+        try:
+            yield
+        except Exception as error:  # Any driver may raise its own, and records may be of any type.
+            raise ConfigurationError(
+                f"--storage {self._url}: cannot be {done}: {_reason(error)}; {remedy}"
+            ) from error
 
 
 def study_names(path: Path) -> list[str]:
@@ -155,7 +173,7 @@ def study_names(path: Path) -> list[str]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.get_storage(f"sqlite:///{path}")
+    storage = _open(f"sqlite:///{path}")
     return [each.study_name for each in storage.get_all_studies()]
 
 
@@ -167,7 +185,7 @@ def read_study(path: Path, name: str) -> tuple[list[Trial], dict[str, Measuremen
     """
     import optuna
 
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
+    study = optuna.load_study(study_name=name, storage=_open(f"sqlite:///{path}"))
     kept = {key: Measurement.from_dict(value) for key, value in study.user_attrs.items()}
     return _latest(study), kept
 
@@ -195,6 +213,24 @@ def default_url(run_dir: str | Path) -> str:
     except OSError as error:
         raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
     return f"sqlite:///{Path(run_dir) / 'trials.db'}"
+
+
+def _open(url: str | None) -> optuna.storages.BaseStorage:
+    """Open a storage; an SQLite file waits for other writers for as long as one may take."""
+    import optuna
+
+    if url is None or not url.startswith("sqlite"):
+        return optuna.storages.get_storage(url)
+    patient = {"connect_args": {"timeout": WAIT_SECONDS}}
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=patient)
+    return optuna.storages.get_storage(storage)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the driver said, below the layers that only pass it on."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def _scored(trial: Trial) -> float:

@@ -33,7 +33,7 @@ class Stored:
         databases = {name for name, *_ in (*self.trials, *self.notes)}
         mine = [each for each in databases if _label(each) == line["label"]]
         what, split = line["what"], line["split"]
-        for (database, _, name) in self.notes:
+        for database, _, name in self.notes:
             if database in mine and (
                 (what == "baseline" and name.startswith(f"baseline:{split}:"))
                 or (split == "held_out" and name == f"held_out:{what}")

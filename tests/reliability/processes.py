@@ -98,7 +98,8 @@ class Strike:
 
             def hear(event, arguments):
                 if event in ("open", "os.rename", "os.remove") and isinstance(arguments[0], str):
-                    path = os.path.abspath(arguments[0])
+                    # Resolving links would open files itself.
+                    path = os.path.abspath(arguments[0])  # noqa: PTH100
                     if path.startswith(prefix) and not path.endswith(".txt"):
                         self.hit()
 
@@ -124,7 +125,7 @@ def _run(folder, program, arguments, environment, strike):
         os.close(handle)
     sys.stdout = open(1, "w", buffering=1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
-    sys.stdin = open(os.devnull)
+    sys.stdin = Path(os.devnull).open()
     threading.excepthook = sys.__excepthook__
     if strike is not None:
         strike.arm(folder)

@@ -100,7 +100,9 @@ class Kills:
     def _parts(self, run: Run, who: str) -> list[int]:
         workers = [each.pid for each in left(self.folder)]
         driver = [run.process.pid] if run.process.is_alive() else []
-        return {"search": driver, "driver": driver, "worker": workers, "both": workers + driver}[who]
+        if who == "both":
+            return workers + driver
+        return workers if who == "worker" else driver
 
     def _is_clean(self, run: Run) -> None:
         """Assert what holds after every kill: nothing runs, nothing is damaged, nothing lost."""
@@ -141,33 +143,34 @@ def _signal(pid: int, number: signal.Signals) -> bool:
 
 
 def killed_at_moments(folder, program, arguments, moments, parts, seed):
-    """Kill so many runs, up to three in a folder, at moments drawn from a seed; return the count."""
-    rng = random.Random(seed)
+    """Kill so many runs, up to three in a folder, at moments drawn from a seed; count them."""
+    rng = random.Random(seed)  # noqa: S311 - moments need no secrecy
     reference, seconds = undisturbed(folder / "undisturbed", program, arguments)
     counts: Counter[str] = Counter()
-    for number in itertools.count():
-        kills = Kills(folder / str(number), program, arguments)
+    numbers = itertools.count()
+    while counts.total() < moments:
+        kills = Kills(folder / str(next(numbers)), program, arguments)
         for _ in range(min(rng.randint(1, 3), moments - counts.total())):
             who, what = rng.choice(parts), rng.choice(SIGNALS)
             if not kills.kill(who, what, rng.uniform(0, seconds)):
                 break
         kills.ends_as(reference)
         counts += kills.counts
-        if counts.total() >= moments:
-            return counts
+    return counts
 
 
-def struck_at_every(folder, program, arguments, kind, step=1, until=None):
+def struck_at_every(folder, program, arguments, kind, step):
     """Kill a run at each of its own actions in turn, and go on; return how many there were."""
     reference, _ = undisturbed(folder / "undisturbed", program, arguments)
     counts: Counter[str] = Counter()
-    for at in itertools.count(1, step):
+    struck, at = True, 1
+    while struck:
         kills = Kills(folder / str(at), program, arguments)
         struck = kills.strike(kind, at)
         kills.ends_as(reference)
         counts += kills.counts
-        if not struck or (until is not None and at >= until):
-            return counts
+        at += step
+    return counts
 
 
 def said(counts: Counter[str]) -> str:
