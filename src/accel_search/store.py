@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from accel_search.errors import ConfigurationError, first_line
 from accel_search.records import Candidate, Failure, Measurement, Trial
@@ -222,8 +225,21 @@ def _open(url: str | None) -> optuna.storages.BaseStorage:
     if url is None or not url.startswith("sqlite"):
         return optuna.storages.get_storage(url)
     patient = {"connect_args": {"timeout": WAIT_SECONDS}}
-    storage = optuna.storages.RDBStorage(url, engine_kwargs=patient)
+    # Two processes that make the tables at once are in each other's way.
+    with _alone(url):
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=patient)
     return optuna.storages.get_storage(storage)
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Keep other processes off the same SQLite file for the length of a `with` block."""
+    path = Path(url.partition(":///")[2])
+    if (path.is_file() and not os.access(path.parent, os.W_OK)) or not path.parent.is_dir():
+        yield  # A report of a run that may not be written to; or SQLite will say what is wrong.
+        return
+    with FileLock(f"{path}.lock", timeout=WAIT_SECONDS):
+        yield
 
 
 def _reason(error: BaseException) -> str:

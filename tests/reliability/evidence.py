@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.reliability.recorded import JOURNAL
+from tests.reliability.processes import beside
 
 FINISHED = {"COMPLETE", "PRUNED", "FAIL"}
 VOLATILE = {"date", "timestamp", "trials_resumed", "resumed", "pid"}
@@ -102,7 +102,7 @@ def _read_database(path: Path, name: str, found: Stored) -> None:
 
 def journal(folder: Path) -> list[dict[str, Any]]:
     """Return every piece that was measured, in order."""
-    path = folder / JOURNAL
+    path = beside(folder) / "journal.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 import accel_search
+from tests.reliability.recorded import JOURNAL
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(accel_search.__file__).resolve().parents[1]
@@ -34,11 +35,13 @@ class Run:
     """A program at work in a folder of its own.
 
     Args:
-        folder: Where it runs; `output.txt` and `errors.txt` there get what it prints.
+        folder: Where it runs. What is the tests' own lies beside it, see `beside`.
         program: A function of `recorded` that takes arguments and returns an exit code.
         arguments: Of the command line.
         environment: Added to this process's own.
         strike: Kills the process at one of its own actions, for moments that no clock hits.
+        stdout: Where its output goes; None is a file.
+        user: Number of the user that it runs as; None is this one.
     """
 
     def __init__(
@@ -48,22 +51,31 @@ class Run:
         arguments: Sequence[str],
         environment: Mapping[str, str] | None = None,
         strike: Strike | None = None,
+        stdout: str | None = None,
+        user: int | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self._beside = folder, beside(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._started = folder / "started"
-        self._started.unlink(missing_ok=True)
-        for name in ("output.txt", "errors.txt"):
-            (folder / name).unlink(missing_ok=True)
-        paths = os.pathsep.join((str(SOURCE), str(ROOT)))
-        given = {"PYTHONPATH": paths, MARK: str(folder), **(environment or {})}
+        self._beside.mkdir(exist_ok=True)
+        self._beside.chmod(0o777)
+        for name in ("started", "output.txt", "errors.txt"):
+            (self._beside / name).unlink(missing_ok=True)
+        given = {
+            "PYTHONPATH": os.pathsep.join((str(SOURCE), str(ROOT))),
+            MARK: str(folder),
+            JOURNAL: str(self._beside / "journal.jsonl"),
+            **(environment or {}),
+        }
+        streams = (stdout or str(self._beside / "output.txt"), str(self._beside / "errors.txt"))
         self.process = _context.Process(
-            target=_run, args=(str(folder), program, list(arguments), given, strike)
+            target=_run,
+            args=(str(folder), program, list(arguments), given, strike, streams, user),
         )
         self.process.start()
 
     def wait_until_started(self) -> None:
-        wait_for(lambda: self._started.exists() or not self.process.is_alive(), "a run to start")
+        started = self._beside / "started"
+        wait_for(lambda: started.exists() or not self.process.is_alive(), "a run to start")
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Return the exit code, below 0 a signal's; None if it is still running after `seconds`."""
@@ -72,11 +84,11 @@ class Run:
 
     @property
     def errors(self) -> str:
-        return (self.folder / "errors.txt").read_text()
+        return (self._beside / "errors.txt").read_text()
 
     @property
     def output(self) -> str:
-        return (self.folder / "output.txt").read_text()
+        return (self._beside / "output.txt").read_text()
 
 
 class Strike:
@@ -100,7 +112,7 @@ class Strike:
                 if event in ("open", "os.rename", "os.remove") and isinstance(arguments[0], str):
                     # Resolving links would open files itself.
                     path = os.path.abspath(arguments[0])  # noqa: PTH100
-                    if path.startswith(prefix) and not path.endswith(".txt"):
+                    if path.startswith(prefix):
                         self.hit()
 
             sys.addaudithook(hear)
@@ -116,25 +128,35 @@ class Strike:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(folder, program, arguments, environment, strike):
+def beside(folder: Path) -> Path:
+    """Return where the tests' own files of a run lie: its folder may be full or read-only."""
+    return folder.with_name(f"{folder.name}.told")
+
+
+def _run(folder, program, arguments, environment, strike, streams, user):
     os.chdir(folder)
     os.environ.update(environment)
-    for number, name in ((1, "output.txt"), (2, "errors.txt")):
+    if user is not None:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    for number, name in enumerate(streams, 1):
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, number)
         os.close(handle)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     sys.stdin = Path(os.devnull).open()
     threading.excepthook = sys.__excepthook__
     if strike is not None:
         strike.arm(folder)
-    Path("started").touch()
+    own = beside(Path(folder))
+    (own / "started").touch()
     code = program(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     if strike is not None:
-        Path("strikes").write_text(str(strike.count))
+        (own / "strikes").write_text(str(strike.count))
     os._exit(code)
 
 

@@ -22,7 +22,8 @@ from accel_search.trials_file import read_trials
 from tests.fakes import PROVENANCE
 
 TABLES = Path(__file__).resolve().parents[1] / "data" / "tables"
-JOURNAL = "journal.jsonl"
+JOURNAL = "RECORDED_JOURNAL"
+"""Environment variable: the journal, of a process and of those it starts."""
 PAUSE = "RECORDED_PAUSE"
 """Environment variable: seconds that each call takes, at least."""
 
@@ -80,7 +81,7 @@ class RecordedEvaluator(ReplayEvaluator):
     def _note(self, what, split, start, stop):
         line = {"label": self._label, "what": what, "split": split, "start": start, "stop": stop}
         # One write of one line: a kill leaves all of it or nothing.
-        handle = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(os.environ[JOURNAL], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(handle, (json.dumps(line) + "\n").encode())
         finally:
