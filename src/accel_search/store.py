@@ -234,9 +234,10 @@ def _open(url: str | None) -> optuna.storages.BaseStorage:
 @contextmanager
 def _alone(url: str) -> Iterator[None]:
     """Keep other processes off the same SQLite file for the length of a `with` block."""
-    path = Path(url.partition(":///")[2])
-    if (path.is_file() and not os.access(path.parent, os.W_OK)) or not path.parent.is_dir():
-        yield  # A report of a run that may not be written to; or SQLite will say what is wrong.
+    name = url.partition(":///")[2].partition("?")[0]
+    path = Path(name)
+    if name in ("", ":memory:") or not os.access(path.parent, os.W_OK):
+        yield  # Nobody else's, or a run that may only be read; SQLite says what is wrong.
         return
     with FileLock(f"{path}.lock", timeout=WAIT_SECONDS):
         yield

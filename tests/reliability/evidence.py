@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
 import tempfile
@@ -28,6 +29,15 @@ class Stored:
     entries: dict[tuple[str, str], Any] = field(default_factory=dict)
     """(result file, key) -> value."""
 
+    def farthest(self) -> dict[tuple[str, str], Any]:
+        """Return what is known of each candidate of each study."""
+        found: dict[tuple[str, str], Any] = {}
+        for (database, study, _), (_, record) in sorted(self.trials.items(), key=lambda it: it[0]):
+            where = f"{database} {study}", _text(record["candidate"])
+            if where not in found or _scored(record) >= _scored(found[where]):
+                found[where] = record
+        return found
+
     def covers(self, line: dict[str, Any]) -> bool:
         """Tell whether a piece of a journal is stored."""
         databases = {name for name, *_ in (*self.trials, *self.notes)}
@@ -47,6 +57,11 @@ class Stored:
                 if state == "FAIL" or line["stop"] <= len(record["measurement"]["scores"]):
                     return True
         return False
+
+
+def _scored(record: dict[str, Any]) -> float:
+    measured = record["measurement"]
+    return math.inf if measured is None else len(measured["scores"])
 
 
 def _label(database: str) -> str:

@@ -125,6 +125,7 @@ class Kills:
         assert set(now.entries) == set(reference.entries)
         for key, value in reference.entries.items():
             assert lasting(now.entries[key]) == lasting(value), key
+        assert now.farthest() == reference.farthest()
         # What was stored at a kill is not measured after it.
         lines = journal(self.folder)
         for safe, length in self._safe:

@@ -23,11 +23,11 @@ CONTEXT = multiprocessing.get_context("fork")
 TABLE = [
     ["--sched", sched, "--targets", targets]
     for sched in ("DDIM", "UniPC", "DPM-Solver++")
-    for targets in ("deepcache", "tome")
+    for targets in ("deepcache", "deepcache,tome")
 ]
 # And two that share a study with one of those.
 TABLE += [["--targets", "deepcache", "--strategy", "random"]]
-TABLE += [["--targets", "tome", "--strategy", "grid"]]
+TABLE += [["--targets", "deepcache,tome", "--strategy", "bayes"]]
 
 
 def add(path, writer, count):
@@ -148,7 +148,7 @@ def eight_searches(tmp_path):
     assert found[0] == 6
     for key in keys:
         assert content[key]["evidence"]["study"] in {each.stem for each in runs.rglob("*.json")}
-    assert load_best(output, targets=["tome"], scheduler="UniPC")["tome"]
+    assert load_best(output, targets=["deepcache", "tome"], scheduler="UniPC")["tome"]
     return found[1]
 
 
