@@ -80,6 +80,21 @@ def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
         write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def as_object(value: Any) -> dict[str, Any]:
+    """Return a JSON object as it is, and an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def are_numbers(*values: Any) -> bool:
+    """Tell whether all values are numbers; true and false are none."""
+    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+
+
+def is_interval(value: Any) -> bool:
+    """Tell whether a value is a list of two numbers."""
+    return isinstance(value, list) and len(value) == 2 and are_numbers(*value)
+
+
 def ensure_writable(path: Path) -> None:
     """Find out before hours of measuring whether a file can be written after them.
 
