@@ -23,7 +23,7 @@ LAYERS = [
     {"errors", "logging_utils", "nvidia_smi"},
     {"discovery", "options", "program", "racing"},
     {"records"},
-    {"result_files", "accelerators", "statistics"},
+    {"result_files", "accelerators", "statistics", "storage"},
     {"space"},
     {"step_plans", "store", "trials_file"},
     {"latency", "quality"},

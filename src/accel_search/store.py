@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,20 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
-from accel_search.errors import ConfigurationError, first_line
+from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.space import JointSpace
+from accel_search.storage import open_storage, reason
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
     from accel_search.statistics import Assessment
-
-WAIT_SECONDS = 60.0
-"""How long a writer waits for another one of the same SQLite file."""
 
 _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
 _GO_ON = "what was finished is stored: mend that and run the same command again"
@@ -71,7 +66,7 @@ class TrialStore:
         }
         self._url = url
         try:
-            storage = _open(url)
+            storage = open_storage(url)
             existing = [
                 study.study_name
                 for study in storage.get_all_studies()
@@ -89,7 +84,7 @@ class TrialStore:
                 self._study.set_metric_names(["speedup", "score_loss"])
         except Exception as error:  # Any database driver may raise its own.
             raise ConfigurationError(
-                f"--storage {url}: cannot be opened: {_reason(error)}"
+                f"--storage {url}: cannot be opened: {reason(error)}"
             ) from error
 
     @property
@@ -163,7 +158,7 @@ class TrialStore:
             yield
         except Exception as error:  # Any driver may raise its own, and records may be of any type.
             raise ConfigurationError(
-                f"--storage {self._url}: cannot be {done}: {_reason(error)}; {remedy}"
+                f"--storage {self._url}: cannot be {done}: {reason(error)}; {remedy}"
             ) from error
 
 
@@ -176,7 +171,7 @@ def study_names(path: Path) -> list[str]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _open(f"sqlite:///{path}")
+    storage = open_storage(f"sqlite:///{path}")
     return [each.study_name for each in storage.get_all_studies()]
 
 
@@ -188,7 +183,7 @@ def read_study(path: Path, name: str) -> tuple[list[Trial], dict[str, Measuremen
     """
     import optuna
 
-    study = optuna.load_study(study_name=name, storage=_open(f"sqlite:///{path}"))
+    study = optuna.load_study(study_name=name, storage=open_storage(f"sqlite:///{path}"))
     kept = {key: Measurement.from_dict(value) for key, value in study.user_attrs.items()}
     return _latest(study), kept
 
@@ -216,38 +211,6 @@ def default_url(run_dir: str | Path) -> str:
     except OSError as error:
         raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
     return f"sqlite:///{Path(run_dir) / 'trials.db'}"
-
-
-def _open(url: str | None) -> optuna.storages.BaseStorage:
-    """Open a storage; an SQLite file waits for other writers for as long as one may take."""
-    import optuna
-
-    if url is None or not url.startswith("sqlite"):
-        return optuna.storages.get_storage(url)
-    patient = {"connect_args": {"timeout": WAIT_SECONDS}}
-    # Two processes that make the tables at once are in each other's way.
-    with _alone(url):
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=patient)
-    return optuna.storages.get_storage(storage)
-
-
-@contextmanager
-def _alone(url: str) -> Iterator[None]:
-    """Keep other processes off the same SQLite file for the length of a `with` block."""
-    name = url.partition(":///")[2].partition("?")[0]
-    path = Path(name)
-    if name in ("", ":memory:") or not os.access(path.parent, os.W_OK):
-        yield  # Nobody else's, or a run that may only be read; SQLite says what is wrong.
-        return
-    with FileLock(f"{path}.lock", timeout=WAIT_SECONDS):
-        yield
-
-
-def _reason(error: BaseException) -> str:
-    """Return what the driver said, below the layers that only pass it on."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
 
 
 def _scored(trial: Trial) -> float:

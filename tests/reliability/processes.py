@@ -96,7 +96,8 @@ class Strike:
 
     Args:
         kind: `file`: it opens, renames or removes a file of its folder. `sql`: it is about to
-            execute a statement, or to commit.
+            execute a statement, or to commit. `index`: it is about to execute the statement that
+            makes studies' names unique, after the one that makes their table.
         at: Which one; 0 kills at none, and leaves their number in the file `strikes`.
     """
 
@@ -119,8 +120,13 @@ class Strike:
             return
         from sqlalchemy import Engine, event
 
-        event.listen(Engine, "before_cursor_execute", lambda *each: self.hit())
-        event.listen(Engine, "commit", lambda connection: self.hit())
+        def execute(connection, cursor, statement, *others):
+            if self.kind == "sql" or "INDEX ix_studies_study_name" in statement:
+                self.hit()
+
+        event.listen(Engine, "before_cursor_execute", execute)
+        if self.kind == "sql":
+            event.listen(Engine, "commit", lambda connection: self.hit())
 
     def hit(self) -> None:
         self.count += 1

@@ -126,7 +126,7 @@ def on_a_full_disk(disk: Path, free: int, reference) -> str:
 @pytest.mark.slow
 def test_a_search_on_a_full_disk_says_so_and_goes_on_when_there_is_room(disk, tmp_path):
     reference = undisturbed(tmp_path / "undisturbed")
-    said = on_a_full_disk(disk, 260_000, reference)
+    said = on_a_full_disk(disk, 120_000, reference)
     assert "disk is full" in said or "No space left" in said
 
 
@@ -134,7 +134,7 @@ def test_a_search_on_a_full_disk_says_so_and_goes_on_when_there_is_room(disk, tm
 def test_a_search_on_disks_that_are_full_at_any_point_of_it(tmp_path, tell):
     reference = undisturbed(tmp_path / "undisturbed")
     said = {}
-    for free in range(0, 460_000, 20_000):
+    for free in range(0, 320_000, 16_000):
         folder = tmp_path / str(free)
         mounted(folder, MEGABYTE)
         try:
@@ -148,7 +148,7 @@ def test_a_search_on_disks_that_are_full_at_any_point_of_it(tmp_path, tell):
 
 def limited(arguments):
     """Search with a limit on the size of files, where a disk cannot be filled."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
     return search(arguments)
 
 
@@ -190,9 +190,8 @@ def test_a_log_that_cannot_be_written_any_more_stops_no_search(tmp_path):
     (tmp_path / "run" / "full.log").symlink_to("/dev/full")
     run = Run(tmp_path / "run", search, [*SEARCH, "--log_file", "full.log"])
     assert run.wait() == 0
-    told = run.errors.splitlines()
-    assert len(told) == 2, told  # The package's own lines and the search's go through two loggers.
-    assert all("full.log: lines are lost: No space left on device" in line for line in told)
+    (told,) = run.errors.splitlines()
+    assert "full.log: lines are lost: No space left on device" in told
 
 
 # --- A folder that cannot be written to ---
@@ -243,14 +242,14 @@ def test_a_sweep_is_refused_a_read_only_folder_before_it_begins(disk, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_becomes_read_only_in_the_middle(disk, tmp_path):
+def test_a_disk_that_fills_in_the_middle(disk, tmp_path):
     run = Run(disk, search, SEARCH, {PAUSE: "0.1"})
     wait_for(lambda: len(journal(disk)) >= 5, "a few trials")
-    remount(disk, "ro")
+    filler = fill(disk, 0)
     run.wait()
-    assert "trials.db" in is_told(run)
+    assert "disk is full" in is_told(run)
     before = stored(disk)
-    remount(disk, "rw")
+    filler.unlink()
     again = Run(disk, search, SEARCH)
     assert again.wait() == 0, again.errors
     nothing_lost(before, stored(disk))
