@@ -40,8 +40,8 @@ SEARCHES = {
     "grid": ["--targets", "deepcache", "--strategy", "grid"],
     "bayes": ["--targets", "deepcache", "--strategy", "bayes"],
 }
-SWEEP = ["--models", "demo", "--scheds", "DDIM,UniPC", "--steps", "20"]
-SWEEP += ["--methods", "deepcache,tome", "--max_trials", "6"]
+SWEEP = ["--models", "demo", "--scheds", "DDIM", "--steps", "20"]
+SWEEP += ["--methods", "deepcache,tome", "--max_trials", "4"]
 AGAIN = ["--retry_failed", "subprocess_error"]
 """A worker that was killed is a failure of its configuration, until it is tried again."""
 PACE = {PAUSE: "0.02"}
