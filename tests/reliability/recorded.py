@@ -9,6 +9,7 @@ stored of it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -26,6 +27,29 @@ JOURNAL = "RECORDED_JOURNAL"
 """Environment variable: the journal, of a process and of those it starts."""
 PAUSE = "RECORDED_PAUSE"
 """Environment variable: seconds that each call takes, at least."""
+METER = "RECORDED_METER"
+"""Environment variable: if set, lines of the journal tell what the process has used."""
+
+
+def meter():
+    """Return a function that tells what this process has used so far."""
+    import psutil
+    from sqlalchemy import Engine, event
+
+    statements = itertools.count()
+    event.listen(Engine, "before_cursor_execute", lambda *each: next(statements))
+    process = psutil.Process()
+
+    def read():
+        executed = next(statements)  # Itself one more: the difference of two readings is one off.
+        return {
+            "statements": executed,
+            "resident_bytes": process.memory_info().rss,
+            "open_files": process.num_fds(),
+            "cpu_seconds": time.process_time(),
+        }
+
+    return read
 
 
 class RecordedEvaluator(ReplayEvaluator):
@@ -46,6 +70,7 @@ class RecordedEvaluator(ReplayEvaluator):
         self.space_values = space.values()
         self._label = label
         self._pause = float(os.environ.get(PAUSE, "0"))
+        self._meter = meter() if METER in os.environ else dict
 
     @property
     def provenance(self):
@@ -80,6 +105,7 @@ class RecordedEvaluator(ReplayEvaluator):
 
     def _note(self, what, split, start, stop):
         line = {"label": self._label, "what": what, "split": split, "start": start, "stop": stop}
+        line |= self._meter()
         # One write of one line: a kill leaves all of it or nothing.
         handle = os.open(os.environ[JOURNAL], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +24,7 @@ from tests.reliability.evidence import (
     nothing_lost,
     stored,
 )
-from tests.reliability.processes import Run, Strike, left, wait_for
+from tests.reliability.processes import MARK, SOURCE, Run, Strike, left, wait_for
 from tests.reliability.recorded import PAUSE, search, sweep
 
 SEED = int(os.environ.get("TORTURE_SEED", "20261125"))
@@ -223,3 +226,80 @@ def test_a_sweep_survives_kills_at_random_moments(tmp_path, tell, who):
 def test_a_search_survives_a_kill_at_each_of_its_own_actions(tmp_path, tell, kind, step):
     counts = struck_at_every(tmp_path, search, SEARCHES["guided"], kind, step)
     tell(f"kills, search, at its own actions: {said(counts)}")
+
+
+DEMO = ["--device", "cpu", "--threads", "1", "--batch_size", "2", "--num_samples", "2"]
+DEMO += ["--held_out_samples", "0", "--height", "64", "--width", "64", "--timing_pairs", "1"]
+DEMO += ["--strategy", "grid"]
+PROGRAMS = {
+    "traversal_search": ["--targets", "deepcache", "--steps", "6", *DEMO],
+    "explore_upper_bounds": [
+        *("--models", "demo", "--scheds", "DDIM", "--steps", "6", "--methods", "deepcache"),
+        *("--retry_failed", "subprocess_error", *DEMO),
+    ],
+}
+
+
+class Demo:
+    """The installed program on the embedded pipeline, in processes of their own."""
+
+    def __init__(self, folder: Path, module: str) -> None:
+        self.folder, self.is_sweep = folder, module == "explore_upper_bounds"
+        self._command = [sys.executable, "-m", f"accel_search.{module}", *PROGRAMS[module]]
+        self._log = folder / ("exploration.log" if self.is_sweep else "traversal_search.log")
+
+    def start(self) -> subprocess.Popen[bytes]:
+        given = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE), MARK: str(self.folder)}
+        with (self.folder.parent / "printed").open("ab") as printed:
+            return subprocess.Popen(
+                self._command,
+                cwd=self.folder,
+                env={**os.environ, **given},
+                stdout=printed,
+                stderr=printed,
+            )
+
+    def trials(self) -> int:
+        if not self._log.exists():
+            return 0
+        return len(re.findall(r"trial \d+/\d+ ", self._log.read_text()))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_the_real_demo_survives_kills(tmp_path, tell, module):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    demo = Demo(folder, module)
+    rng = random.Random(f"{SEED}{module}")  # noqa: S311 - moments need no secrecy
+    counts: Counter[str] = Counter()
+    safe = stored(folder)
+    for kill in range(5):
+        process = demo.start()
+        if kill:  # The first is anywhere, while it loads for the most part.
+            reached = 3 * kill
+            wait_for(lambda: demo.trials() >= reached or process.poll() is not None, "trials")
+        time.sleep(rng.uniform(0, 1 if kill else 20))
+        number = rng.choice(SIGNALS)
+        who = rng.choice(["driver", "worker", "both"]) if demo.is_sweep else "search"
+        workers = [each.pid for each in left(folder) if each.pid != process.pid]
+        parts = {"worker": workers, "both": [*workers, process.pid]}.get(who, [process.pid])
+        assert any([_signal(each, number) for each in parts]) or not parts
+        process.wait(240)
+        wait_for(lambda: not left(folder), "every process to end", 60)
+        counts[f"{who} {number.name}"] += 1
+        now = stored(folder)
+        nothing_lost(safe, now)
+        nothing_doubled(now)
+        safe = now
+    last = demo.start()
+    assert last.wait(580) in FOUND
+    now = stored(folder)
+    nothing_lost(safe, now)
+    nothing_doubled(now)
+    # Sixteen candidates, each measured to its end once.
+    complete = [record for state, record in now.trials.values() if state == "COMPLETE"]
+    assert len({str(record["candidate"]) for record in complete}) == len(complete) == 16
+    tell(
+        f"kills, the real demo, {module}: {counts.total()}: {said(counts)}; {len(complete)} trials"
+    )
