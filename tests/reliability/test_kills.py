@@ -208,17 +208,21 @@ def test_a_database_whose_making_was_cut_short_is_whole_afterwards(tmp_path):
 
 
 @pytest.mark.torture
+@pytest.mark.parametrize("part", range(2))
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_survives_kills_at_random_moments(tmp_path, tell, name):
-    counts = killed_at_moments(tmp_path, search, SEARCHES[name], 24, ["search"], f"{SEED}{name}")
-    tell(f"kills, search {name}, seed {SEED}: {counts.total()} moments: {said(counts)}")
+def test_a_search_survives_kills_at_random_moments(tmp_path, tell, name, part):
+    seed = f"{SEED}-{name}-{part}"
+    counts = killed_at_moments(tmp_path, search, SEARCHES[name], 15, ["search"], seed)
+    tell(f"kills, search, seed {seed}: {counts.total()} moments: {said(counts)}")
 
 
 @pytest.mark.torture
+@pytest.mark.parametrize("part", range(3))
 @pytest.mark.parametrize("who", ["driver", "worker", "both"])
-def test_a_sweep_survives_kills_at_random_moments(tmp_path, tell, who):
-    counts = killed_at_moments(tmp_path, sweep, SWEEP, 27, [who], f"{SEED}{who}")
-    tell(f"kills, sweep, seed {SEED}: {counts.total()} moments: {said(counts)}")
+def test_a_sweep_survives_kills_at_random_moments(tmp_path, tell, who, part):
+    seed = f"{SEED}-{who}-{part}"
+    counts = killed_at_moments(tmp_path, sweep, SWEEP, 6, [who], seed)
+    tell(f"kills, sweep, seed {seed}: {counts.total()} moments: {said(counts)}")
 
 
 @pytest.mark.torture
@@ -284,7 +288,8 @@ def test_the_real_demo_survives_kills(tmp_path, tell, module):
         who = rng.choice(["driver", "worker", "both"]) if demo.is_sweep else "search"
         workers = [each.pid for each in left(folder) if each.pid != process.pid]
         parts = {"worker": workers, "both": [*workers, process.pid]}.get(who, [process.pid])
-        assert any([_signal(each, number) for each in parts]) or not parts
+        struck = [_signal(each, number) for each in parts]
+        assert any(struck) or not parts
         process.wait(240)
         wait_for(lambda: not left(folder), "every process to end", 60)
         counts[f"{who} {number.name}"] += 1
