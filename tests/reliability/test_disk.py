@@ -134,7 +134,7 @@ def test_a_search_on_a_full_disk_says_so_and_goes_on_when_there_is_room(disk, tm
 def test_a_search_on_disks_that_are_full_at_any_point_of_it(tmp_path, tell):
     reference = undisturbed(tmp_path / "undisturbed")
     said = {}
-    for free in range(0, 320_000, 16_000):
+    for free in range(0, 240_000, 16_000):
         folder = tmp_path / str(free)
         mounted(folder, MEGABYTE)
         try:
@@ -352,7 +352,7 @@ def test_a_cut_or_damaged_database_is_one_line(tmp_path):
 
 @pytest.mark.torture
 def test_a_database_cut_or_damaged_anywhere_is_one_line(tmp_path, tell):
-    counts = damaged(tmp_path, 1021)
+    counts = damaged(tmp_path, 5003)
     tell(
         "damaged database: "
         + ", ".join(f"{how} at {n} places ({told} noticed)" for how, (n, told) in counts.items())

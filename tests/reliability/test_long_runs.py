@@ -76,7 +76,8 @@ def test_a_thousand_trials_cost_no_more_at_the_end_than_at_the_beginning(tmp_pat
     tell(
         f"{count} trials, {strategy}, {len(lines)} looks: {last:.0f} SQL statements a look at the "
         f"end, {first:.0f} at the beginning; processor {1000 * cpu[1]:.0f} ms a look, "
-        f"{1000 * cpu[0]:.0f} at the beginning; memory {max(resident) / MEGABYTE:.0f} MiB, grown by {grown / MEGABYTE:.0f}; "
+        f"{1000 * cpu[0]:.0f} at the beginning; memory {max(resident) / MEGABYTE:.0f} MiB, grown "
+        f"by {grown / MEGABYTE:.0f}; "
         f"{max(opened)} open files; {database:.0f} bytes of database and {log:.0f} of log a look"
     )
 
