@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLES := tests/data/tables
 
-.PHONY: demo demo-sweep test test-slow test-full test-gpu lint format bench bench-strategies docs notebook clean
+.PHONY: demo demo-sweep test test-slow test-full test-gpu torture lint format bench bench-strategies docs notebook clean
 
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
@@ -24,6 +24,9 @@ test-slow: $(READY)  ## Run the long tests: kills, joint searches, Ray, exported
 
 test-full: $(READY)  ## Go through every case of what the tests take a sample of
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full --numprocesses 2 --dist worksteal
+
+torture: $(READY)  ## Kill searches and sweeps, fill disks, damage files: about an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability -m torture -v --numprocesses 2 --dist worksteal
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

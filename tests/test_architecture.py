@@ -24,7 +24,7 @@ LAYERS = [
     {"discovery", "completion", "program", "racing"},
     {"options"},
     {"records"},
-    {"result_files", "accelerators", "statistics"},
+    {"result_files", "accelerators", "statistics", "storage"},
     {"space"},
     {"step_plans", "store", "trials_file"},
     {"latency", "quality"},

@@ -14,7 +14,7 @@ from typing import Any
 
 from accel_search.logging_utils import without_secrets
 from accel_search.records import Candidate, Provenance
-from accel_search.result_files import update_json
+from accel_search.result_files import are_numbers, as_object, is_interval, update_json
 from accel_search.results import rounded
 from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
@@ -150,14 +150,14 @@ def save(
     """
 
     def change(content: dict[str, Any]) -> None:
-        kept = content.get(key)
-        models = dict(kept.get("by_model") or {}) if isinstance(kept, dict) else {}
-        models[label] = dict(entry)
+        # Whatever else stands there is kept, readable or not.
+        models = as_object(as_object(content.get(key)).get("by_model")) | {label: dict(entry)}
         widest = max(
-            models.values(), key=lambda each: (not each["latency_only"], each["max_speedup"])
+            (each for each in models.values() if _is_bound(each)),
+            key=lambda each: (not each["latency_only"], each["max_speedup"]),
         )
         content[key] = widest | {"by_model": models}
-        failures = content.pop(FAILED, None) or {}
+        failures = as_object(content.pop(FAILED, None))
         if failed is not None:
             failures.pop(failed, None)
         content[FAILED] = failures  # Last, where a reader of the file expects it.
@@ -170,7 +170,7 @@ def save_failure(path: Path, failed: str, failure: Mapping[str, Any]) -> None:
     message = without_secrets(str(failure["message"]))[:MAX_MESSAGE]
 
     def change(content: dict[str, Any]) -> None:
-        failures = content.pop(FAILED, None) or {}
+        failures = as_object(content.pop(FAILED, None))
         failures[failed] = dict(failure) | {"message": message}
         content[FAILED] = failures
 
@@ -189,6 +189,49 @@ def entries(
     found: dict[str, dict[str, Any]] = {}
     for text, value in content.items():
         key = parse_key(text)
-        if key is not None and key[1:] == wanted and isinstance(value, dict):
-            found |= value.get("by_model") or {}
+        if key is not None and key[1:] == wanted:
+            found |= _by_model(value)
     return found
+
+
+def failures(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return everything that is stored of configurations that failed, by its key."""
+    return {
+        key: value
+        for key, value in as_object(content.get(FAILED)).items()
+        if isinstance(value, dict)
+    }
+
+
+def _by_model(value: Any) -> dict[str, dict[str, Any]]:
+    """Return label -> entry; what is none, edited or of another version, is passed over."""
+    models = as_object(as_object(value).get("by_model"))
+    return {label: each for label, each in models.items() if _is_entry(each)}
+
+
+def _is_bound(value: Any) -> bool:
+    entry = as_object(value)
+    return isinstance(entry.get("latency_only"), bool) and are_numbers(entry.get("max_speedup"))
+
+
+def _is_entry(value: Any) -> bool:
+    """Tell whether a value is an entry as `entry_of` makes it, as far as it is read again."""
+    entry = as_object(value)
+    fastest = as_object(entry.get("measured_max"))
+    feasible, evidence = entry.get("best_feasible"), entry.get("evidence")
+    return (
+        _is_bound(entry)
+        and are_numbers(entry.get("measured_max_speedup"))
+        and is_interval(fastest.get("speedup_interval"))
+        and (feasible is None or _is_feasible(feasible))
+        and isinstance(evidence, dict)
+        and are_numbers(evidence.get("seconds", 0.0))
+        and isinstance(entry.get("provenance") or {}, dict)
+    )
+
+
+def _is_feasible(value: Any) -> bool:
+    feasible = as_object(value)
+    return are_numbers(feasible.get("speedup"), feasible.get("score_loss")) and all(
+        is_interval(feasible.get(name)) for name in ("speedup_interval", "score_loss_interval")
+    )

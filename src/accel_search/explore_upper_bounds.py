@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search.errors import ConfigurationError, ExitCode
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: SweepSettings) -> int:
     """Carry out one sweep and return the exit code."""
     from accel_search.report.sweep import SweepProgress, legend, table
+    from accel_search.result_files import ensure_writable
     from accel_search.sweep.driver import Sweep
     from accel_search.sweep.estimate import Estimate
     from accel_search.sweep.lock import only_one
@@ -49,6 +51,9 @@ def run(settings: SweepSettings) -> int:
     if settings.dry_run:
         return _print_plan(settings, estimate)
     logger = _set_up_logging(settings)
+    first = settings.search_settings(settings.table[0])
+    for path in (first.bounds, first.output)[: 1 if settings.latency_only else 2]:
+        ensure_writable(Path(path))
     total, show_bar = len(settings.table), sys.stderr.isatty()
     with (
         only_one(settings.run_dir),

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -54,8 +55,31 @@ class _AboveTheBar(logging.Handler):
         from tqdm import tqdm
 
         stream = getattr(sys, self._stream)
-        tqdm.write(self.format(record), file=stream)
-        stream.flush()
+        # Whoever read the console may be gone; the search goes on, and the file has every line.
+        with suppress(OSError):
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
+
+
+class _ToFile(RotatingFileHandler):
+    """Appends to a file; one that cannot be written, on a full disk, is told of once."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Warn instead of printing a traceback a line: no night's search ends for its log."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            with suppress(OSError):
+                print(
+                    f"WARNING: {self.baseFilename}: lines are lost: {error.strerror}; everything "
+                    "else goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def setup_logger(
@@ -95,9 +119,7 @@ def setup_logger(
         path = Path(log_file)
         path.parent.mkdir(parents=True, exist_ok=True)
         # FileHandler flushes after every record, which is what `tail -f` needs.
-        to_file = RotatingFileHandler(
-            path, maxBytes=max_bytes, backupCount=KEPT_FILES, encoding="utf-8"
-        )
+        to_file = _ToFile(path, maxBytes=max_bytes, backupCount=KEPT_FILES, encoding="utf-8")
         to_file.setFormatter(_Discreet(LOG_FORMAT))
         logger.addHandler(to_file)
     if console:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from accel_search.errors import AccelSearchError, ExitCode
 from accel_search.logging_utils import without_secrets
 
 S = TypeVar("S")
+
+_OF_THE_SYSTEM = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.EPIPE, errno.ENFILE, errno.EMFILE, errno.ESTALE),
+}
+"""What a disk, a folder or a closed pipe may refuse anywhere: no defect of the program."""
 
 
 def run_program(
@@ -32,11 +41,13 @@ def run_program(
     """
     debug = False
     try:
-        settings = parse()
-        debug = log_level(settings) == "DEBUG"
         # A polite kill ends as Ctrl-C does: what is finished is stored, nothing is half done.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return run(settings)
+        settings = parse()
+        debug = log_level(settings) == "DEBUG"
+        code = run(settings)
+        sys.stdout.flush()  # What it refuses is told here, not by the interpreter as it ends.
+        return code
     except AccelSearchError as error:
         print(f"{name}: error: {without_secrets(str(error))}", file=sys.stderr)
         if debug or error.exit_code == ExitCode.UNEXPECTED:
@@ -45,3 +56,24 @@ def run_program(
     except KeyboardInterrupt:
         print(f"{name}: interrupted; {interrupted}", file=sys.stderr)
         return ExitCode.INTERRUPTED
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        return _refused(name, error, debug)
+
+
+def _refused(name: str, error: OSError, debug: bool) -> int:
+    """Say what the system refused, and return the exit code."""
+    where = error.filename or "standard output"
+    print(
+        f"{name}: error: {where}: cannot be written: {error.strerror}; what was measured is "
+        "stored: mend that and run the same command again",
+        file=sys.stderr,
+    )
+    if debug:
+        traceback.print_exc()
+    if error.filename is None:
+        # What is left in the buffer would be tried, and refused, once more as the process ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.INVALID

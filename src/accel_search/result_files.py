@@ -6,14 +6,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from accel_search.errors import ConfigurationError
+from accel_search.errors import ConfigurationError, first_line
 
 LOCK_SECONDS = 60.0
 """How long a writer waits for another; a dead process's lock is released by the system."""
@@ -27,23 +28,37 @@ def read_json(path: Path) -> dict[str, Any]:
     A file that does not hold a JSON object is moved aside, with a warning that names it.
 
     Raises:
-        ConfigurationError: The file cannot be read at all.
+        ConfigurationError: The file cannot be read at all, or one that does not parse cannot be
+            moved aside.
     """
+    content, wrong = _parsed(path)
+    if not wrong:
+        return content
+    with _locked(path):
+        return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Do as `read_json`; under the lock, since another process may have mended the file."""
+    content, wrong = _parsed(path)
+    if wrong:
+        aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        path.replace(aside)
+        _logger.warning("%s does not parse (%s); it is kept as %s", path, wrong, aside)
+    return content
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], str]:
+    """Return a file's object, and what is wrong with the file; empty if nothing is."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-        reason = "it is not a JSON object"
     except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error)
+        return {}, ""
+    except (ValueError, RecursionError) as error:
+        return {}, first_line(error)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
-    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-    path.replace(aside)
-    _logger.warning("%s does not parse (%s); it is kept as %s", path, reason, aside)
-    return {}
+    return (content, "") if isinstance(content, dict) else ({}, "it is not a JSON object")
 
 
 def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -59,12 +74,59 @@ def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     Raises:
         ConfigurationError: The folder cannot be written to, or another process holds the lock.
     """
+    with _locked(path):
+        content = _read(path)
+        change(content)
+        write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """Return a JSON object as it is, and an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def are_numbers(*values: Any) -> bool:
+    """Tell whether all values are numbers; true and false are none."""
+    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+
+
+def is_interval(value: Any) -> bool:
+    """Tell whether a value is a list of two numbers."""
+    return isinstance(value, list) and len(value) == 2 and are_numbers(*value)
+
+
+def ensure_writable(path: Path) -> None:
+    """Find out before hours of measuring whether a file can be written after them.
+
+    Args:
+        path: The file, which need not be there; its folder is made.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise ConfigurationError(f"{path}: is a folder; name a file")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        Path(name).unlink()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a result file's lock for the length of a `with` block.
+
+    Raises:
+        ConfigurationError: Another process holds it, or the block, or the folder, does not let
+            the file be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-            content = read_json(path)
-            change(content)
-            write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+            yield
     except Timeout as error:
         raise ConfigurationError(
             f"{path}: another process has held its lock for {LOCK_SECONDS:.0f} s; "

@@ -8,7 +8,13 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.records import Provenance, Workload
-from accel_search.result_files import read_json, update_json
+from accel_search.result_files import (
+    are_numbers,
+    as_object,
+    is_interval,
+    read_json,
+    update_json,
+)
 from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, parse_key, search_key
@@ -106,7 +112,7 @@ def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
 def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
     def change(content: dict[str, Any]) -> None:
         for key in keys:
-            models = _by_model(content.get(key)) | {model_of(entry): dict(entry)}
+            models = _stored_under(content.get(key)) | {model_of(entry): dict(entry)}
             # A key names a pipeline class, and SD1.5 and SD2.1 share one.
             content[key] = dict(entry) | ({"by_model": models} if len(models) > 1 else {})
 
@@ -114,11 +120,36 @@ def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
     return keys
 
 
+def _stored_under(value: Any) -> dict[str, Any]:
+    """Return what a value of the file holds, by model; what is unreadable is kept, too."""
+    models = as_object(as_object(value).get("by_model"))
+    return dict(models) or ({model_of(value): value} if _is_entry(value) else {})
+
+
 def _by_model(value: Any) -> dict[str, dict[str, Any]]:
-    """Return the entries that a value of the file holds, by the model that each is of."""
-    if not isinstance(value, dict) or "settings" not in value:
-        return {}
-    return dict(value.get("by_model") or {model_of(value): value})
+    """Return the entries that a value of the file holds, by the model that each is of.
+
+    What is none, since it was edited or is of another version, is passed over.
+    """
+    value = as_object(value)
+    models = as_object(value.get("by_model")) or {"": value}
+    entries = [each for each in models.values() if _is_entry(each)]
+    return {model_of(each): each for each in entries}
+
+
+def _is_entry(value: Any) -> bool:
+    """Tell whether a value is an entry as `entry_of` makes it, as far as it is read again."""
+    entry = as_object(value)
+    settings, evidence = as_object(entry.get("settings")), entry.get("evidence", {})
+    return (
+        are_numbers(entry.get("speedup"), entry.get("score_loss", 0.0))
+        and bool(settings)
+        and all(isinstance(each, dict) for each in settings.values())
+        and isinstance(evidence, dict)
+        and isinstance(evidence.get("search", {}), dict)
+        and is_interval(evidence.get("score_loss_interval", [0, 0]))
+        and isinstance(entry.get("provenance") or {}, dict)
+    )
 
 
 def model_of(entry: Mapping[str, Any]) -> str:
@@ -181,7 +212,7 @@ def answering(
             is_answer = isinstance(key[3], float) and key[3] >= settings.req_speedup
         if is_answer:
             found += _by_model(value).values()
-    return sorted(found, key=lambda entry: -float(entry.get("speedup", 0)))
+    return sorted(found, key=lambda entry: -float(entry["speedup"]))
 
 
 def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
@@ -203,7 +234,7 @@ def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace
     grid search, which measures everything, is answered by none but its like.
     """
     evidence = entry.get("evidence") or {}
-    found, wanted = evidence.get("search") or {}, _search_identity(settings, space)
+    found, wanted = as_object(evidence.get("search")), _search_identity(settings, space)
     if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
         return False
     if settings.req_speedup is not None:

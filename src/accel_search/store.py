@@ -10,15 +10,17 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import ConfigurationError, first_line
+from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.space import JointSpace
+from accel_search.storage import open_storage, reason
 
 if TYPE_CHECKING:
     import optuna
@@ -32,6 +34,7 @@ _CONSTRAINTS = "constraints"
 form that Optuna 5 adds) take a trial for infeasible."""
 ABOUT = "about"
 """User attribute of a study that says what it is of."""
+_GO_ON = "what was finished is stored: mend that and run the same command again"
 
 
 def study_name(identity: Mapping[str, Any]) -> str:
@@ -76,8 +79,9 @@ class TrialStore:
             for axis in space.axes
             for parameter, values in zip(axis.parameters, axis.values, strict=True)
         }
+        self._url = url
         try:
-            storage = optuna.storages.get_storage(url)
+            storage = open_storage(url)
             existing = [
                 study.study_name
                 for study in storage.get_all_studies()
@@ -97,7 +101,7 @@ class TrialStore:
                     self._study.set_user_attr(ABOUT, about)
         except Exception as error:  # Any database driver may raise its own.
             raise ConfigurationError(
-                f"--storage {url}: cannot be opened: {first_line(error)}"
+                f"--storage {url}: cannot be opened: {reason(error)}"
             ) from error
 
     @property
@@ -107,7 +111,8 @@ class TrialStore:
 
     def trials(self) -> list[Trial]:
         """Return each candidate's latest trial, other machines' too, in the order of the first."""
-        return _latest(self._study)
+        with self._told("read", "move it away to begin anew"):
+            return _latest(self._study)
 
     def add(self, trial: Trial, assessment: Assessment | None, bound: float | None = None) -> None:
         """Store a trial; it is on disk when this returns.
@@ -153,11 +158,13 @@ class TrialStore:
         # When it was measured, for a timeline: Optuna takes the moment of storing for both ends.
         kept.datetime_complete = datetime.now()
         kept.datetime_start = kept.datetime_complete - timedelta(seconds=_seconds(trial))
-        self._study.add_trial(kept)
+        with self._told("written", _GO_ON):
+            self._study.add_trial(kept)
 
     def remember(self, name: str, measurement: Measurement) -> None:
         """Keep a measurement that is no trial: the baseline, a confirmation, a rival."""
-        self._study.set_user_attr(name, asdict(measurement))
+        with self._told("written", _GO_ON):
+            self._study.set_user_attr(name, asdict(measurement))
 
     def recall(self, name: str) -> Measurement | None:
         """Return what `remember` kept under that name, None if nothing."""
@@ -165,7 +172,18 @@ class TrialStore:
 
     def remembered(self) -> dict[str, Measurement]:
         """Return everything that `remember` kept, by name."""
-        return _remembered(self._study)
+        with self._told("read", "move it away to begin anew"):
+            return _remembered(self._study)
+
+    @contextmanager
+    def _told(self, done: str, remedy: str) -> Iterator[None]:
+        """Turn whatever the storage raises into one line."""
+        try:
+            yield
+        except Exception as error:  # Any driver may raise its own, and records may be of any type.
+            raise ConfigurationError(
+                f"--storage {self._url}: cannot be {done}: {reason(error)}; {remedy}"
+            ) from error
 
 
 def study_names(url: str) -> list[str]:
@@ -187,7 +205,7 @@ def study_names(url: str) -> list[str]:
     file = url.partition("sqlite:///")[2].partition("?")[0]
     if file and not Path(file).exists():
         raise FileNotFoundError(f"{file}: no such file")
-    found = optuna.storages.get_storage(url).get_all_studies()
+    found = open_storage(url).get_all_studies()
     ours = [each for each in found if any(key.startswith("baseline:") for key in each.user_attrs)]
     return [each.study_name for each in ours or found]
 
@@ -200,7 +218,7 @@ def read_study(url: str, name: str) -> tuple[list[Trial], dict[str, Measurement]
     """
     import optuna
 
-    study = optuna.load_study(study_name=name, storage=url)
+    study = optuna.load_study(study_name=name, storage=open_storage(url))
     return _latest(study), _remembered(study)
 
 

@@ -67,6 +67,7 @@ def run(settings: Settings) -> int:
                 output,
                 ", ".join(differences),
             )
+    _ensure_writable(settings)
     store = open_store(settings, evaluator, space)
     provenance = evaluator.provenance
     with tracked(settings, evaluator.workload, provenance, store.name, logger) as tracking:
@@ -94,6 +95,17 @@ def run(settings: Settings) -> int:
         print("\n" + summary(outcome, settings, space, colour=takes_colour(sys.stdout)))
     _say_written(written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
+
+
+def _ensure_writable(settings: Settings) -> None:
+    """Find out before anything is measured whether its result can be written."""
+    from accel_search.result_files import ensure_writable
+
+    page = None if settings.report == "auto" else settings.report
+    output = None if settings.replay is not None else settings.output
+    for path in (output, settings.trials_out, page, settings.export):
+        if path is not None:
+            ensure_writable(Path(path))
 
 
 def _set_up_logging(settings: Settings) -> logging.Logger:
@@ -132,8 +144,10 @@ def _bound_speed(settings: Settings, logger: logging.Logger) -> int:
     from accel_search.bounds import save
     from accel_search.exploration import explore
     from accel_search.report.summary import bound_summary
+    from accel_search.result_files import ensure_writable
     from accel_search.runtime.workbench import open_evaluator
 
+    ensure_writable(Path(settings.bounds))
     found = explore(settings, open_evaluator(settings, logger), logger, show_bar=_has_bar(settings))
     save(Path(settings.bounds), found.key, found.label, found.entry)
     if settings.json:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from accel_search.bounds import FAILED
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.records import Candidate
@@ -38,11 +40,11 @@ def read_bounds(path: Path) -> list[Explored]:
     try:
         content = json.loads(path.read_bytes())
         found = list(_explored(content))
-        for each in found:  # Everything that is shown is looked at here.
-            if each.entry is not None:
-                _cell(each, 1.0, None)
+        if found:
+            sweep_page(found, {})  # Everything that is shown is looked at here.
     except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError
+        OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError,
+        TemplateError,
     ) as error:  # fmt: skip
         raise LoadError(
             f"{path}: cannot be read as a file of bounds: {type(error).__name__}: {error}"

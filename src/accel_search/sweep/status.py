@@ -54,7 +54,7 @@ def status_of(
         note = _why_not(entry, settings, machine)
         if not note:
             return Status("done", entry=entry)
-    failure = (content.get(bounds.FAILED) or {}).get(configuration.failed_key)
+    failure = bounds.failures(content).get(configuration.failed_key)
     if failure is not None and bool(failure.get("latency_only")) == settings.latency_only:
         return Status("failed", failure=failure)
     return Status("open", note=note)
