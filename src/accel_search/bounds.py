@@ -14,7 +14,7 @@ from typing import Any
 
 from accel_search.logging_utils import without_secrets
 from accel_search.records import Candidate, Provenance
-from accel_search.result_files import update_json
+from accel_search.result_files import is_number, part_of, update_json
 from accel_search.results import rounded
 from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
@@ -150,14 +150,13 @@ def save(
     """
 
     def change(content: dict[str, Any]) -> None:
-        kept = content.get(key)
-        models = dict(kept.get("by_model") or {}) if isinstance(kept, dict) else {}
-        models[label] = dict(entry)
+        models = _by_model(content.get(key)) | {label: dict(entry)}
         widest = max(
             models.values(), key=lambda each: (not each["latency_only"], each["max_speedup"])
         )
         content[key] = widest | {"by_model": models}
-        failures = content.pop(FAILED, None) or {}
+        failures = part_of(content, FAILED)
+        content.pop(FAILED, None)
         if failed is not None:
             failures.pop(failed, None)
         content[FAILED] = failures  # Last, where a reader of the file expects it.
@@ -170,7 +169,8 @@ def save_failure(path: Path, failed: str, failure: Mapping[str, Any]) -> None:
     message = without_secrets(str(failure["message"]))[:MAX_MESSAGE]
 
     def change(content: dict[str, Any]) -> None:
-        failures = content.pop(FAILED, None) or {}
+        failures = part_of(content, FAILED)
+        content.pop(FAILED, None)
         failures[failed] = dict(failure) | {"message": message}
         content[FAILED] = failures
 
@@ -190,5 +190,39 @@ def entries(
     for text, value in content.items():
         key = parse_key(text)
         if key is not None and key[1:] == wanted and isinstance(value, dict):
-            found |= value.get("by_model") or {}
+            found |= _by_model(value)
     return found
+
+
+def _by_model(value: Any) -> dict[str, dict[str, Any]]:
+    """Return label -> entry of a value of the file; what is no entry is passed over."""
+    return {
+        label: each
+        for label, each in part_of(value, "by_model").items()
+        if _is_entry(each)
+    }
+
+
+def _is_entry(value: Any) -> bool:
+    """Tell whether a value has the parts that are read of an entry: others write files, too."""
+    if not isinstance(value, dict) or not isinstance(value.get("latency_only"), bool):
+        return False
+    feasible, interval = (
+        value.get("best_feasible"),
+        part_of(value, "measured_max").get("speedup_interval"),
+    )
+    return (
+        all(is_number(value.get(name)) for name in ("max_speedup", "measured_max_speedup"))
+        and _is_interval(interval)
+        and (
+            feasible is None
+            or (
+                isinstance(feasible, dict)
+                and all(is_number(feasible.get(name)) for name in ("speedup", "score_loss"))
+            )
+        )
+    )
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))

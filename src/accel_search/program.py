@@ -12,6 +12,17 @@ from accel_search.errors import AccelSearchError, ExitCode
 
 S = TypeVar("S")
 
+LONGEST = 2000
+"""Characters of an error's line."""
+
+
+def in_one_line(text: str) -> str:
+    """Return a message as one line that a terminal can show: it may quote what was given."""
+    shown = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
 
 def run_program(
     name: str,
@@ -37,7 +48,7 @@ def run_program(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return run(settings)
     except AccelSearchError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {in_one_line(str(error))}", file=sys.stderr)
         if debug or error.exit_code == ExitCode.UNEXPECTED:
             traceback.print_exc()
         return error.exit_code

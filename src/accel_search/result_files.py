@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from accel_search.errors import ConfigurationError
 
 LOCK_SECONDS = 60.0
 """How long a writer waits for another; a dead process's lock is released by the system."""
+DEPTH = 64
+"""Levels that a file may be nested; ours have seven."""
 
 _logger = logging.getLogger(__name__)
 
@@ -24,19 +27,20 @@ _logger = logging.getLogger(__name__)
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a result file; `{}` where there is no file.
 
-    A file that does not hold a JSON object is moved aside, with a warning that names it.
+    A file that does not hold a JSON object is moved aside, with a warning that names it; so is one
+    with a number that is none (NaN, 1e999) or nested too deep, which could not be written back.
 
     Raises:
         ConfigurationError: The file cannot be read at all.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             return content
         reason = "it is not a JSON object"
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
@@ -44,6 +48,44 @@ def read_json(path: Path) -> dict[str, Any]:
     path.replace(aside)
     _logger.warning("%s does not parse (%s); it is kept as %s", path, reason, aside)
     return {}
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, each number of it finite, and not nested beyond `DEPTH`.
+
+    Raises:
+        ValueError, RecursionError: It holds none.
+    """
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise ValueError(f"{digits} is no finite number")
+        return value
+
+    content = json.loads(text, parse_float=finite, parse_constant=finite)
+    level = [content]
+    for _ in range(DEPTH):
+        level = [
+            each
+            for value in level
+            if isinstance(value, dict | list)
+            for each in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return content
+    raise ValueError(f"it is nested more than {DEPTH} levels deep")
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value of a file is a number that can be computed with."""
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def part_of(value: Any, name: str) -> dict[str, Any]:
+    """Return an object within an object of a file; empty where there is none."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.records import Provenance, Workload
-from accel_search.result_files import read_json, update_json
+from accel_search.result_files import is_number, part_of, read_json, update_json
 from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, parse_key, search_key
@@ -107,7 +107,7 @@ def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
 def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
     def change(content: dict[str, Any]) -> None:
         for key in keys:
-            models = _by_model(content.get(key)) | {_model_of(entry): dict(entry)}
+            models = _stored(content.get(key)) | {_model_of(entry): dict(entry)}
             # A key names a pipeline class, and SD1.5 and SD2.1 share one.
             content[key] = dict(entry) | ({"by_model": models} if len(models) > 1 else {})
 
@@ -115,16 +115,36 @@ def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
     return keys
 
 
-def _by_model(value: Any) -> dict[str, dict[str, Any]]:
-    """Return the entries that a value of the file holds, by the model that each is of."""
+def _stored(value: Any) -> dict[str, dict[str, Any]]:
+    """Return all that a value of the file holds, by the model that each is of."""
     if not isinstance(value, dict) or "settings" not in value:
         return {}
-    return dict(value.get("by_model") or {_model_of(value): value})
+    return part_of(value, "by_model") or {_model_of(value): value}
+
+
+def _by_model(value: Any) -> dict[str, dict[str, Any]]:
+    """Return the entries that a value of the file holds; what is none is passed over."""
+    return {model: each for model, each in _stored(value).items() if _is_entry(each)}
+
+
+def _is_entry(value: Any) -> bool:
+    """Tell whether a value has the parts that are read of an entry: others write files, too."""
+    return (
+        isinstance(value, dict)
+        and all(is_number(value.get(name)) for name in ("speedup", "score_loss"))
+        and value["speedup"] > 0
+        and isinstance(value.get("settings"), dict)
+        and all(isinstance(value.get(name) or {}, dict) for name in ("evidence", "provenance"))
+        and all(
+            isinstance(params, dict) and all(is_number(each) for each in params.values())
+            for params in part_of(value, "settings").values()
+        )
+    )
 
 
 def _model_of(entry: Mapping[str, Any]) -> str:
     """Return the hub id or folder that an entry is of; empty where it does not say."""
-    return str((entry.get("provenance") or {}).get("model_id", ""))
+    return str(part_of(entry, "provenance").get("model_id", ""))
 
 
 def stored_answer(
@@ -194,8 +214,8 @@ def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace
     only if it is of the same space, and of all of it unless this search has the same budget; a
     grid search, which measures everything, is answered by none but its like.
     """
-    evidence = entry.get("evidence") or {}
-    found, wanted = evidence.get("search") or {}, _search_identity(settings, space)
+    evidence = part_of(entry, "evidence")
+    found, wanted = part_of(evidence, "search"), _search_identity(settings, space)
     if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
         return False
     if settings.req_speedup is not None:

@@ -10,6 +10,7 @@ from accel_search import accelerators
 from accel_search.records import Candidate
 from accel_search.report.colour import painted
 from accel_search.report.wording import UNSTEADY, duration, factor, percent, python_lines, verdict
+from accel_search.result_files import is_number
 from accel_search.search import Outcome
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -225,14 +226,18 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
     """Return the text that answers from a stored result."""
     evidence = entry.get("evidence") or {}
     date = (entry.get("provenance") or {}).get("date", "an unknown date")
-    low, high = (100 * each for each in evidence.get("score_loss_interval", (0, 0)))
+    interval = evidence.get("score_loss_interval")
+    if isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval)):
+        shown = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    else:
+        shown = ""
     lines = [
         f"{settings.output} holds this search's result, measured on this machine on {date}:",
         "",
         *(f"  {line}" for line in _settings_lines(Candidate(entry["settings"]))),
         "",
         f"  speedup: {entry['speedup']:.2f}",
-        f"  score loss: {100 * entry['score_loss']:.1f} % [{low:.1f}, {high:.1f}]  "
+        f"  score loss: {100 * entry['score_loss']:.1f} %{shown}  "
         f"{evidence.get('verdict', '')}",
         "",
         "Use it:",

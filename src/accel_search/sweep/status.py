@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from accel_search import bounds
+from accel_search.result_files import part_of
 from accel_search.settings import Settings
 from accel_search.sweep.table import Configuration
 
@@ -54,8 +55,8 @@ def status_of(
         note = _why_not(entry, settings, machine)
         if not note:
             return Status("done", entry=entry)
-    failure = (content.get(bounds.FAILED) or {}).get(configuration.failed_key)
-    if failure is not None and bool(failure.get("latency_only")) == settings.latency_only:
+    failure = part_of(content, bounds.FAILED).get(configuration.failed_key)
+    if isinstance(failure, dict) and bool(failure.get("latency_only")) == settings.latency_only:
         return Status("failed", failure=failure)
     return Status("open", note=note)
 
@@ -66,6 +67,6 @@ def _why_not(
     """Return why a stored result is none of this sweep; empty where it is."""
     if others := bounds.asked_otherwise(settings, entry):
         return f"was asked for with another {', '.join(others)}"
-    where = entry.get("provenance") or {}
+    where = part_of(entry, "provenance")
     differing = [name for name, value in (machine or {}).items() if where.get(name) != value]
     return f"was measured elsewhere (other {', '.join(differing)})" if differing else ""
