@@ -190,7 +190,7 @@ def entries(
     for text, value in content.items():
         key = parse_key(text)
         if key is not None and key[1:] == wanted and isinstance(value, dict):
-            found |= _by_model(value)
+            found |= {label: each for label, each in _by_model(value).items() if _is_readable(each)}
     return found
 
 
@@ -199,28 +199,27 @@ def _by_model(value: Any) -> dict[str, dict[str, Any]]:
     return {
         label: each
         for label, each in part_of(value, "by_model").items()
-        if _is_entry(each)
+        if isinstance(each, dict)
+        and isinstance(each.get("latency_only"), bool)
+        and is_number(each.get("max_speedup"))
     }
 
 
-def _is_entry(value: Any) -> bool:
-    """Tell whether a value has the parts that are read of an entry: others write files, too."""
-    if not isinstance(value, dict) or not isinstance(value.get("latency_only"), bool):
-        return False
-    feasible, interval = (
-        value.get("best_feasible"),
-        part_of(value, "measured_max").get("speedup_interval"),
-    )
+def _is_readable(entry: Mapping[str, Any]) -> bool:
+    """Tell whether an entry has the parts that are read of it: others write files, too."""
+    feasible = entry.get("best_feasible")
     return (
-        all(is_number(value.get(name)) for name in ("max_speedup", "measured_max_speedup"))
-        and _is_interval(interval)
-        and (
-            feasible is None
-            or (
-                isinstance(feasible, dict)
-                and all(is_number(feasible.get(name)) for name in ("speedup", "score_loss"))
-            )
-        )
+        is_number(entry.get("measured_max_speedup"))
+        and _is_interval(part_of(entry, "measured_max").get("speedup_interval"))
+        and (feasible is None or _is_feasible(feasible))
+    )
+
+
+def _is_feasible(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(is_number(value.get(name)) for name in ("speedup", "score_loss"))
+        and _is_interval(value.get("speedup_interval"))
     )
 
 

@@ -129,11 +129,12 @@ def _by_model(value: Any) -> dict[str, dict[str, Any]]:
 
 def _is_entry(value: Any) -> bool:
     """Tell whether a value has the parts that are read of an entry: others write files, too."""
-    return (
+    return bool(
         isinstance(value, dict)
         and all(is_number(value.get(name)) for name in ("speedup", "score_loss"))
         and value["speedup"] > 0
         and isinstance(value.get("settings"), dict)
+        and value["settings"]
         and all(isinstance(value.get(name) or {}, dict) for name in ("evidence", "provenance"))
         and all(
             isinstance(params, dict) and all(is_number(each) for each in params.values())

@@ -30,6 +30,12 @@ DEFAULT_BOUND = 0.02
 """Loss of score that is allowed where a run does not say."""
 
 
+DAMAGED = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError
+)  # fmt: skip
+"""What comes of reading a story or a list of pictures that someone else wrote."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One trial as a report shows it."""
@@ -121,6 +127,15 @@ class Run:
         return tuple(named or sorted({name for row in self.rows for name in row.candidate}))
 
 
+def damaged(run: Run | Path, error: Exception) -> LoadError:
+    """Return the error that says so."""
+    where = run.origin if isinstance(run, Run) else run
+    return LoadError(
+        f"{where}: what is told of the search there cannot be shown ({first_line(error)}): "
+        f"search again, or remove its story"
+    )
+
+
 def of_outcome(
     outcome: Outcome,
     story: Mapping[str, Any],
@@ -165,14 +180,12 @@ def read_run(path: Path, study: str | None = None, bound: float = DEFAULT_BOUND)
     except ConfigurationError as error:
         raise LoadError(str(error).removeprefix("--replay ")) from error
     beside = {f"steps:{steps}": value for steps, value in recorded.rivals.items()}
-    return _build(
-        path.name,
-        {"workload": dict(recorded.workload_fields)},
-        bound,
-        {recorded.baseline.batch_size: recorded.baseline},
-        recorded.trials,
-        beside,
-    )
+    baselines = {recorded.baseline.batch_size: recorded.baseline}
+    try:
+        told = {"workload": dict(recorded.workload_fields)}
+        return _build(path.name, told, bound, baselines, recorded.trials, beside)
+    except DAMAGED as error:
+        raise damaged(path, error) from error
 
 
 def studies(folder: Path) -> list[str]:
@@ -220,7 +233,10 @@ def _read_folder(folder: Path, study: str | None, bound: float) -> Run:
         raise ConfigurationError(
             f"{folder}: {name} holds no finished baseline yet; run the search again to go on"
         )
-    run = _build(str(folder), story, bound, baselines, trials, beside)
+    try:
+        run = _build(str(folder), story, bound, baselines, trials, beside)
+    except DAMAGED as error:
+        raise damaged(folder, error) from error
     return _with_pictures(run, folder)
 
 

@@ -237,8 +237,7 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         *(f"  {line}" for line in _settings_lines(Candidate(entry["settings"]))),
         "",
         f"  speedup: {entry['speedup']:.2f}",
-        f"  score loss: {100 * entry['score_loss']:.1f} %{shown}  "
-        f"{evidence.get('verdict', '')}",
+        f"  score loss: {100 * entry['score_loss']:.1f} %{shown}  {evidence.get('verdict', '')}",
         "",
         "Use it:",
         *(f"  {line}" for line in snippet(settings)),
