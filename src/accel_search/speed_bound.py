@@ -220,6 +220,8 @@ class SpeedBoundSearch:
         self._store.add(trial, None)
         found = None if trial.measurement is None else speedup(trial.measurement, baseline)
         self._listener.on_timed(trial, found)
+        if trial.failure is not None:
+            self._evaluator.check()  # As in a search: the next one must not be blamed for it.
         return baseline
 
     def _baseline_of(self, measured: Measurement) -> Measurement:
