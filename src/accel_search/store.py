@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from accel_search.statistics import Assessment
+
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
+"""What comes of reading a record that someone else wrote."""
 
 _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
 
@@ -90,7 +94,13 @@ class TrialStore:
 
     def trials(self) -> list[Trial]:
         """Return each candidate's latest trial, other machines' too, in the order of the first."""
-        return _latest(self._study)
+        try:
+            return _latest(self._study)
+        except UNREADABLE as error:
+            raise ConfigurationError(
+                f"--storage: a trial of {self.name} is no record of accel-search "
+                f"({first_line(error)}): give another storage, or --force to begin a new study"
+            ) from error
 
     def add(self, trial: Trial, assessment: Assessment | None) -> None:
         """Store a trial; it is on disk when this returns.
@@ -143,7 +153,7 @@ class TrialStore:
 
     def remembered(self) -> dict[str, Measurement]:
         """Return everything that `remember` kept, by name."""
-        return {name: Measurement.from_dict(kept) for name, kept in self._study.user_attrs.items()}
+        return _remembered(self._study)
 
 
 def study_names(path: Path) -> list[str]:
@@ -168,8 +178,17 @@ def read_study(path: Path, name: str) -> tuple[list[Trial], dict[str, Measuremen
     import optuna
 
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
-    kept = {key: Measurement.from_dict(value) for key, value in study.user_attrs.items()}
-    return _latest(study), kept
+    return _latest(study), _remembered(study)
+
+
+def _remembered(study: optuna.Study) -> dict[str, Measurement]:
+    """Return the measurements among a study's attributes; other tools keep theirs there, too."""
+    found = {}
+    for name, kept in study.user_attrs.items():
+        if isinstance(kept, dict) and "seconds_per_image" in kept:
+            with suppress(*UNREADABLE):
+                found[name] = Measurement.from_dict(kept)
+    return found
 
 
 def _latest(study: optuna.Study) -> list[Trial]:

@@ -27,7 +27,8 @@ from accel_search.store import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import Task
 
-# The tiny pipelines and the scorer of the runtime's own tests.
+# The tiny pipelines and the scorer of the runtime's own tests: fixtures, named again below.
+# ruff: noqa: F811
 from tests.runtime.conftest import (  # noqa: F401
     loaded,
     made,

@@ -430,7 +430,10 @@ def _rivals(
 
 def _with_pictures(run: Run, folder: Path) -> Run:
     """Add the pictures of a run, where there are any that can be read."""
-    place = pictures_path(folder, str(run.story.get("study", "")))
+    study = run.story.get("study")
+    if not study:
+        return run
+    place = pictures_path(folder, str(study))
     index = place / "pictures.json"
     if not index.exists():
         return run
