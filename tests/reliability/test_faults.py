@@ -20,6 +20,7 @@ from accel_search.report.progress import Progress
 from accel_search.runtime import calls
 from accel_search.runtime.batches import plan_batches, plan_steps
 from accel_search.runtime.memory import GrowthWatch
+from accel_search.runtime.scoring import load_scorer
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
 from accel_search.statistics import speedup
@@ -30,6 +31,7 @@ from accel_search.strategies.base import Task
 # The tiny pipelines and the scorer of the runtime's own tests: fixtures, named again below.
 # ruff: noqa: F811
 from tests.runtime.conftest import (  # noqa: F401
+    evaluator_for,
     loaded,
     made,
     one_thread,
@@ -50,14 +52,10 @@ class Positive:
         return [50 + each for each in self._scorer.score(images, texts)]
 
 
-@pytest.fixture
-def scorer(random_scorer):
-    return Positive(random_scorer)
-
-
-@pytest.fixture
-def evaluator_for(evaluator_of, scorer):
-    return lambda **options: evaluator_of(**({"scorer": scorer} | options))
+@pytest.fixture(scope="session")
+def scorer(settings_for):
+    """Stand in for the runtime tests' own, for `evaluator_for` too."""
+    return Positive(load_scorer(settings_for(), torch.device("cpu")))
 
 
 slow = pytest.mark.slow
