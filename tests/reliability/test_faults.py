@@ -196,9 +196,9 @@ def test_a_baseline_that_breaks_in_the_middle_of_a_trial_blames_no_candidate(
     device = Recoverable(monkeypatch, loaded("sd")[0])
 
     def after(candidate, number):
-        device.broken = candidate == named(0.3) and number == 1
+        device.broken = candidate == named(0.3) and number == 2
 
-    # Bare, candidate, candidate, bare: the last one fails, which is no TrialFailure.
+    # A warm-up, bare, candidate, candidate, bare: the last fails, which is no TrialFailure.
     evaluator = evaluator_for(search=4, apply=Faulty(after=after), timing_pairs=2)
     evaluator.measure(named(0.1))
     with pytest.raises(BaselineError, match=r"the last candidate was tome\(ratio=0.3"):
