@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLES := tests/data/tables
 
-.PHONY: demo demo-sweep test test-slow test-full test-gpu torture lint format bench bench-strategies docs notebook clean
+.PHONY: demo demo-sweep test test-slow test-full test-gpu torture lint audit format bench bench-strategies docs notebook clean
 
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
@@ -35,6 +35,9 @@ lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(READY)  ## Look our dependencies up among known vulnerabilities, where there is a network
+	scripts/audit.sh
 
 format: $(READY)  ## Put the code into its standard form
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@
     ├── OutOfMemoryError            4  out of memory even at batch size 1
     ├── LoadError                   5  a model, dataset or scorer could not be loaded
     ├── ContaminationError          1  an accelerator left the pipeline changed
+    ├── BaselineError               1  the bare pipeline or the scorer no longer works
     ├── AcceleratorError            2  an accelerator cannot be applied to this pipeline
     └── TrialFailure                -  one candidate failed; recorded, and the search goes on
         └── InvalidImage
@@ -77,6 +78,14 @@ class LoadError(AccelSearchError):
 
 class ContaminationError(AccelSearchError):
     """An accelerator left the pipeline changed, so no later measurement can be trusted."""
+
+
+class BaselineError(AccelSearchError):
+    """The bare pipeline or the scorer fails by itself, so no candidate is to blame for anything.
+
+    As when a GPU has met an error that only a new process gets rid of. What was measured is
+    stored; the search ends, lest every candidate left be recorded as a failure.
+    """
 
 
 class AcceleratorError(AccelSearchError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from accel_search.completion import Words, add_completion
-from accel_search.errors import ConfigurationError
+from accel_search.errors import ConfigurationError, first_line
 
 
 def declare(
@@ -46,9 +46,48 @@ def declare(
     return field(default=default, metadata=metadata)
 
 
+MAX_SECONDS = 10_000 * 86_400.0
+"""Longest duration that is taken; beyond any use, and short of what no file can hold."""
+MAX_NAME_BYTES = 255
+"""Longest part of a path that a file system takes."""
+MAX_PATH_BYTES = 4095
+
+
+def check_text(name: str, text: str, *, is_path: bool = True) -> None:
+    """Refuse a text that can be neither a name nor a path: no call would take it later on.
+
+    Args:
+        name: The option's.
+        text: What it was given.
+        is_path: Whether it is, or may be, a path.
+
+    Raises:
+        ConfigurationError: It is blank, cannot be written as UTF-8, holds a control character, or
+            is longer than a path can be.
+    """
+    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    if not text.strip():
+        refuse(name, text, "a name or a path; leave the option out for its default")
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        refuse(name, shown, "text in UTF-8")
+    if any(ord(each) < 32 or ord(each) == 127 for each in text):
+        refuse(name, shown, "text without control characters")
+    longest = max(len(part) for part in encoded.split(b"/"))
+    if is_path and (longest > MAX_NAME_BYTES or len(encoded) > MAX_PATH_BYTES):
+        refuse(
+            name,
+            shown,
+            f"a path of at most {MAX_PATH_BYTES} bytes, each part of at most {MAX_NAME_BYTES}",
+        )
+
+
 def refuse(name: str, value: Any, allowed: str) -> NoReturn:
     """Raise the error that names an option, what it was given and what is allowed."""
-    raise ConfigurationError(f"--{name} {value!r}: expected {allowed}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    raise ConfigurationError(f"--{name} {shown}: expected {allowed}")
 
 
 def parse_seconds(text: str) -> float:
@@ -62,8 +101,8 @@ def parse_seconds(text: str) -> float:
         raise ValueError("a duration is seconds or like 90s, 30m, 1h30m")
     hours, minutes, seconds = (float(group or 0) for group in match.groups())
     total = hours * 3600 + minutes * 60 + seconds
-    if total <= 0:
-        raise ValueError("a duration is more than 0 seconds")
+    if not 0 < total <= MAX_SECONDS:
+        raise ValueError("a duration is more than 0 seconds and at most 10,000 days")
     return total
 
 
@@ -193,8 +232,11 @@ def read_config(path: Path, options: Sequence[Field[Any]], program: str) -> dict
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"--config {path}: cannot be read as TOML: {error}") from error
+    # ValueError: a text that is not UTF-8, no TOML, or a number of thousands of digits.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"--config {path}: cannot be read as TOML: {first_line(error)}"
+        ) from error
     known = {each.name: each for each in options}
     names = {
         alias: each.name for each in known.values() for alias in each.metadata.get("aliases", ())

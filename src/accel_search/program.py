@@ -21,6 +21,16 @@ _OF_THE_SYSTEM = {
     *(errno.EIO, errno.EPIPE, errno.ENFILE, errno.EMFILE, errno.ESTALE),
 }
 """What a disk, a folder or a closed pipe may refuse anywhere: no defect of the program."""
+LONGEST = 2000
+"""Characters of an error's line."""
+
+
+def in_one_line(text: str) -> str:
+    """Return a message as one line that a terminal can show: it may quote what was given."""
+    shown = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
 
 
 def run_program(
@@ -49,7 +59,7 @@ def run_program(
         sys.stdout.flush()  # What it refuses is told here, not by the interpreter as it ends.
         return code
     except AccelSearchError as error:
-        print(f"{name}: error: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"{name}: error: {in_one_line(without_secrets(str(error)))}", file=sys.stderr)
         if debug or error.exit_code == ExitCode.UNEXPECTED:
             traceback.print_exc()
         return error.exit_code

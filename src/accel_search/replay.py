@@ -135,7 +135,10 @@ def open_replay(path: Path, targets: tuple[str, ...]) -> tuple[ReplayEvaluator, 
         raise ConfigurationError(
             f"--replay {path}: holds no trial of --targets {','.join(targets)}, but of {held}"
         )
-    space = replay_space(recorded, targets)
+    try:
+        space = replay_space(recorded, targets)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--replay {path}: {error}") from error
     return ReplayEvaluator(recorded, space), space
 
 

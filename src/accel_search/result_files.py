@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from filelock import FileLock, Timeout
 
@@ -18,6 +19,8 @@ from accel_search.errors import ConfigurationError, first_line
 
 LOCK_SECONDS = 60.0
 """How long a writer waits for another; a dead process's lock is released by the system."""
+DEPTH = 64
+"""Levels that a file may be nested; ours have seven."""
 
 _logger = logging.getLogger(__name__)
 
@@ -25,7 +28,8 @@ _logger = logging.getLogger(__name__)
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a result file; `{}` where there is no file.
 
-    A file that does not hold a JSON object is moved aside, with a warning that names it.
+    A file that does not hold a JSON object is moved aside, with a warning that names it; so is one
+    with a number that is none (NaN, 1e999) or nested too deep, which could not be written back.
 
     Raises:
         ConfigurationError: The file cannot be read at all, or one that does not parse cannot be
@@ -51,7 +55,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parsed(path: Path) -> tuple[dict[str, Any], str]:
     """Return a file's object, and what is wrong with the file; empty if nothing is."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, ""
     except (ValueError, RecursionError) as error:
@@ -59,6 +63,33 @@ def _parsed(path: Path) -> tuple[dict[str, Any], str]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
     return (content, "") if isinstance(content, dict) else ({}, "it is not a JSON object")
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, each number of it finite, and not nested beyond `DEPTH`.
+
+    Raises:
+        ValueError, RecursionError: It holds none.
+    """
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise ValueError(f"{digits} is no finite number")
+        return value
+
+    content = json.loads(text, parse_float=finite, parse_constant=finite)
+    level = [content]
+    for _ in range(DEPTH):
+        level = [
+            each
+            for value in level
+            if isinstance(value, dict | list)
+            for each in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return content
+    raise ValueError(f"it is nested more than {DEPTH} levels deep")
 
 
 def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -85,12 +116,17 @@ def as_object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def part_of(value: Any, name: str) -> dict[str, Any]:
+    """Return an object within an object of a file; empty where there is none."""
+    return as_object(as_object(value).get(name))
+
+
 def are_numbers(*values: Any) -> bool:
-    """Tell whether all values are numbers; true and false are none."""
-    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+    """Tell whether all values are numbers to compute with; true and false are none."""
+    return all(type(each) in (int, float) and abs(each) < 1e300 for each in values)
 
 
-def is_interval(value: Any) -> bool:
+def is_interval(value: Any) -> TypeGuard[list[float]]:
     """Tell whether a value is a list of two numbers."""
     return isinstance(value, list) and len(value) == 2 and are_numbers(*value)
 

@@ -12,6 +12,7 @@ from accel_search.result_files import (
     are_numbers,
     as_object,
     is_interval,
+    part_of,
     read_json,
     update_json,
 )
@@ -143,8 +144,12 @@ def _is_entry(value: Any) -> bool:
     settings, evidence = as_object(entry.get("settings")), entry.get("evidence", {})
     return (
         are_numbers(entry.get("speedup"), entry.get("score_loss", 0.0))
+        and entry["speedup"] > 0
         and bool(settings)
-        and all(isinstance(each, dict) for each in settings.values())
+        and all(
+            isinstance(params, dict) and are_numbers(*params.values())
+            for params in settings.values()
+        )
         and isinstance(evidence, dict)
         and isinstance(evidence.get("search", {}), dict)
         and is_interval(evidence.get("score_loss_interval", [0, 0]))
@@ -154,7 +159,7 @@ def _is_entry(value: Any) -> bool:
 
 def model_of(entry: Mapping[str, Any]) -> str:
     """Return the hub id or folder that an entry is of; empty where it does not say."""
-    return str((entry.get("provenance") or {}).get("model_id", ""))
+    return str(part_of(entry, "provenance").get("model_id", ""))
 
 
 def stored_answer(
@@ -233,8 +238,8 @@ def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace
     only if it is of the same space, and of all of it unless this search has the same budget; a
     grid search, which measures everything, is answered by none but its like.
     """
-    evidence = entry.get("evidence") or {}
-    found, wanted = as_object(evidence.get("search")), _search_identity(settings, space)
+    evidence = part_of(entry, "evidence")
+    found, wanted = part_of(evidence, "search"), _search_identity(settings, space)
     if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
         return False
     if settings.req_speedup is not None:

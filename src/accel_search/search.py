@@ -91,10 +91,11 @@ class Evaluator(Protocol):
         """Return the latest baseline that was measured of each part."""
 
     def check(self) -> None:
-        """Check that the pipeline is what it was before the first candidate.
+        """Check that the pipeline is what it was before the first candidate, and works.
 
         Raises:
             ContaminationError: It is not.
+            BaselineError: It does not work.
         """
 
 
@@ -389,6 +390,9 @@ class Search:
         self._trials[candidate] = assessed
         self._store.add(trial, assessed.assessment, self._goal.max_score_loss)
         self._observer.on_trial(assessed)
+        if trial.failure is not None:
+            # It may have broken more than itself: then the next one must not be blamed for it.
+            self._evaluator.check()
 
     def _further(self, candidate: Candidate, before: Measurement | None, stop: int) -> Measurement:
         """Return a candidate's measurement on the first `stop` prompts."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from accel_search.errors import ConfigurationError
-from accel_search.options import build_parser, declare, given_options, parse_seconds, refuse
+from accel_search.options import (
+    MAX_SECONDS,
+    build_parser,
+    check_text,
+    declare,
+    given_options,
+    parse_seconds,
+    refuse,
+)
 from accel_search.records import Goal
 
 SCHEDULERS = {
@@ -241,15 +248,25 @@ _REAL = {
     "min_psnr": (0.0, 100.0, "decibels from 0 to 100, e.g. 25"),
     "min_ssim": (-1.0, 1.0, "a similarity up to 1, e.g. 0.9"),
     "guidance_scale": (0.0, 1000.0, "a number of 0 or more (1 or less: no guidance)"),
-    "time_budget": (0.0, math.inf, "a duration, e.g. 30m"),
-    "memory_limit": (0.1, math.inf, "GiB, 0.1 or more, e.g. 8"),
+    "time_budget": (0.0, MAX_SECONDS, "a duration, e.g. 30m"),
+    "memory_limit": (0.1, 1e6, "GiB, 0.1 or more, e.g. 8"),
 }
 """Real numbers, each with the least and greatest value allowed and how to say it."""
+
+
+MAX_PIXELS = 2**16
+"""Largest height and width that are taken."""
+MAX_VALUE = 2**31 - 1
+"""Largest value of a parameter that has no limit of its own."""
 
 
 def _check(settings: Settings) -> None:
     """Raise ConfigurationError for the first value that is out of range."""
     _check_numbers(settings)
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if isinstance(value, str):
+            check_text(each.name, value, is_path=each.name != "storage")
     choices = {
         "attention": ATTENTION,
         "dtype": DTYPES,
@@ -259,15 +276,13 @@ def _check(settings: Settings) -> None:
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             refuse(name, getattr(settings, name), f"one of {', '.join(allowed)}")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", settings.device):
         refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
     if settings.offload and settings.device == "cpu":
         raise ConfigurationError(
             "--offload: moves parts between main memory and a GPU, but --device is cpu; leave it "
             "out"
         )
-    if settings.vae is not None and not settings.vae.strip():
-        refuse("vae", settings.vae, "a hub id (owner/name) or a folder")
     if settings.latency_only and settings.replay is not None:
         raise ConfigurationError(
             "--latency_only and --replay: choose one; a replay measures no pipeline"
@@ -291,8 +306,10 @@ def _check_numbers(settings: Settings) -> None:
             refuse(name, value, f"a whole number, {least} or more")
     for name in ("height", "width"):
         value = getattr(settings, name)
-        if value is not None and (type(value) is not int or value < 8 or value % 8):
-            refuse(name, value, "a multiple of 8 in pixels")
+        if value is not None and (
+            type(value) is not int or not 8 <= value <= MAX_PIXELS or value % 8
+        ):
+            refuse(name, value, f"a multiple of 8 in pixels, at most {MAX_PIXELS}")
     for name, (low, high, allowed) in _REAL.items():
         value = getattr(settings, name)
         # Written so that NaN, which is in no range, is refused too.
@@ -327,9 +344,9 @@ def _check_names(settings: Settings) -> None:
             kind = type(parameter.values[0])
             for value in values:
                 of_kind = type(value) is kind or (kind is float and type(value) is int)
-                too_low = of_kind and value < parameter.minimum
-                too_high = of_kind and parameter.maximum is not None and value > parameter.maximum
-                if not of_kind or too_low or too_high:
+                most = MAX_VALUE if parameter.maximum is None else parameter.maximum
+                # Written so that NaN, which is in no range, is refused too.
+                if not of_kind or not parameter.minimum <= value <= most:
                     limit = "" if parameter.maximum is None else f" to {parameter.maximum}"
                     raise ConfigurationError(
                         f"[space.{name}] {key} = {value!r}: expected {kind.__name__} "

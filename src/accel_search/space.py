@@ -278,7 +278,7 @@ def _axis(
 ) -> Axis:
     values = []
     for parameter in accelerator.parameters:
-        wanted = tuple(overrides.get(parameter.name, parameter.values))
+        wanted = tuple(dict.fromkeys(overrides.get(parameter.name, parameter.values)))
         # As the accelerator's own values run, from mild to harsh.
         wanted = tuple(sorted(wanted, reverse=parameter.values[0] > parameter.values[-1]))
         allowed = tuple(
@@ -413,6 +413,22 @@ def parse_key(text: str) -> tuple[Any, ...] | None:
     """Return such a key as a tuple, None where it is not one; literals only, nothing is run."""
     try:
         key = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-    return key if isinstance(key, tuple) and len(key) == 6 else None
+    return key if isinstance(key, tuple) and _is_key(key) else None
+
+
+def _is_key(key: tuple[Any, ...]) -> bool:
+    """Tell whether the parts are those of `search_key`; a file may hold anything."""
+    if len(key) != 6:
+        return False
+    pipeline, scheduler, steps, goal, loss, targets = key
+    return (
+        all(isinstance(each, str) for each in (pipeline, scheduler, steps))
+        and steps.isdecimal()
+        and len(steps) < 10
+        and type(goal) in (str, int, float)
+        and type(loss) in (int, float)
+        and isinstance(targets, list)
+        and all(isinstance(each, str) for each in targets)
+    )

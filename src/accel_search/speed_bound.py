@@ -221,6 +221,8 @@ class SpeedBoundSearch:
         noise = self._standing.timing_noise(baseline)
         found = None if trial.measurement is None else speedup(trial.measurement, noise)
         self._listener.on_timed(trial, found)
+        if trial.failure is not None:
+            self._evaluator.check()  # As in a search: the next one must not be blamed for it.
         return baseline
 
     def _baseline_of(self, measured: Measurement) -> Measurement:

@@ -115,14 +115,17 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
 
     Returns:
         (mean baseline − mean candidate) / mean baseline with its bias-corrected and
-        accelerated bootstrap interval over prompts.
+        accelerated bootstrap interval over prompts, widened for few of them.
 
     Raises:
         ConfigurationError: The baseline's mean is not positive, so a relative loss has no
             meaning, or the two are not of one length.
 
     Source:
-        Efron, "Better bootstrap confidence intervals" (1987), as scipy.stats.bootstrap has it.
+        Efron, "Better bootstrap confidence intervals" (1987), as scipy.stats.bootstrap has it. Its
+        percentiles are too narrow at few prompts (92 % at 16 for 95 %, measured by
+        tests/reliability/test_coverage.py): expanded as in Hesterberg, "What teachers should know
+        about the bootstrap" (2015), section 4.1, equation 7, to those of Student's t.
     """
     if len(baseline) != len(candidate):
         raise ConfigurationError(
@@ -149,12 +152,23 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
             paired=True,
             vectorized=True,
             n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
+            confidence_level=_expanded(len(before)),
             method="BCa",
             rng=np.random.default_rng(_SEED),
         ).confidence_interval
     low, high = (value if math.isnan(end) else float(end) for end in interval)
     return Estimate(value, low, high)
+
+
+def _expanded(count: int) -> float:
+    """Return the level at which a bootstrap's percentiles of `count` samples hold `CONFIDENCE`.
+
+    Resampling takes the spread of n samples with n in place of n − 1, and knows no tails heavier
+    than the normal's: both are made up for by the level.
+    """
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    level = 1 - 2 * float(stats.norm.cdf(-math.sqrt(count / (count - 1)) * t))
+    return min(level, 1 - 2 / RESAMPLES)  # There are no percentiles beyond the outermost resamples.
 
 
 def judge(loss: Estimate, bound: float) -> Verdict:

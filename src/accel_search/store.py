@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from accel_search.statistics import Assessment
+
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
+"""What comes of reading a record that someone else wrote."""
 
 _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
 _CONSTRAINTS = "constraints"
@@ -227,11 +230,6 @@ def sqlite_url(path: str | Path) -> str:
     return f"sqlite:///{path}"
 
 
-def _remembered(study: optuna.Study) -> dict[str, Measurement]:
-    kept = {key: value for key, value in study.user_attrs.items() if key != ABOUT}
-    return {key: Measurement.from_dict(value) for key, value in kept.items()}
-
-
 def _seconds(trial: Trial) -> float:
     if trial.measurement is not None:
         return trial.measurement.seconds
@@ -258,6 +256,16 @@ def _shown(trial: Trial, assessment: Assessment | None) -> dict[str, Any]:
     if trial.failure is not None:
         shown["failure"] = f"{trial.failure.kind}: {trial.failure.message}"
     return shown
+
+
+def _remembered(study: optuna.Study) -> dict[str, Measurement]:
+    """Return the measurements among a study's attributes; other tools keep theirs there, too."""
+    found = {}
+    for name, kept in study.user_attrs.items():
+        if isinstance(kept, dict) and "seconds_per_image" in kept:
+            with suppress(*UNREADABLE):
+                found[name] = Measurement.from_dict(kept)
+    return found
 
 
 def _latest(study: optuna.Study) -> list[Trial]:

@@ -85,12 +85,19 @@ def story_of(
 
 def story_path(run_dir: str | Path, study: str) -> Path:
     """Return where a study's story lies in a run folder."""
-    return Path(run_dir) / FOLDER / f"{study}.json"
+    return Path(run_dir) / FOLDER / f"{_plain(study)}.json"
 
 
 def pictures_path(run_dir: str | Path, study: str) -> Path:
     """Return the folder of a study's pictures in a run folder."""
-    return Path(run_dir) / PICTURES / study
+    return Path(run_dir) / PICTURES / _plain(study)
+
+
+def _plain(study: str) -> str:
+    """Return a study's name as that of a file; one that someone else wrote may climb out."""
+    if not study or study in (".", "..") or "/" in study or "\0" in study:
+        raise ConfigurationError(f"{study!r}: is no name of a study of accel-search")
+    return study
 
 
 def write_story(run_dir: str | Path, story: Mapping[str, Any]) -> None:

@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from accel_search.errors import ConfigurationError
+from accel_search.accelerators import all_accelerators
+from accel_search.accelerators.compose import check_params
+from accel_search.errors import ConfigurationError, first_line
 from accel_search.records import Candidate, Failure, Measurement, Trial, Workload
-from accel_search.result_files import write_atomically
+from accel_search.result_files import are_numbers, parse_json, write_atomically
 from accel_search.space import JointSpace
 
 FORMAT = "accel-search-trials/1"
@@ -98,9 +100,8 @@ def read_trials(path: Path) -> TrialsFile:
         ConfigurationError: It cannot be read, is of another format, or lacks a field.
     """
     try:
-        content = json.loads(
-            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        )
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = parse_json(raw.decode())
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ConfigurationError(f"--replay {path}: cannot be read: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
@@ -108,14 +109,21 @@ def read_trials(path: Path) -> TrialsFile:
         raise ConfigurationError(f"--replay {path}: format is {found!r}, expected {FORMAT!r}")
     try:
         return _parse(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        ConfigurationError,
+    ) as error:
         raise ConfigurationError(
-            f"--replay {path}: not a valid {FORMAT} file: {type(error).__name__}: {error}"
+            f"--replay {path}: not a valid {FORMAT} file: {first_line(error)}"
         ) from error
 
 
 def _parse(content: Mapping[str, Any]) -> TrialsFile:
-    given = content["workload"]
+    given = _workload(content["workload"])
     names = {each.name for each in fields(Workload)}
     workload = None
     if names <= set(given):
@@ -128,13 +136,17 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
     trials = tuple(_trial(each, baseline) for each in content["trials"])
     by_text = {str(trial.candidate): trial.candidate for trial in trials}
     prefixed = {
-        name.partition(":")[::2]: Measurement.from_dict(value) for name, value in beside.items()
+        name.partition(":")[::2]: _checked(Measurement.from_dict(value), name)
+        for name, value in beside.items()
+        if value["scores"]  # A part without prompts has no samples.
     }
     return TrialsFile(
         workload=workload,
         workload_fields=given,
         baseline=baseline,
-        held_out_baseline=Measurement.from_dict(held_out[-1]) if held_out else None,
+        held_out_baseline=_checked(Measurement.from_dict(held_out[-1]), "held out")
+        if held_out and held_out[-1]["scores"]
+        else None,
         trials=trials,
         held_out={
             by_text[text]: measurement
@@ -149,6 +161,69 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
     )
 
 
+MOST = 100_000
+"""Largest whole number of a workload: every step of it is gone through."""
+
+
+def _workload(given: Any) -> Mapping[str, Any]:
+    """Return the fields of a workload, each of its type and none beyond all measure.
+
+    Raises:
+        ValueError: One is not.
+    """
+    if not isinstance(given, dict):
+        raise ValueError("workload: expected an object")
+    kinds = {each.name: str(each.type) for each in fields(Workload)}
+    for name, value in given.items():
+        kind = kinds.get(name)
+        if kind == "int":
+            fits = type(value) is int and 0 <= value <= MOST
+        elif kind == "float":
+            fits = are_numbers(value)
+        elif kind == "str":
+            fits = isinstance(value, str)
+        else:
+            fits = kind is None or (
+                isinstance(value, list) and all(type(e) is int and 0 < e <= MOST for e in value)
+            )
+        if not fits:
+            raise ValueError(f"workload: {name} cannot be {value!r}")
+    return given
+
+
+def _checked(measured: Measurement, name: object) -> Measurement:
+    """Return a measurement that every figure can be computed from.
+
+    Raises:
+        ValueError: A sample is no number, or samples that are pairs are not.
+    """
+    own, beside = measured.seconds_per_image, measured.baseline_seconds_per_image
+    if not own or not beside:
+        raise ValueError(f"{name}: seconds_per_image holds no positive samples")
+    if not all(0 < each < 1e9 for each in (*own, *beside)):
+        raise ValueError(f"{name}: seconds_per_image holds no positive samples, or others beside")
+    if len(beside) > len(own):
+        raise ValueError(f"{name}: {len(beside)} baseline samples beside {len(own)}")
+    if not are_numbers(*measured.scores, *measured.psnr, *measured.ssim):
+        raise ValueError(f"{name}: a score is no number")
+    if not 0 < measured.batch_size <= MOST or not 0 <= measured.seconds < 1e12:
+        raise ValueError(f"{name}: batch_size or seconds is out of range")
+    return measured
+
+
+def _candidate(given: Any) -> Candidate:
+    """Return a candidate of a file; raises ValueError or ConfigurationError where it is none."""
+    if not isinstance(given, dict) or not all(
+        isinstance(params, dict) and are_numbers(*params.values()) for params in given.values()
+    ):
+        raise ValueError("candidate: expected accelerator -> parameter -> number")
+    known = all_accelerators()
+    for name, params in given.items():
+        if name in known:  # A report can be made of what a plug-in did that is not here.
+            check_params(known[name], params)
+    return Candidate(given)
+
+
 def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurement:
     """Return the baseline; without pairs of its own, neighbouring samples are paired."""
     seconds = [float(each) for each in given["seconds_per_image"]]
@@ -161,7 +236,7 @@ def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurem
         half = len(seconds) // 2
         seconds, beside = (seconds[: 2 * half : 2], seconds[1::2]) if half else (seconds, seconds)
     charged = given.get("seconds", sum(given["seconds_per_image"]) * batch_size)
-    return Measurement.from_dict(
+    measured = Measurement.from_dict(
         {
             **given,
             "seconds_per_image": seconds,
@@ -170,11 +245,12 @@ def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurem
             "seconds": charged,
         }
     )
+    return _checked(measured, "baseline")
 
 
 def _trial(given: Mapping[str, Any], baseline: Measurement) -> Trial:
     """Return a trial; without a baseline of its own it is paired with the file's."""
-    candidate = Candidate(given["candidate"])
+    candidate = _candidate(given["candidate"])
     failure = given.get("failure")
     if failure is not None:
         kind = str(failure["kind"]) if isinstance(failure, dict) else str(failure)
@@ -194,8 +270,7 @@ def _trial(given: Mapping[str, Any], baseline: Measurement) -> Trial:
             "seconds": charged,
         }
     )
-    if not measurement.baseline_seconds_per_image or min(measurement.seconds_per_image) <= 0:
-        raise ValueError(f"{candidate}: seconds_per_image holds no positive samples")
+    _checked(measurement, candidate)
     # A race that was given up has fewer.
     if not 0 < len(measurement.scores) <= len(baseline.scores):
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate
 from accel_search.report.html import render_text
-from accel_search.report.run import Run
+from accel_search.report.run import DAMAGED, Run, damaged
 from accel_search.report.wording import factor, percent, python_lines
 from accel_search.result_files import write_atomically
 
@@ -67,7 +67,14 @@ def write_script(run: Run, path: Path) -> None:
 
 
 def script(run: Run) -> str:
-    """Return the text of such a script; raises as `write_script`."""
+    """Return the text of such a script; raises as `write_script`, and LoadError as a page does."""
+    try:
+        return _script(run)
+    except DAMAGED as error:
+        raise damaged(run, error) from error
+
+
+def _script(run: Run) -> str:
     load, winner = run.workload, run.winner
     if winner is None or winner.speedup is None or winner.score_loss is None:
         raise ConfigurationError("--export: no candidate meets the goal, so there is none to use")

@@ -13,7 +13,7 @@ from typing import Any
 from accel_search.records import Candidate, Measurement
 from accel_search.report.export import direct_lines, file_lines
 from accel_search.report.html import render
-from accel_search.report.run import Column, Row, Run
+from accel_search.report.run import DAMAGED, Column, Row, Run, damaged
 from accel_search.report.summary import short
 from accel_search.report.wording import UNSTEADY, duration, factor, percent
 from accel_search.statistics import Estimate
@@ -42,7 +42,18 @@ STATES = {
 
 
 def search_page(run: Run) -> str:
-    """Return the page of one search."""
+    """Return the page of one search.
+
+    Raises:
+        LoadError: The run's files do not hold what a search leaves in them.
+    """
+    try:
+        return _page(run)
+    except DAMAGED as error:
+        raise damaged(run, error) from error
+
+
+def _page(run: Run) -> str:
     return render(
         "search.html.j2",
         run=run,

@@ -33,6 +33,12 @@ DEFAULT_BOUND = 0.02
 """Loss of score that is allowed where a run does not say."""
 
 
+DAMAGED = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError
+)  # fmt: skip
+"""What comes of reading a story or a list of pictures that someone else wrote."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One trial as a report shows it."""
@@ -126,6 +132,15 @@ class Run:
         return tuple(named or sorted({name for row in self.rows for name in row.candidate}))
 
 
+def damaged(run: Run | Path, error: Exception) -> LoadError:
+    """Return the error that says so."""
+    where = run.origin if isinstance(run, Run) else run
+    return LoadError(
+        f"{where}: what is told of the search there cannot be shown ({first_line(error)}): "
+        f"search again, or remove its story"
+    )
+
+
 def of_outcome(
     outcome: Outcome,
     story: Mapping[str, Any],
@@ -181,14 +196,12 @@ def read_run(
     if recorded.held_out_baseline is not None:
         size = recorded.held_out_baseline.batch_size
         beside[f"baseline:held_out:{size}"] = recorded.held_out_baseline
-    return _build(
-        path.name,
-        {"workload": dict(recorded.workload_fields)},
-        bound,
-        {recorded.baseline.batch_size: recorded.baseline},
-        recorded.trials,
-        beside,
-    )
+    baselines = {recorded.baseline.batch_size: recorded.baseline}
+    try:
+        told = {"workload": dict(recorded.workload_fields)}
+        return _build(path.name, told, bound, baselines, recorded.trials, beside)
+    except DAMAGED as error:
+        raise damaged(path, error) from error
 
 
 def studies(folder: Path, storage: str | None = None) -> list[str]:
@@ -240,7 +253,10 @@ def _read_folder(folder: Path, study: str | None, bound: float, storage: str | N
             f"{place}: {name} holds no finished baseline yet; run the search again to go on"
         )
     origin = str(folder) if storage is None else without_secrets(storage)
-    run = _build(origin, story, bound, baselines, trials, beside)
+    try:
+        run = _build(origin, story, bound, baselines, trials, beside)
+    except DAMAGED as error:
+        raise damaged(folder, error) from error
     return _with_pictures(run, folder)
 
 
@@ -461,7 +477,10 @@ def _rivals(
 
 def _with_pictures(run: Run, folder: Path) -> Run:
     """Add the pictures of a run, where there are any that can be read."""
-    place = pictures_path(folder, str(run.story.get("study", "")))
+    study = run.story.get("study")
+    if not study:
+        return run
+    place = pictures_path(folder, str(study))
     index = place / "pictures.json"
     if not index.exists():
         return run

@@ -10,6 +10,7 @@ from accel_search import accelerators
 from accel_search.records import Candidate
 from accel_search.report.colour import painted
 from accel_search.report.wording import UNSTEADY, duration, factor, percent, python_lines, verdict
+from accel_search.result_files import is_interval
 from accel_search.search import Outcome
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -226,15 +227,18 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
     """Return the text that answers from a stored result."""
     evidence = entry.get("evidence") or {}
     date = (entry.get("provenance") or {}).get("date", "an unknown date")
-    low, high = (100 * each for each in evidence.get("score_loss_interval", (0, 0)))
+    interval = evidence.get("score_loss_interval")
+    shown = ""
+    if is_interval(interval):
+        low, high = interval
+        shown = f" [{100 * low:.1f}, {100 * high:.1f}]"
     lines = [
         f"{settings.output} holds this search's result, measured on this machine on {date}:",
         "",
         *(f"  {line}" for line in settings_lines(Candidate(entry["settings"]))),
         "",
         f"  speedup: {entry['speedup']:.2f}",
-        f"  score loss: {100 * entry['score_loss']:.1f} % [{low:.1f}, {high:.1f}]  "
-        f"{evidence.get('verdict', '')}",
+        f"  score loss: {100 * entry['score_loss']:.1f} %{shown}  {evidence.get('verdict', '')}",
         "",
         "Use it:",
         *(f"  {line}" for line in snippet(settings)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from accel_search.bounds import FAILED
-from accel_search.errors import ConfigurationError, LoadError
+from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.records import Candidate
 from accel_search.report.html import render
 from accel_search.report.summary import short
+from accel_search.result_files import parse_json
 from accel_search.settings import SCHEDULERS
 from accel_search.space import parse_key
 from accel_search.sweep.table import Configuration
@@ -38,16 +38,16 @@ def read_bounds(path: Path) -> list[Explored]:
         LoadError: It is none.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_text(encoding="utf-8"))
         found = list(_explored(content))
         if found:
             sweep_page(found, {})  # Everything that is shown is looked at here.
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError,
-        TemplateError,
+        OverflowError, TemplateError,
     ) as error:  # fmt: skip
         raise LoadError(
-            f"{path}: cannot be read as a file of bounds: {type(error).__name__}: {error}"
+            f"{path}: cannot be read as a file of bounds: {first_line(error)}"
         ) from error
     if not found:
         raise ConfigurationError(f"{path}: holds no configuration; run accel-explore first")

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from accel_search.errors import AcceleratorError, AccelSearchError, TrialFailure, first_line
+from accel_search.errors import (
+    AcceleratorError,
+    AccelSearchError,
+    BaselineError,
+    TrialFailure,
+    first_line,
+)
 from accel_search.records import Candidate, Measurement, Params, Prompt, Workload
 from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
@@ -207,9 +213,22 @@ class Caller:
                     f"({first_line(error, 160)}): search without --compile"
                     + (", or without that target" if candidate else "")
                 ) from error
-            raise
+            if candidate or isinstance(error, AccelSearchError) or is_out_of_memory(error):
+                raise
+            raise BaselineError(self._blame(error)) from error
         self._accounting.pipeline_seconds += seconds
         return images, seconds
+
+    def _blame(self, error: Exception) -> str:
+        """Say that the bare pipeline raised, and what may be behind it."""
+        said = f"the bare pipeline raised {first_line(error)}"
+        if self.last_applied is None:
+            return f"{said}: mend the model, or choose another --dtype or --device"
+        return (
+            f"{said}; the last candidate was {self.last_applied}, whose accelerators may leave the "
+            "pipeline changed, or the device no longer works: what was measured is stored, run the "
+            "same command again to go on in a new process"
+        )
 
     def _run_accelerated(
         self, call: Call, candidate: Candidate, watch: AbstractContextManager[None]

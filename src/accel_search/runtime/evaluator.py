@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,14 @@ import torch
 
 from accel_search.accelerators.base import PLAIN, StepType
 from accel_search.accelerators.computation import describe_steps
-from accel_search.errors import InvalidImage, OutOfMemoryError, TrialFailure
+from accel_search.errors import (
+    AccelSearchError,
+    BaselineError,
+    InvalidImage,
+    OutOfMemoryError,
+    TrialFailure,
+    first_line,
+)
 from accel_search.records import Candidate, Measurement, Prompt, PromptSet, Provenance, Workload
 from accel_search.runtime import memory
 from accel_search.runtime.batches import Batch, plan_batches, plan_steps
@@ -216,9 +224,10 @@ class PipelineEvaluator:
 
         Raises:
             ContaminationError: It does not.
+            BaselineError: It makes none.
         """
         with self._session():
-            self._check_sentinel()
+            self._until_it_fits(self._check_sentinel)
 
     @contextmanager
     def _session(self) -> Iterator[None]:
@@ -300,7 +309,7 @@ class PipelineEvaluator:
                 samples.baseline_seconds_per_image.append(seconds)
             if step.is_new and self._scorer is not None:
                 self._check_bare(split, step.batch, images)
-                samples.scores += self._score(split, step.batch, images)
+                samples.scores += self._score(split, step.batch, images, BASELINE)
         result = samples.measurement(self.batch_size, self.accounting.elapsed())
         self.baselines[split] = result
         return result
@@ -328,7 +337,7 @@ class PipelineEvaluator:
                 samples.seconds_per_image.append(seconds)
             if step.is_new and self._scorer is not None:
                 check_images(images, texts, step.batch.prompts)
-                samples.scores += self._score(split, step.batch, images)
+                samples.scores += self._score(split, step.batch, images, candidate)
                 self._compare(split, step.batch, images, samples)
         return samples.measurement(self.batch_size, self.accounting.elapsed())
 
@@ -403,10 +412,44 @@ class PipelineEvaluator:
         part = self._part(split)
         return [part[index] for index in batch.prompts]
 
-    def _score(self, split: Split, batch: Batch, images: torch.Tensor) -> list[float]:
+    def _score(
+        self, split: Split, batch: Batch, images: torch.Tensor, candidate: Candidate
+    ) -> list[float]:
+        """Score the images that count; a failure is the candidate's only if it is not the scorer's.
+
+        Raises:
+            TrialFailure: The candidate's images cannot be scored, the baseline's can.
+            BaselineError: Neither can.
+        """
+        texts = [prompt.text for prompt in self._prompts(split, batch)[: batch.scored]]
+        scores, wrong = self._try_to_score(images[: batch.scored], texts)
+        if wrong is None:
+            return scores
+        if candidate:
+            kept = self._pictures[split, batch.prompts][: batch.scored]
+            bare = kept.to(images.device, torch.float32) / 255
+            if self._try_to_score(bare, texts)[1] is None:
+                raise TrialFailure(f"the images of {candidate} cannot be scored: {wrong}")
+        raise BaselineError(
+            f"the scorer fails on the bare pipeline's own images, it {wrong}: mend --clip_model; "
+            "what was measured is stored, run the same command again to go on"
+        )
+
+    def _try_to_score(
+        self, images: torch.Tensor, texts: list[str]
+    ) -> tuple[list[float], str | None]:
+        """Return scores, and what is wrong with them; None if nothing is."""
         scorer = self._scorer
         assert scorer is not None
-        texts = [prompt.text for prompt in self._prompts(split, batch)[: batch.scored]]
-        scores, seconds = timed(lambda: scorer.score(images[: batch.scored], texts), self._device)
+        try:
+            scores, seconds = timed(lambda: scorer.score(images, texts), self._device)
+        except Exception as error:
+            if memory.is_out_of_memory(error) or isinstance(error, AccelSearchError):
+                raise
+            return [], f"raised {first_line(error)}"
         self.accounting.scoring_seconds += seconds
-        return scores
+        if len(scores) != len(texts):
+            return scores, f"returned {len(scores)} scores for {len(texts)} images"
+        if not all(math.isfinite(each) for each in scores):
+            return scores, f"returned {next(s for s in scores if not math.isfinite(s))} as a score"
+        return scores, None

@@ -195,7 +195,7 @@ def _check_vae_class(path: Path, name: str) -> None:
     file = path / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise LoadError(
             f"--vae {name}: {file} cannot be read ({first_line(error, 120)}): fetch it again"
         ) from error
@@ -319,7 +319,7 @@ def _read_index(path: Path, name: str) -> dict[str, Any]:
             f"--pipe {name}: {file} is missing, so the folder is no diffusers pipeline; give one "
             "that save_pretrained wrote"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(
             f"--pipe {name}: {file} cannot be read ({first_line(error, 120)}): fetch it again"
         ) from error
@@ -330,6 +330,12 @@ def _read_index(path: Path, name: str) -> dict[str, Any]:
             f"{' and '.join(PIPELINE_CLASSES)} can be searched"
         )
     for component, (library, class_name) in _components(index).items():
+        # It names a folder: one that climbs out of this one is none of the pipeline's.
+        if not component.isidentifier() or not class_name.isidentifier():
+            raise LoadError(
+                f"--pipe {name}: model_index.json names the component {component!r} of class "
+                f"{class_name!r}, which is no name: fetch or save it again"
+            )
         if library not in LIBRARIES:
             raise LoadError(
                 f"--pipe {name}: its {component} is {library}.{class_name}; only classes of "
@@ -374,6 +380,18 @@ def _refuse_code(given: str, folder: Path) -> None:
             f"{given}: {folder} holds Python code, which is never run: use a pipeline of "
             "diffusers' own classes"
         )
+    for file in folder.glob("*config.json"):
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise LoadError(
+                f"{given}: {file} cannot be read ({first_line(error, 120)}): fetch it again"
+            ) from error
+        if isinstance(config, dict) and "auto_map" in config:
+            raise LoadError(
+                f"{given}: {file} asks for code of its own (auto_map), which is never run: use a "
+                "pipeline of diffusers' own classes"
+            )
 
 
 def _check_weights(given: str, folder: Path, variant: str | None) -> list[Path]:
@@ -398,6 +416,7 @@ def _check_weights(given: str, folder: Path, variant: str | None) -> list[Path]:
 
 def _shards(given: str, index: Path) -> set[str]:
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return {str(each) for each in named}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(f"{given}: {index} cannot be read: fetch it again") from error

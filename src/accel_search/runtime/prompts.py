@@ -100,8 +100,13 @@ def _texts(source: str) -> list[str]:
     if path.suffix.lower() not in SUFFIXES:
         raise LoadError(f"--prompts {source}: expected a file ending in {', '.join(SUFFIXES)}")
     try:
-        return _from_file(path)
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: JSON, Unicode and Arrow errors
+        texts = _from_file(path)
+        for text in texts:
+            # JSON can hold half a pair of surrogates, which no tokenizer and no file takes.
+            text.encode()
+        return texts
+    # ValueError: JSON, Unicode and Arrow errors; RecursionError: JSON nested without end.
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise LoadError(
             f"--prompts {source}: cannot be read as {path.suffix[1:]}: {first_line(error)}"
         ) from error
@@ -142,7 +147,7 @@ def _from_file(path: Path) -> list[str]:
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         return _from_rows(path, list(rows))
     if suffix == ".jsonl":
-        return _from_rows(path, [json.loads(line) for line in text.splitlines() if line.strip()])
+        return _from_rows(path, [json.loads(line) for line in text.split("\n") if line.strip()])
     return _from_rows(path, json.loads(text))
 
 

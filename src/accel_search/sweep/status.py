@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from accel_search import bounds
+from accel_search.result_files import part_of
 from accel_search.settings import Settings
 from accel_search.sweep.table import Configuration
 
@@ -66,6 +67,6 @@ def _why_not(
     """Return why a stored result is none of this sweep; empty where it is."""
     if others := bounds.asked_otherwise(settings, entry):
         return f"was asked for with another {', '.join(others)}"
-    where = entry.get("provenance") or {}
+    where = part_of(entry, "provenance")
     differing = [name for name, value in (machine or {}).items() if where.get(name) != value]
     return f"was measured elsewhere (other {', '.join(differing)})" if differing else ""
