@@ -130,6 +130,22 @@ def test_a_configuration_of_a_sweep_is_a_run_with_its_bound(store, place):
     assert all(run.data.metrics["speedup"] > 0 for run in nested.values())
 
 
+def test_an_experiment_that_another_worker_made_in_between_is_used(store, place, monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    original = MlflowClient.create_experiment
+
+    def late(self, name, *arguments, **options):
+        original(self, name, *arguments, **options)
+        raise MlflowException(f"{name} exists")
+
+    monkeypatch.setattr(MlflowClient, "create_experiment", late)
+    searched(store, FakeEvaluator(), max_trials=1)
+    _, (parent,), nested = place()
+    assert parent.info.status == "FINISHED" and nested
+
+
 def test_a_server_that_is_away_costs_one_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([*REPLAY, "--mlflow", "http://me:secret@127.0.0.1:9"]) == 0

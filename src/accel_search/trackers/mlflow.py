@@ -169,7 +169,16 @@ class MLflow(Tracker):
 
     def _experiment_id(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
-        return str(self._client.create_experiment(name) if found is None else found.experiment_id)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except Exception:
+            # Another configuration of the sweep may have made it in between.
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
 
     def _find(self, tag: str, value: str) -> list[Any]:
         """Return every run with a tag of that value, the latest first."""
