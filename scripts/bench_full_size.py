@@ -46,9 +46,8 @@ COMBINATIONS = [
     for count in range(1, len(ALONE) + 1)
     for names in itertools.combinations(ALONE, count)
 ]
-ENOUGH_SECONDS = 5.0
-"""Seconds that the bare calls of a cell should last together, within `MOST_TURNS` turns."""
 MOST_TURNS = 3
+"""Calls of each setting in a cell, if the bare ones do not last long enough before."""
 
 
 def main() -> None:
@@ -63,6 +62,9 @@ def main() -> None:
     parser.add_argument("--settings", default=",".join(COMBINATIONS))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="that the bare calls of a cell last together"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -76,7 +78,7 @@ def main() -> None:
             attention=options.attention,
             compile=options.compile,
         )
-        bench = Bench(asked, options.settings.split(","))
+        bench = Bench(asked, options.settings.split(","), options.seconds)
         for sched, steps, batch in itertools.product(
             options.scheds.split(","), options.steps.split(","), options.batches.split(",")
         ):
@@ -113,8 +115,9 @@ class Table:
 class Bench:
     """One pipeline with random weights, and what is measured on it."""
 
-    def __init__(self, asked: Settings, names: Sequence[str]) -> None:
+    def __init__(self, asked: Settings, names: Sequence[str], enough_seconds: float) -> None:
         self._asked, self._names = asked, names
+        self._enough_seconds = enough_seconds
         with quiet_libraries():
             self._pipe = random_pipeline(asked)
         self._scheduler = self._pipe.scheduler
@@ -186,7 +189,7 @@ class Bench:
         for _ in range(MOST_TURNS):
             for name in calls:
                 call(name)
-            if sum(samples["bare"]) >= ENOUGH_SECONDS:
+            if sum(samples["bare"]) >= self._enough_seconds:
                 break
         call("bare")
         bare = statistics.median(samples["bare"])

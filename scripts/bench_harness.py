@@ -37,11 +37,15 @@ def main() -> None:
     parser.add_argument("--pipe", default="demo")
     parser.add_argument("--num_samples", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--timing_pairs", type=int, default=3)
     parser.add_argument("--latency_only", action="store_true")
     parser.add_argument("--trials", type=int, default=0)
     options = parser.parse_args()
     settings = Settings(
         pipe=options.pipe,
+        steps=options.steps,
+        timing_pairs=options.timing_pairs,
         num_samples=options.num_samples,
         held_out_samples=0,
         batch_size=options.batch_size,
@@ -59,7 +63,9 @@ def main() -> None:
         release(evaluator.device)
         levels.append(watch.bytes_in_use())
         peaks.append(found.peak_memory_bytes or 0)
-        print(f"{candidate or 'baseline'!s:90} harness adds {spent / inside - 1:6.2%}", flush=True)
+        memory = f"{levels[-1] / 2**20:9,.1f} MiB in use" if options.trials else ""
+        shown = f"{candidate or 'baseline'!s:90} harness adds {spent / inside - 1:6.2%}  {memory}"
+        print(shown.rstrip(), flush=True)
     print(f"{'all':90} harness adds {evaluator.accounting.harness_share:6.2%}")
     if options.trials:
         settled, last = levels[SETTLING_TRIALS], levels[-1]

@@ -91,10 +91,12 @@ class Minimize(Strategy):
             position = self.space.position(candidate)
             if position is not None and position not in known:
                 self._asked = places, self.space.candidate_at(position)
+            elif position is None:  # The table does not hold it: the nearest that it does.
+                order = self.space.by_distance(candidate)
+                candidate = self.space.candidate_at(next(at for at in order if at not in known))
+                self._asked = self._places(candidate), candidate
             else:
-                self._optimizer.tell(
-                    places, self._cost(known[position]) if position in known else 0
-                )
+                self._optimizer.tell(places, self._cost(known[position]))
         if self._asked is None:
             candidate = self.first_unmeasured(range(len(self.space)), history)
             return None if candidate is None else self.raced(candidate)
@@ -106,6 +108,13 @@ class Minimize(Strategy):
             return 0.0
         over = max(found.score_loss.value - self.task.goal.max_score_loss, 0.0)
         return -found.speedup.value + 10 * over
+
+    def _places(self, candidate: Candidate) -> list[int]:
+        return [
+            values.index(candidate[axis.accelerator.name][parameter.name])
+            for axis in self.space.axes
+            for parameter, values in zip(axis.parameters, axis.values, strict=True)
+        ]
 
     def _candidate(self, places: Sequence[int]) -> Candidate:
         rest = iter(places)

@@ -1,6 +1,8 @@
 """The loop's logic on an evaluator whose truth is known."""
 
 import logging
+import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -283,3 +285,24 @@ def test_steps_are_searched_as_a_target_of_their_own():
     outcome = run(FakeEvaluator(), targets=("steps",), strategy="guided")
     # Fewer than 12 of 20 lose over 2 %.
     assert outcome.winner.trial.candidate == Candidate({"steps": {"num_inference_steps": 12}})
+
+
+def test_all_intervals_of_an_outcome_are_of_one_pool_and_a_report_finds_the_same(tmp_path):
+    from accel_search.report.run import read_run
+    from accel_search.store import default_url
+
+    outcome = run(FakeEvaluator(noise=0.02), url=default_url(tmp_path))
+    assert outcome.winner in outcome.trials
+    # Every trial has three pairs, so by one pool all intervals are equally wide, but for those of
+    # trials that contradict it.
+    found = [each.assessment.speedup for each in outcome.trials]
+    found += [outcome.held_out.speedup, *(each.assessment.speedup for each in outcome.rivals)]
+    widths = [round(math.log(each.high / each.low), 9) for each in found]
+    assert widths.count(statistics.mode(widths)) > len(widths) / 2
+    report = read_run(tmp_path)
+    rows = {row.candidate: row.speedup for row in report.rows}
+    for each in outcome.trials:
+        shown = rows[each.trial.candidate]
+        assert shown.as_list() == pytest.approx(each.assessment.speedup.as_list())
+    for rival, shown in zip(outcome.rivals, report.rivals, strict=True):
+        assert shown.speedup.as_list() == pytest.approx(rival.assessment.speedup.as_list())

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from accel_search.errors import ConfigurationError
 from accel_search.records import Measurement
 from accel_search.statistics import (
     Estimate,
+    TimingNoise,
     Verdict,
     assess,
     judge,
@@ -14,6 +16,7 @@ from accel_search.statistics import (
     prompts_needed,
     score_loss,
     speedup,
+    timing_noises,
     timing_spread,
 )
 
@@ -130,3 +133,89 @@ def test_a_baseline_that_agrees_by_chance_is_contradicted_by_the_trials_own_pair
     assert timing_spread(lucky, [pairs([0.5], [1.0])]) == timing_spread(lucky)
     disturbed = [pairs([5.0, 0.5, 0.5], [1.0] * 3)]
     assert timing_spread(lucky, trials + disturbed) == pytest.approx(0.05, rel=0.25)
+
+
+def simulated(pairs_each, trials, *, scale=1.0, odd=1.0, repeats=400, seed=0):
+    """Return coverage and width of the first trial's interval, by the pool and by itself alone.
+
+    Args:
+        pairs_each: Pairs of each trial.
+        trials: How many trials there are.
+        scale: Their spread, in units of that of the baseline against itself.
+        odd: That of the first one, in units of the others'.
+    """
+    rng = np.random.default_rng(seed)
+    inside = {"pooled": 0, "alone": 0}
+    widths = {"pooled": [], "alone": []}
+    for _ in range(repeats):
+        baseline = timing(np.exp(rng.normal(0, 0.02, 4)))
+        spreads = [0.02 * scale * odd, *[0.02 * scale] * (trials - 1)]
+        measured = [timing(2 * np.exp(rng.normal(0, each, pairs_each))) for each in spreads]
+        for name, noise in (
+            ("pooled", TimingNoise([baseline], measured)),
+            ("alone", baseline),
+        ):
+            found = speedup(measured[0], noise)
+            inside[name] += found.low <= 2.0 <= found.high
+            widths[name].append(np.log(found.high / found.low))
+    return {name: (inside[name] / repeats, widths[name]) for name in inside}
+
+
+@pytest.mark.parametrize("pairs_each", [2, 3])
+@pytest.mark.parametrize("trials", [1, 6, 16])
+def test_where_pairs_differ_alike_the_pooled_interval_covers_the_truth_and_is_steadier(
+    pairs_each, trials
+):
+    found = simulated(pairs_each, trials, repeats=800)
+    assert 0.93 <= found["pooled"][0] <= 0.97
+    if trials > 1:
+        pooled, alone = (np.asarray(found[name][1]) for name in ("pooled", "alone"))
+        assert np.median(pooled) < np.median(alone)
+        # From one search to the next it is not now narrow, now wide.
+        low, high = (np.quantile(pooled, end) / np.quantile(alone, end) for end in (0.1, 0.9))
+        assert low > 1 > high
+
+
+@pytest.mark.parametrize("pairs_each", [2, 3])
+def test_a_baseline_timed_in_a_quiet_minute_makes_no_interval_too_narrow(pairs_each):
+    found = simulated(pairs_each, 16, scale=2.0)
+    assert found["alone"][0] < 0.9 < 0.92 <= found["pooled"][0] <= 0.975
+
+
+@pytest.mark.parametrize("odd", [2.0, 3.0])
+def test_a_candidate_that_is_noisier_than_the_others_is_taken_at_its_word(odd):
+    found = simulated(3, 16, odd=odd)
+    # Three pairs show that they differ from the rest in most cases, not in all.
+    assert found["pooled"][0] >= 0.78
+    blind = 2 * stats.t.ppf(0.975, 36) * 0.02 / np.sqrt(3)
+    assert found["pooled"][0] > 2 * stats.norm.cdf(blind / 2 / (odd * 0.02 / np.sqrt(3))) - 1 + 0.05
+    # One far off shows in its own pairs: its interval is its own, of two degrees of freedom.
+    wild = timing([2.0, 2.6, 1.5])
+    steady = [timing(2 * np.exp(np.random.default_rng(i).normal(0, 0.02, 3))) for i in range(16)]
+    alone = speedup(wild, TimingNoise([], [wild]))
+    among = speedup(wild, TimingNoise([timing([1.01, 0.99, 1.0, 1.02])], [wild, *steady]))
+    assert among.high - among.low == pytest.approx(alone.high - alone.low, rel=0.05)
+
+
+def test_one_disturbed_call_does_not_widen_the_others_intervals():
+    rng = np.random.default_rng(4)
+    baseline = timing(np.exp(rng.normal(0, 0.02, 4)))
+    steady = [timing(2 * np.exp(rng.normal(0, 0.02, 3))) for _ in range(12)]
+    disturbed = timing([2.0, 2.02, 0.9])
+    without = speedup(steady[0], TimingNoise([baseline], steady))
+    beside = speedup(steady[0], TimingNoise([baseline], [*steady, disturbed]))
+    assert beside == without
+    # One that differs as they do tells more of the noise.
+    assert speedup(steady[0], TimingNoise([baseline], steady[:4])) != without
+
+
+def test_noise_is_pooled_by_batch_size_and_counts_nothing_twice():
+    one, two = timing([1.01, 0.98, 1.0]), timing([2.02, 1.97])
+    other = Measurement((0.4, 0.5, 0.3), (1.0, 1.0, 1.0), (30.0, 31.0), 2)
+    found = timing_noises({"baseline:search:4": one, "steps:9": two}, [two, other, None])
+    assert set(found) == {2, 4}
+    assert speedup(two, found[4]) == speedup(two, TimingNoise([one], [two]))
+    assert speedup(two, found[4]) == speedup(two, one)
+    assert speedup(other, found[2]) == speedup(other, TimingNoise([], [other]))
+    # Neither a baseline nor a second pair: nothing is known, and the interval says so.
+    assert speedup(timing([2.0]), TimingNoise([])).high == np.inf

@@ -55,7 +55,7 @@ def run(settings: SweepSettings) -> int:
         _workers(settings) as workers,
         SweepProgress(logger, total, estimate.seconds, show_bar=show_bar) as progress,
     ):
-        sweep = Sweep(settings, workers, _machine(settings, workers))
+        sweep = Sweep(settings, workers, estimate.seconds, _machine(settings, workers))
         progress.expect(settings.table, len(workers))
         failed = sweep.run(progress)
         statuses = sweep.statuses()
@@ -73,7 +73,7 @@ def _print_plan(settings: SweepSettings, estimate: Estimate) -> int:
     from accel_search.sweep.driver import Sweep
 
     with _workers(settings) as workers:
-        statuses = Sweep(settings, workers, _machine(settings, workers)).statuses()
+        statuses = Sweep(settings, workers, machine=_machine(settings, workers)).statuses()
     seconds, measured = estimate.left(statuses)
     print(plan(statuses, seconds, len(workers), measured=measured))
     return ExitCode.DONE

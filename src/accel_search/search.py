@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from accel_search.errors import ConfigurationError, TrialFailure
@@ -17,7 +17,15 @@ from accel_search.records import (
     Trial,
     Workload,
 )
-from accel_search.statistics import AssessedTrial, Assessment, assess, score_loss
+from accel_search.statistics import (
+    AssessedTrial,
+    Assessment,
+    TimingNoise,
+    assess,
+    score_loss,
+    speedup,
+    timing_noises,
+)
 from accel_search.store import TrialStore
 from accel_search.strategies.base import History, Proposal, Strategy
 
@@ -26,6 +34,8 @@ Split = Literal["search", "held_out"]
 
 MAX_CONFIRMATIONS = 5
 """Candidates tried on held-out prompts before the search gives up."""
+STALE = 1.1
+"""Growth of the number of trials after which the intervals of all are made anew."""
 
 
 class Evaluator(Protocol):
@@ -198,6 +208,9 @@ class Search:
         self._spent = 0.0
         self._prompts = 0
         self._trials: dict[Candidate, AssessedTrial] = {}
+        self._beside: dict[str, Measurement] = {}
+        self._noises: dict[int, TimingNoise] = {}
+        self._pooled = 0
         self._refuted: list[Candidate] = []
 
     def run(self) -> Outcome:
@@ -211,7 +224,10 @@ class Search:
         baseline = self._baseline("search")
         self._prompts = len(baseline.scores)
         self._observer.on_baseline(baseline)
-        self._trials = {trial.candidate: self._assess(trial) for trial in self._store.trials()}
+        self._beside = self._store.remembered()
+        stored = self._store.trials()
+        self._pool([trial.measurement for trial in stored])
+        self._trials = {trial.candidate: self._assess(trial) for trial in stored}
         resumed = len(self._trials)
         if resumed:
             self._observer.on_resume(list(self._trials.values()))
@@ -219,10 +235,18 @@ class Search:
         could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
         rivals = () if winner is None else self._rivals(winner, held_out)
         self._evaluator.check()
+        # Everything was timed by now: the intervals that are reported are all of one pool.
+        self._beside = self._store.remembered()
+        self._restate()
+        if winner is not None:
+            winner = self._trials[winner.trial.candidate]
+            held_out = None if held_out is None else self._held_out(winner.trial.candidate)
+            rivals = tuple(
+                replace(each, assessment=self._assessment(each.measurement)) for each in rivals
+            )
         if winner is not None and winner.trial.measurement is not None:
             baseline = self._baseline_beside(winner.trial.measurement)
         trials = tuple(self._trials.values())
-        beside = self._store.remembered().values()
         return Outcome(
             baseline=baseline,
             winner=winner,
@@ -235,7 +259,7 @@ class Search:
             settled=settled,
             could_win=could_win,
             seconds=sum(_seconds(each.trial) for each in trials)
-            + sum(measurement.seconds for measurement in beside),
+            + sum(measurement.seconds for measurement in self._beside.values()),
         )
 
     def _find(
@@ -250,6 +274,8 @@ class Search:
         asks_for_more = self._goal.min_speedup is None
         while True:
             over, proposal = None, None
+            if not asks_for_more or len(self._trials) >= STALE * self._pooled:
+                self._restate()
             # A requirement is met by the first that meets it; an upper bound needs them all.
             if asks_for_more or self._fastest_feasible(baseline) is None:
                 over, proposal = self._ask(baseline)
@@ -257,6 +283,7 @@ class Search:
                 self._observer.on_start(proposal.candidate)
                 self._measure(proposal)
                 continue
+            self._restate()
             best = self._fastest_feasible(baseline)
             if best is None or len(self._refuted) >= MAX_CONFIRMATIONS:
                 reason = over or self._strategy.why_done(self._history(baseline))
@@ -311,7 +338,7 @@ class Search:
 
     def _keep_baseline(self, split: Split, measured: Measurement) -> Measurement:
         self._spent += measured.seconds
-        self._store.remember(f"baseline:{split}:{measured.batch_size}", measured)
+        self._remember(f"baseline:{split}:{measured.batch_size}", measured)
         return measured
 
     def _baseline_beside(self, measurement: Measurement, split: Split = "search") -> Measurement:
@@ -329,7 +356,23 @@ class Search:
         return AssessedTrial(trial, None if measured is None else self._assessment(measured))
 
     def _assessment(self, measured: Measurement, split: Split = "search") -> Assessment:
-        return assess(measured, self._baseline_beside(measured, split), self._goal.max_score_loss)
+        baseline = self._baseline_beside(measured, split)
+        noise = self._noises.get(measured.batch_size)
+        return assess(measured, baseline, self._goal.max_score_loss, noise)
+
+    def _pool(self, trials: Sequence[Measurement | None]) -> None:
+        """Take all pairs timed so far for what is known of the noise, by batch size."""
+        self._noises = timing_noises(self._beside, trials)
+        self._pooled = len(trials)
+
+    def _restate(self) -> None:
+        """Make every trial's interval anew, of all pairs timed so far; its scores stay judged."""
+        self._pool([each.trial.measurement for each in self._trials.values()])
+        for candidate, each in self._trials.items():
+            measured, found = each.trial.measurement, each.assessment
+            if measured is not None and found is not None:
+                again = speedup(measured, self._noises[measured.batch_size])
+                self._trials[candidate] = replace(each, assessment=replace(found, speedup=again))
 
     def _measure(self, proposal: Proposal) -> None:
         """Measure what a candidate lacks of its prompts, and store it; a failure is a record."""
@@ -419,8 +462,13 @@ class Search:
         if kept is None:
             kept = self._evaluator.measure(candidate, split)
             self._spent += kept.seconds
-            self._store.remember(name, kept)
+            self._remember(name, kept)
         return kept
+
+    def _remember(self, name: str, measured: Measurement) -> None:
+        self._store.remember(name, measured)
+        self._beside[name] = measured
+        self._pool([each.trial.measurement for each in self._trials.values()])
 
 
 def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:

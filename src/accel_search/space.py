@@ -131,6 +131,11 @@ class JointSpace:
                 f"at {workload.steps if workload else '?'} steps; use more steps or fewer targets"
             )
 
+    @property
+    def is_part(self) -> bool:
+        """Tell whether points are left out that could be measured: a replayed file lacks them."""
+        return self._only is not None
+
     def __len__(self) -> int:
         """Return the number of distinct computations, the baseline not counted."""
         return len(self._places)
@@ -199,6 +204,16 @@ class JointSpace:
     def position(self, candidate: Candidate) -> int | None:
         """Return where the computation of `candidate` stands; None where it is not in the space."""
         return self._positions.get(self.key(candidate))
+
+    def by_distance(self, candidate: Candidate) -> list[int]:
+        """Return all positions, those first whose parameters are nearest to a candidate's."""
+        own = [axis.coordinates(candidate[axis.accelerator.name]) for axis in self.axes]
+        distances = np.abs(self._coordinates - np.concatenate(own)).sum(axis=1)
+        return [int(position) for position in np.argsort(distances, kind="stable")]
+
+    @cached_property
+    def _coordinates(self) -> NDArray[np.float64]:
+        return self.coordinates()
 
     def coordinates(self) -> NDArray[np.float64]:
         """Return the place of each distinct candidate: `[N, parameters]`, 0 mildest, 1 harshest."""

@@ -13,7 +13,7 @@ from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
 from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.search import Evaluator
 from accel_search.space import JointSpace
-from accel_search.statistics import Estimate, noise_floor, speedup
+from accel_search.statistics import Estimate, TimingNoise, noise_floor, speedup
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
 
@@ -143,7 +143,7 @@ class SpeedBoundSearch:
         return SpeedBound(
             candidate=self._space.candidate_at(best),
             measurement=found,
-            speedup=speedup(found, baseline),
+            speedup=speedup(found, standing.timing_noise(baseline)),
             noise_floor=noise_floor(baseline, len(found.baseline_seconds_per_image)),
             baseline=baseline,
             timed=len(standing.measured),
@@ -218,7 +218,8 @@ class SpeedBoundSearch:
             trial = Trial(candidate, measured)
         self._standing.take(position, trial)
         self._store.add(trial, None)
-        found = None if trial.measurement is None else speedup(trial.measurement, baseline)
+        noise = self._standing.timing_noise(baseline)
+        found = None if trial.measurement is None else speedup(trial.measurement, noise)
         self._listener.on_timed(trial, found)
         return baseline
 
@@ -251,6 +252,10 @@ class _Standing:
             self.measured.pop(position, None)
         elif trial.measurement is not None and trial.measurement.baseline_seconds_per_image:
             self.measured[position] = trial.measurement
+
+    def timing_noise(self, baseline: Measurement) -> TimingNoise:
+        """Return how far pairs differ by chance, by all of the baseline's batch size."""
+        return TimingNoise([baseline], list(self.measured.values()))
 
     def forget_other_sizes(self, batch_size: int) -> None:
         """Drop what was timed at another batch size: no ratio is of two sizes."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from accel_search.errors import ConfigurationError
 from accel_search.racing import is_lost
@@ -171,24 +172,126 @@ def paired_log_ratios(measurement: Measurement) -> NDArray[np.float64]:
     return ratios
 
 
-def speedup(measurement: Measurement, noise: Measurement) -> Estimate:
-    """Estimate the speedup from calls timed side by side.
+DOUBT = 0.2
+"""Probability of its own spread, were it that of all pairs, below which a trial's counts more."""
+OUTLIER = 0.01
+"""The same, over all trials together, below which it tells nothing of the others' pairs."""
 
-    The spread of one trial's few pairs is a poor guess at the noise, so it is pooled with
-    that of the baseline timed against itself, whose true ratio is known to be 1.
+
+class TimingNoise:
+    """How far pairs of calls differ by chance, by all pairs that were timed at one batch size.
+
+    Two or three pairs are a poor guess at it: where they agree by chance, an interval made of them
+    is too narrow, and the next one, made of others, is somewhere else. So a mean of pairs is judged
+    by the pooled spread of all trials' pairs about their own means and of the baseline's against
+    itself, whose true ratio is known to be 1. A trial whose own pairs differ by more than that
+    allows is taken at its word: the less likely they are, the less the pool weighs beside them,
+    down to nothing.
+
+    Args:
+        baselines: The bare pipeline timed against itself.
+        trials: Candidates, each timed beside the baseline; one with a single pair tells nothing.
+
+    Source:
+        Variances moderated by those of all others: Smyth, "Linear models and empirical Bayes
+        methods for assessing differential expression" (2004), here with the prior's degrees of
+        freedom those of the pool; less of them for a variance that the others do not explain:
+        Phipson et al., "Robust hyperparameter estimation protects against hypervariable genes
+        and improves power to detect differential expression" (2016).
+    """
+
+    def __init__(
+        self, baselines: Sequence[Measurement], trials: Sequence[Measurement] = ()
+    ) -> None:
+        groups = [(_pairs_of(each), _squares(paired_log_ratios(each), 0.0)) for each in baselines]
+        groups += [(_pairs_of(each), _squares(paired_log_ratios(each))) for each in trials]
+        # What is stored twice, under two names, is one group.
+        found = {key: (squares, free) for key, (squares, free) in groups if free > 0}
+        squares = np.array([each[0] for each in found.values()])
+        free = np.array([each[1] for each in found.values()], float)
+        kept = np.ones(len(found), dtype=bool)
+        while kept.sum() > 2:
+            rest, left = squares[kept].sum() - squares, free[kept].sum() - free
+            chance = np.where(kept, _chance(squares, free, rest, left), 1.0)
+            worst = int(np.argmin(chance))
+            if chance[worst] * kept.sum() >= OUTLIER:
+                break
+            kept[worst] = False
+        self._pooled = {key for key, keep in zip(found, kept, strict=True) if keep}
+        self._squares = float(squares[kept].sum())
+        self._free = float(free[kept].sum())
+
+    def half_width(self, measurement: Measurement) -> float:
+        """Return half the width of the interval of a measurement's mean log ratio."""
+        ratios = paired_log_ratios(measurement)
+        own, own_free = _squares(ratios)
+        rest, free = self._squares, self._free
+        if own_free and _pairs_of(measurement) in self._pooled:
+            rest, free = rest - own, free - own_free
+        if own_free and free > 0 and rest > 0:
+            chance = float(_chance(own, own_free, rest, free))
+            weight = min(1.0, chance / DOUBT)
+            rest, free = weight * rest, weight * free
+        return _half_width(own + rest, own_free + free, len(ratios))
+
+
+def timing_noises(
+    beside: Mapping[str, Measurement], trials: Iterable[Measurement | None]
+) -> dict[int, TimingNoise]:
+    """Return batch size -> how far pairs of calls differ by chance.
+
+    Args:
+        beside: What a study remembers beside its trials, by name: baselines, confirmations, rivals.
+        trials: Its trials' measurements; None for a failed one.
+    """
+    baselines: dict[int, list[Measurement]] = {}
+    others: dict[int, list[Measurement]] = {}
+    for name, each in beside.items():
+        part = baselines if name.startswith("baseline:") else others
+        part.setdefault(each.batch_size, []).append(each)
+    for measured in trials:
+        if measured is not None:
+            others.setdefault(measured.batch_size, []).append(measured)
+    sizes = baselines.keys() | others.keys()
+    return {size: TimingNoise(baselines.get(size, ()), others.get(size, ())) for size in sizes}
+
+
+def _pairs_of(measurement: Measurement) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    beside = measurement.baseline_seconds_per_image
+    return beside, measurement.seconds_per_image[: len(beside)]
+
+
+def _squares(ratios: NDArray[np.float64], mean: float | None = None) -> tuple[float, int]:
+    """Return the sum of squares about a known mean, or about their own, and how many are free."""
+    if mean is None:
+        mean, free = (float(ratios.mean()) if len(ratios) else 0.0), max(len(ratios) - 1, 0)
+    else:
+        free = len(ratios)
+    return float(((ratios - mean) ** 2).sum()), free
+
+
+def _chance(squares: Any, free: Any, rest: Any, rest_free: Any) -> Any:
+    """Return the probability of so large a spread or a larger one, were it that of the rest."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.divide(squares, free) / np.divide(rest, rest_free)
+    return np.where(np.isfinite(ratio), special.fdtrc(free, rest_free, ratio), 1.0)
+
+
+def speedup(measurement: Measurement, noise: TimingNoise | Measurement) -> Estimate:
+    """Estimate the speedup from calls timed side by side.
 
     Args:
         measurement: The candidate's, with at least one pair.
-        noise: The baseline's, whose pairs are baseline against baseline.
+        noise: How far pairs differ by chance; or the baseline, where its pairs against itself are
+            all that is known of it.
 
     Returns:
-        Geometric mean of the pairs' ratios, with its interval by Student's t.
+        Geometric mean of the pairs' ratios, with its interval by Student's t and the spread of all
+        pairs.
     """
-    ratios, noise_ratios = paired_log_ratios(measurement), paired_log_ratios(noise)
-    mean = float(ratios.mean())
-    freedom = len(ratios) - 1 + len(noise_ratios)
-    squares = float(((ratios - mean) ** 2).sum() + (noise_ratios**2).sum())
-    half = _half_width(squares, freedom, len(ratios))
+    known = noise if isinstance(noise, TimingNoise) else TimingNoise([noise])
+    mean = float(paired_log_ratios(measurement).mean())
+    half = known.half_width(measurement)
     return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
@@ -207,21 +310,27 @@ def noise_floor(noise: Measurement, pairs: int) -> float:
     return math.expm1(half)
 
 
-def _half_width(squares: float, freedom: int, count: int) -> float:
+def _half_width(squares: float, freedom: float, count: int) -> float:
     """Half-width of the interval of a mean of `count`, from a pooled sum of squares."""
     if freedom < 1:
         return math.inf
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    t = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
     return t * math.sqrt(squares / freedom / count)
 
 
-def assess(measurement: Measurement, baseline: Measurement, bound: float) -> Assessment:
+def assess(
+    measurement: Measurement,
+    baseline: Measurement,
+    bound: float,
+    noise: TimingNoise | None = None,
+) -> Assessment:
     """Derive everything that is said about one measured candidate.
 
     Args:
         measurement: The candidate's samples, over all prompts or over the first of them.
         baseline: The baseline's, over all prompts.
         bound: Largest score loss that is allowed, a fraction.
+        noise: How far pairs differ by chance; None takes the baseline's pairs alone.
     """
     count = len(measurement.scores)
     is_complete = count == len(baseline.scores)
@@ -233,7 +342,7 @@ def assess(measurement: Measurement, baseline: Measurement, bound: float) -> Ass
         lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
         verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
     return Assessment(
-        speedup=speedup(measurement, baseline),
+        speedup=speedup(measurement, noise or baseline),
         score_loss=loss,
         verdict=verdict,
         noise_floor=noise_floor(baseline, len(measurement.baseline_seconds_per_image)),

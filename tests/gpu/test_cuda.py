@@ -254,8 +254,11 @@ def test_tome_merges_on_cuda_as_tomesd_does_up_to_rounding():
     assert torch.allclose(matching.merge(half).float(), expected, atol=5e-3)
 
 
+@pytest.mark.parametrize("offload", [False, True], ids=["resident", "offloaded"])
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_a_compiled_pipeline_is_measured_under_every_combination_and_comes_back(made, kind):
+def test_a_compiled_pipeline_is_measured_under_every_combination_and_comes_back(
+    made, kind, offload
+):
     from accel_search.runtime.workbench import open_evaluator
 
     settings = Settings(
@@ -264,6 +267,7 @@ def test_a_compiled_pipeline_is_measured_under_every_combination_and_comes_back(
         prompts=str(made / "prompts.txt"),
         device="cuda",
         compile=True,
+        offload=offload,
         steps=8,
         num_samples=4,
         held_out_samples=0,

@@ -357,7 +357,7 @@ def other_vae(tmp_path_factory) -> Path:
 
     pipe = write_pipeline(tmp_path_factory.mktemp("vae") / "pipe", "SDXL", seed=1)
     vae = AutoencoderKL.from_pretrained(pipe / "vae")
-    vae.register_to_config(force_upcast=False)
+    vae.register_to_config(force_upcast=False, scaling_factor=0.18215)
     folder = pipe.parent / "vae"
     vae.save_pretrained(folder)
     (folder / "diffusion_pytorch_model.bin").write_bytes(b"never to be fetched")
@@ -377,6 +377,10 @@ def test_a_vae_from_the_hub_replaces_the_pipelines_own(
     assert pipe.vae.config.force_upcast is False
     commit = served.repositories["me/vae"].commit
     assert folder.vae.name == f"me/vae@{commit[:12]}"
+    at = find_pipeline(settings(settings_for, vae=f"me/vae@{commit}"), half=False, log=LOG)
+    assert at.vae.name == f"me/vae@{commit[:12]}"
+    with pytest.raises(LoadError, match=r"--vae me/vae@no-such: .*me/vae at revision no-such"):
+        find_pipeline(settings(settings_for, vae="me/vae@no-such"), half=False, log=LOG)
     offline(monkeypatch)
     assert find_pipeline(settings(settings_for, vae="me/vae"), half=False, log=LOG) == folder
 
@@ -432,6 +436,10 @@ def test_a_vae_of_other_latents_is_refused(made, tmp_path, settings_for):
     vae = type(vae).from_config({**vae.config, "latent_channels": 16})
     vae.save_pretrained(tmp_path)
     with pytest.raises(LoadError, match="latents of 16 channels, but the UNet of .* makes 4"):
+        load_pipeline(settings_for(vae=str(tmp_path)), LOG)
+    vae = making.make_vae(scaling_factor=0.13025)
+    vae.save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match=r"scaled by 0.13025, those of --pipe .* by 0.18215: give"):
         load_pipeline(settings_for(vae=str(tmp_path)), LOG)
     with pytest.raises(LoadError, match=r"--vae nowhere: no such folder; give a folder of"):
         load_pipeline(settings_for(vae="nowhere"), LOG)

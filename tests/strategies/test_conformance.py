@@ -21,6 +21,12 @@ SPACES = {
     "tgate,steps": JointSpace(("tgate", "steps"), WORKLOAD),
     "unknown workload": JointSpace(("deepcache", "tome"), None),
 }
+# Some of a space's points, as a replayed file may hold them.
+SPACES["a part"] = JointSpace(
+    ("deepcache", "tome"),
+    WORKLOAD,
+    only={SPACES["deepcache,tome"].key_at(position) for position in range(0, 200, 9)},
+)
 PROMPTS, CHUNK = 32, 4
 
 
@@ -191,3 +197,30 @@ def test_every_sampler_of_a_strategy_learns(strategy):
         proposal = run.strategy.ask(run.history())
         run.look(proposal)
         assert truth(proposal.candidate)[0] > np.mean([truth(each)[0] for each in run.trials])
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_bayes_measures_what_lies_nearest_to_a_suggestion_that_a_file_lacks(sampler, monkeypatch):
+    strategy, part = get("bayes"), SPACES["a part"]
+    run = Run(strategy, part)
+    run.strategy = strategy(Task(part, run.goal, PROMPTS, CHUNK, 0, sampler))
+    asked = []
+    candidate_of = strategy._candidate
+
+    def heard(self, places):
+        asked.append(candidate_of(self, places))
+        return asked[-1]
+
+    monkeypatch.setattr(strategy, "_candidate", heard)
+    for _ in range(8):
+        while run.strategy.race(run.history()):
+            run.look(run.strategy.ask(run.history()))
+        known = {part.position(each) for each in run.trials}
+        asked.clear()
+        proposal = run.strategy.ask(run.history())
+        fresh = [at for at in part.by_distance(asked[-1]) if at not in known]
+        if part.position(asked[-1]) is None:
+            assert proposal.candidate == part.candidate_at(fresh[0])
+        run.look(proposal)
+    nearest = part.candidate_at(5)
+    assert part.by_distance(nearest)[0] == 5

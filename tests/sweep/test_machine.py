@@ -51,15 +51,16 @@ def test_cores_are_shared_out_and_none_twice(monkeypatch):
 
 def test_each_worker_sees_its_gpu_and_keeps_to_its_cores(three_gpus, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    workers = local_workers(SweepSettings(gpus="all", isolation="config", timeout=7.0))
+    sweep = SweepSettings(gpus="all", isolation="config", timeout=7.0, common={"run_dir": "/runs"})
+    workers = local_workers(sweep)
     assert [each.environment for each in workers] == [
         {"CUDA_VISIBLE_DEVICES": name} for name in "012"
     ]
     assert [each.arguments for each in workers] == [
-        ["--cores", cores] for cores in ("0,1", "2,3", "4,5")
+        ["--cores", cores, "--turns", "/runs/turns"] for cores in ("0,1", "2,3", "4,5")
     ]
     assert {(each.isolation, each.timeout) for each in workers} == {("config", 7.0)}
-    # One worker is not pinned, and sees what this process sees.
+    # One worker is not pinned, waits for nobody, and sees what this process sees.
     (alone,) = local_workers(SweepSettings())
     assert alone.environment == {} and alone.arguments == []
 

@@ -46,7 +46,7 @@ def test_a_lost_node_costs_no_configuration(cluster, tmp_path):
         executor="ray",
         common={"bounds": str(tmp_path / "bounds.json"), "run_dir": str(tmp_path / "runs")},
     )  # fmt: skip
-    workers = [RayWorker(0, "model", 300, COMMAND) for _ in range(2)]
+    workers = [RayWorker(0, (), "model", 300, COMMAND) for _ in range(2)]
     observer = Observer()
     lost = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
@@ -12,6 +13,7 @@ from accel_search.errors import ConfigurationError, InvalidImage, LoadError, Tri
 from accel_search.settings import Settings
 from accel_search.sweep.answers import failure_of
 from accel_search.sweep.worker import Session, settings_of
+from accel_search.turns import Turns
 
 SMALL = {
     "device": "cpu", "threads": 1, "steps": 6, "height": 64, "width": 64, "batch_size": 2,
@@ -25,23 +27,41 @@ SHORTAGE = (
 
 @pytest.fixture
 def ask(tmp_path):
-    session = Session()
-
     def ask(probe=False, **changes):
         settings = Settings(**SMALL | {"run_dir": str(tmp_path / "runs")} | changes)
         path = tmp_path / "answer.json"
         # Through JSON, as the sweep sends it.
         job = {"options": asdict(settings), "answer": str(path), "probe": probe}
-        session.answer(json.loads(json.dumps(job)))
+        ask.session.answer(json.loads(json.dumps(job)))
         return json.loads(path.read_text())
 
-    ask.session = session
+    ask.session = Session(Turns())
     return ask
 
 
 def test_settings_survive_the_way_to_the_worker():
     settings = Settings(**SMALL)
     assert settings_of(json.loads(json.dumps(asdict(settings)))) == settings
+
+
+def test_what_disturbs_and_what_is_disturbed_take_turns(ask):
+    events = []
+
+    class Seen(Turns):
+        @contextmanager
+        def loading(self):
+            events.append("load")
+            yield
+            events.append("loaded")
+
+        @contextmanager
+        def timing(self):
+            events.append("time")
+            yield
+
+    ask.session = Session(Seen())
+    assert ask()["failure"] is None
+    assert events[:3] == ["load", "loaded", "time"] and set(events[3:]) == {"time"}
 
 
 def test_one_load_serves_several_configurations_and_one_baseline_several_methods(ask, capsys):

@@ -16,10 +16,12 @@ from accel_search.statistics import (
     AssessedTrial,
     Assessment,
     Estimate,
+    TimingNoise,
     Verdict,
     assess,
     noise_floor,
     speedup,
+    timing_noises,
 )
 from accel_search.store import read_study, study_names
 from accel_search.story import FORMAT, pictures_path, story_path
@@ -165,6 +167,10 @@ def read_run(path: Path, study: str | None = None, bound: float = DEFAULT_BOUND)
     except ConfigurationError as error:
         raise LoadError(str(error).removeprefix("--replay ")) from error
     beside = {f"steps:{steps}": value for steps, value in recorded.rivals.items()}
+    beside |= {f"held_out:{each}": value for each, value in recorded.held_out.items()}
+    if recorded.held_out_baseline is not None:
+        size = recorded.held_out_baseline.batch_size
+        beside[f"baseline:held_out:{size}"] = recorded.held_out_baseline
     return _build(
         path.name,
         {"workload": dict(recorded.workload_fields)},
@@ -314,11 +320,16 @@ def _build(
         asked.get("min_psnr"),
         asked.get("min_ssim"),
     )
+    records = [each.trial if isinstance(each, AssessedTrial) else each for each in trials]
+    noises = timing_noises(
+        {f"baseline:search:{size}": each for size, each in baselines.items()} | dict(beside),
+        [each.measurement for each in records],
+    )
     rows: list[Row] = []
     assessed: list[AssessedTrial] = []
     for each in trials:
         known = each if isinstance(each, AssessedTrial) else AssessedTrial(each, None)
-        row, found = _row(known, baselines, goal)
+        row, found = _row(known, baselines, noises, goal)
         rows.append(row)
         assessed.append(AssessedTrial(known.trial, found))
     rows = _with_front(rows)
@@ -348,14 +359,17 @@ def _build(
         baseline=baseline,
         rows=tuple(rows),
         beside=beside,
-        rivals=_rivals(story, beside, baseline, goal),
+        rivals=_rivals(story, beside, baseline, noises, goal),
         winner=winner,
         is_confirmed=named is not None,
     )
 
 
 def _row(
-    known: AssessedTrial, baselines: Mapping[int, Measurement], goal: Goal
+    known: AssessedTrial,
+    baselines: Mapping[int, Measurement],
+    noises: Mapping[int, TimingNoise],
+    goal: Goal,
 ) -> tuple[Row, Assessment | None]:
     trial = known.trial
     measured = trial.measurement
@@ -367,10 +381,11 @@ def _row(
     if baseline is None:
         said = f"no baseline was measured at its batch size, {measured.batch_size}"
         return Row(trial.candidate, "failed", None, None, 0, measured, said), None
+    noise = noises[measured.batch_size]
     if not measured.scores or not baseline.scores:
-        found = speedup(measured, baseline)
+        found = speedup(measured, noise)
         return Row(trial.candidate, "timed", found, None, 0, measured, None), None
-    each = known.assessment or assess(measured, baseline, goal.max_score_loss)
+    each = known.assessment or assess(measured, baseline, goal.max_score_loss, noise)
     state = verdict(each)
     if not each.is_complete and each.verdict is Verdict.FAIL:
         state = "dropped"
@@ -398,6 +413,7 @@ def _rivals(
     story: Mapping[str, Any],
     beside: Mapping[str, Measurement],
     baseline: Measurement,
+    noises: Mapping[int, TimingNoise],
     goal: Goal,
 ) -> tuple[Rival, ...]:
     as_well = {int(each["steps"]): each["does_as_well"] for each in story.get("rivals") or []}
@@ -406,7 +422,7 @@ def _rivals(
         kind, _, text = name.partition(":")
         if kind != "steps" or measured.batch_size != baseline.batch_size or not baseline.scores:
             continue
-        each = assess(measured, baseline, goal.max_score_loss)
+        each = assess(measured, baseline, goal.max_score_loss, noises[measured.batch_size])
         steps = int(text)
         found.append(Rival(steps, each.speedup, each.score_loss, bool(as_well.get(steps))))
     return tuple(sorted(found, key=lambda rival: rival.steps))

@@ -17,6 +17,7 @@ from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import Call, prepare
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
 from accel_search.runtime.timing import timed, warm_up_steps
+from accel_search.turns import Turns
 
 Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
 """Applies a candidate to a pipeline for the length of a `with` block."""
@@ -119,10 +120,17 @@ class Caller:
         apply: Applies a candidate. Entered and left around each call, outside its time.
         accounting: Is charged every call.
         compiled: Whether the UNet is compiled: a call that compiles anything is made again.
+        turns: Keep calls apart from what other processes load.
     """
 
     def __init__(
-        self, pipe: Any, apply: Apply, accounting: Accounting, *, compiled: bool = False
+        self,
+        pipe: Any,
+        apply: Apply,
+        accounting: Accounting,
+        *,
+        compiled: bool = False,
+        turns: Turns | None = None,
     ) -> None:
         self.last_applied: Candidate | None = None
         """The candidate that touched the pipeline last; None before any did."""
@@ -130,6 +138,7 @@ class Caller:
         self._apply = apply
         self._accounting = accounting
         self._compiled = compiled
+        self._turns = turns or Turns()
         self._device = execution_device(pipe)
 
     def call(
@@ -185,11 +194,12 @@ class Caller:
     ) -> tuple[torch.Tensor, float]:
         watch = nullcontext() if peak is None else peak.watch()
         try:
-            if candidate:
-                images, seconds = self._run_accelerated(call, candidate, watch)
-            else:
-                with watch:
-                    images, seconds = timed(call, self._device)
+            with self._turns.timing():
+                if candidate:
+                    images, seconds = self._run_accelerated(call, candidate, watch)
+                else:
+                    with watch:
+                        images, seconds = timed(call, self._device)
         except Exception as error:
             if self._compiled and is_compile_error(error):
                 raise AcceleratorError(

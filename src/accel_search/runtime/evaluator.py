@@ -24,6 +24,7 @@ from accel_search.runtime.quiet import quiet_libraries
 from accel_search.runtime.scoring import ClipScorer
 from accel_search.runtime.similarity import similarity, to_bytes
 from accel_search.runtime.timing import timed
+from accel_search.turns import Turns
 
 T = TypeVar("T")
 Split = Literal["search", "held_out"]
@@ -69,6 +70,7 @@ class PipelineEvaluator:
         timing_pairs: int = 3,
         compiled: bool = False,
         apply: Apply | None = None,
+        turns: Turns | None = None,
         log: logging.Logger | None = None,
     ) -> None:
         if apply is None:
@@ -81,7 +83,7 @@ class PipelineEvaluator:
         self.accounting = Accounting()
         self.baselines: dict[Split, Measurement] = {}
         """The latest baseline of each part."""
-        self._caller = Caller(pipe, apply, self.accounting, compiled=compiled)
+        self._caller = Caller(pipe, apply, self.accounting, compiled=compiled, turns=turns)
         self._scorer = scorer
         self._pairs = timing_pairs
         self._log = log or logging.getLogger(__name__)

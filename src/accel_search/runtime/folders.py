@@ -26,7 +26,8 @@ HUB_IDS = {
     "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 """Short name -> hub repository."""
-PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+SCALING_FACTORS = {"StableDiffusionPipeline": 0.18215, "StableDiffusionXLPipeline": 0.13025}
+PIPELINE_CLASSES = tuple(SCALING_FACTORS)
 VAE_CLASS = "AutoencoderKL"
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Libraries that a component may come from; the last is a subfolder of diffusers' pipelines."""
@@ -60,6 +61,15 @@ class PipelineFolder:
     has_safety_checker: bool
     vae: VaeFolder | None = None
     """Replaces the pipeline's own VAE."""
+
+    @property
+    def scaling_factor(self) -> float:
+        """Return that of the pipeline's latents: its own VAE's, else the one of its class."""
+        try:
+            config = json.loads((self.path / "vae" / "config.json").read_text(encoding="utf-8"))
+            return float(config["scaling_factor"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return SCALING_FACTORS[self.pipeline_class]
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,8 @@ def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
     """Return the checked folder of the VAE that `--vae` names.
 
     Args:
-        name: A hub id, or a folder in the format of diffusers' AutoencoderKL.
+        name: A hub id, with `@revision` behind it or not, or a folder in the format of diffusers'
+            AutoencoderKL.
         half: As in `find_pipeline`.
         log: Is told what is fetched.
 
@@ -142,23 +153,24 @@ def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
     path = Path(name).expanduser()
     if path.is_dir():
         return _check_vae(path, name, half, None)
-    if not _is_hub_id(name):
+    hub_id, _, revision = name.partition("@")
+    if not _is_hub_id(hub_id):
         raise LoadError(
             f"--vae {name}: no such folder; give a folder of an {VAE_CLASS} or a hub id "
-            "(owner/name)"
+            "(owner/name, or owner/name@revision)"
         )
-    repository = Repository(f"--vae {name}", name, None, "config.json", f"an {VAE_CLASS}")
+    repository = Repository(
+        f"--vae {name}", hub_id, revision or None, "config.json", f"an {VAE_CLASS}"
+    )
 
     def choose(folder: Path, files: Sequence[str]) -> list[str]:
         _check_vae_class(folder, name)
         return _component_files(f"--vae {name}", "", files, choose_variant(_roots(files), half))
 
-    return fetch(
-        repository, choose, lambda folder: _check_vae(folder, name, half, folder.name), log
-    )
+    return fetch(repository, choose, lambda folder: _check_vae(folder, name, half, hub_id), log)
 
 
-def _check_vae(path: Path, name: str, half: bool, revision: str | None) -> VaeFolder:
+def _check_vae(path: Path, name: str, half: bool, hub_id: str | None) -> VaeFolder:
     given = f"--vae {name}"
     if (path / "model_index.json").is_file():
         raise LoadError(f"{given}: {path} is a whole pipeline: give its folder {path / 'vae'}")
@@ -171,8 +183,8 @@ def _check_vae(path: Path, name: str, half: bool, revision: str | None) -> VaeFo
     files = [file.name for file in path.iterdir() if file.is_file()]
     variant = choose_variant(files, half)
     weights = _check_weights(given, path, variant)
-    if revision is not None:
-        return VaeFolder(path, variant, f"{name}@{revision[:12]}")
+    if hub_id is not None:  # Its folder is named after the commit.
+        return VaeFolder(path, variant, f"{hub_id}@{path.name[:12]}")
     digest = hashlib.sha256()
     for file in weights:
         digest.update(file.read_bytes())

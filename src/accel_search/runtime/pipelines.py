@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
         )
     if settings.offload:
         log.info(OFFLOADED)
-    _check_vae_fits(pipe, settings)
+    _check_vae_fits(pipe, settings, folder)
     _make_bare(pipe)
     return pipe, folder
 
@@ -117,12 +118,21 @@ def _load_vae(folder: VaeFolder, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def _check_vae_fits(pipe: Any, settings: Settings) -> None:
+def _check_vae_fits(pipe: Any, settings: Settings, folder: PipelineFolder) -> None:
+    """Refuse a VAE that was trained for other latents: its pictures would be noise."""
+    if settings.vae is None:
+        return
     made, taken = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
-    if settings.vae is not None and made != taken:
+    if made != taken:
         raise LoadError(
             f"--vae {settings.vae}: it decodes latents of {taken} channels, but the UNet of --pipe "
             f"{settings.pipe} makes {made}: give one made for this pipeline"
+        )
+    own, other = folder.scaling_factor, pipe.vae.config.scaling_factor
+    if not math.isclose(own, other, rel_tol=1e-3):
+        raise LoadError(
+            f"--vae {settings.vae}: its latents are scaled by {other}, those of --pipe "
+            f"{settings.pipe} by {own}: give one made for this pipeline"
         )
 
 

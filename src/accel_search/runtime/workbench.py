@@ -26,6 +26,7 @@ from accel_search.runtime.prompts import load_prompts
 from accel_search.runtime.provenance import RANDOM_WEIGHTS, describe
 from accel_search.runtime.scoring import ClipScorer, load_scorer, weight_bytes
 from accel_search.settings import Settings
+from accel_search.turns import Turns
 
 TIMED_PROMPT = "a small red ring to the left of a large blue star on white"
 """What is drawn where nothing is scored; every prompt is padded to one length."""
@@ -40,6 +41,7 @@ class Workbench:
     Args:
         settings: What is loaded, where to, in what precision, and whether it is compiled.
         log: Gets notices and warnings.
+        turns: Keep timed calls apart from what other processes load.
 
     Raises:
         LoadError: A part, or the device, is not there.
@@ -47,12 +49,13 @@ class Workbench:
         OutOfMemoryError: The weights do not fit the device.
     """
 
-    def __init__(self, settings: Settings, log: logging.Logger) -> None:
+    def __init__(self, settings: Settings, log: logging.Logger, turns: Turns | None = None) -> None:
         device = resolve_device(settings.device)
         check_name(settings.pipe)
         _check_fit(settings, device)
         limit_memory(settings.memory_limit, device)
         self._log = log
+        self._turns = turns
         self._threads = set_threads(settings.threads, device)
         self._scorer: ClipScorer | None = None
         self._folder: PipelineFolder | None = None
@@ -107,6 +110,7 @@ class Workbench:
             provenance,
             timing_pairs=settings.timing_pairs,
             compiled=settings.compile,
+            turns=self._turns,
             log=self._log,
         )
 

@@ -25,7 +25,8 @@ class Bayes(Strategy):
 
     Parameters are suggested by their place among their values, from mild to harsh. A suggestion
     that coincides with a measured candidate is answered with what was measured, never measured
-    again, and the sampler is asked anew.
+    again, and the sampler is asked anew. In place of one that a replayed file does not hold the
+    nearest that it does hold is measured.
 
     Source:
         Optuna 5: `TPESampler` (Watanabe, "Tree-structured Parzen estimator", 2023) and `GPSampler`,
@@ -105,8 +106,12 @@ class Bayes(Strategy):
             position = self.space.position(self._candidate(asked.params))
             if position is not None and position not in known:
                 return asked, self.space.candidate_at(position)
-            # A point that the space leaves out is the baseline, or has no meaning at its steps.
             self._answer(asked, known.get(position))
+            if position is None and self.space.is_part:
+                order = self.space.by_distance(self._candidate(asked.params))
+                nearest = next(each for each in order if each not in known)
+                return None, self.space.candidate_at(nearest)
+            # Else a point that the space leaves out is the baseline, or means nothing there.
         candidate = self.first_unmeasured(range(len(self.space)), history)
         return None if candidate is None else (None, candidate)
 

@@ -1,11 +1,10 @@
-"""The sweep itself: which configuration is next, on which worker, and what is written down."""
+"""The sweep itself: workers take configurations, and what they answer is written down."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from accel_search import bounds, results
 from accel_search.result_files import read_json
 from accel_search.sweep.answers import Answer
 from accel_search.sweep.child import Stopped
+from accel_search.sweep.queue import Queue
 from accel_search.sweep.settings import ALL, SweepSettings
 from accel_search.sweep.status import Status, status_of
 from accel_search.sweep.table import Configuration
@@ -37,23 +37,13 @@ class Observer(Protocol):
         """Tell what it found, or how it failed."""
 
 
-@dataclass
-class _State:
-    """What the threads share; under the lock."""
-
-    pending: list[Configuration] = field(default_factory=list)
-    in_hand: dict[str, int] = field(default_factory=dict)
-    """Model -> workers that are on it."""
-    failed: int = 0
-    defects: list[BaseException] = field(default_factory=list)
-
-
 class Sweep:
     """Explores every open configuration of a table; each result is on disk before the next begins.
 
     Args:
         settings: The table and the options.
         workers: Each is asked for one configuration at a time, by a thread of its own.
+        expected: Seconds that a configuration should take, for sharing them out well.
         machine: Returns the machine's part of a provenance; stored results of another are not
             taken. None, or a machine that cannot be told, takes any. Asked once, where it matters.
     """
@@ -62,6 +52,7 @@ class Sweep:
         self,
         settings: SweepSettings,
         workers: Sequence[Worker],
+        expected: Callable[[Configuration], float] | None = None,
         machine: Callable[[], Mapping[str, Any] | None] | None = None,
     ) -> None:
         self._settings = settings
@@ -69,8 +60,11 @@ class Sweep:
         self._ask_machine = machine
         self._machine: Mapping[str, Any] | None = None
         self._stop = threading.Event()
+        self._expected = expected if len(workers) > 1 else None
+        self._queue = Queue([])
         self._lock = threading.Lock()
-        self._state = _State()
+        self._failed = 0
+        self._defects: list[BaseException] = []
 
     def run(self, observer: Observer) -> int:
         """Explore what is open and return how many configurations of the table stand as failed.
@@ -82,15 +76,17 @@ class Sweep:
             KeyboardInterrupt: It was interrupted; the workers' processes are ended.
         """
         statuses = self.statuses()
+        pending = []
         for configuration, status in statuses.items():
             if self._is_skipped(status):
                 observer.on_skip(configuration, status)
-                self._state.failed += status.state == "failed"
+                self._failed += status.state == "failed"
             else:
-                self._state.pending.append(configuration)
+                pending.append(configuration)
+        self._queue = Queue(pending, self._expected)
         threads = [
             threading.Thread(target=self._work, args=(worker, statuses, observer), daemon=True)
-            for worker in self._workers[: max(1, len(self._state.pending))]
+            for worker in self._workers[: max(1, len(pending))]
         ]
         try:
             for thread in threads:
@@ -102,9 +98,9 @@ class Sweep:
             for thread in threads:
                 if thread.is_alive():
                     thread.join()
-        if self._state.defects:
-            raise self._state.defects[0]
-        return self._state.failed
+        if self._defects:
+            raise self._defects[0]
+        return self._failed
 
     def statuses(self) -> dict[Configuration, Status]:
         """Return what became of each configuration so far."""
@@ -135,19 +131,20 @@ class Sweep:
         self, worker: Worker, statuses: Mapping[Configuration, Status], observer: Observer
     ) -> None:
         """Explore one configuration after the other until none is left."""
+        configuration = None
         try:
             while not self._stop.is_set():
-                configuration = self._take(worker)
+                configuration = self._queue.take(worker.model, configuration)
                 if configuration is None:
                     break
                 try:
                     self._explore(worker, configuration, statuses[configuration], observer)
                 finally:
-                    self._give_back(configuration)
+                    self._queue.finish(configuration)
         except Stopped:
             pass
         except BaseException as error:  # A defect here must not leave the others running.
-            self._state.defects.append(error)
+            self._defects.append(error)
             self._stop.set()
         finally:
             worker.close()
@@ -166,38 +163,9 @@ class Sweep:
         self._record(configuration, answer)
         observer.on_done(configuration, answer, seconds)
         if answer.is_of_model:
-            for other in self._withdraw(configuration.model):
+            for other in self._queue.withdraw(configuration.model):
                 self._record(other, answer)
                 observer.on_done(other, answer, 0.0)
-
-    def _take(self, worker: Worker) -> Configuration | None:
-        """Take the next configuration, one of the model that the worker has loaded if there is."""
-        with self._lock:
-            state = self._state
-            preferred: list[Callable[[str], bool]] = [
-                lambda model: model == worker.model,
-                lambda model: not state.in_hand.get(model),
-                lambda model: True,
-            ]
-            for fits in preferred:
-                for configuration in state.pending:
-                    if fits(configuration.model):
-                        state.pending.remove(configuration)
-                        count = state.in_hand.get(configuration.model, 0)
-                        state.in_hand[configuration.model] = count + 1
-                        return configuration
-            return None
-
-    def _give_back(self, configuration: Configuration) -> None:
-        with self._lock:
-            self._state.in_hand[configuration.model] -= 1
-
-    def _withdraw(self, model: str) -> list[Configuration]:
-        """Take all that is left of a model off the table."""
-        with self._lock:
-            found = [each for each in self._state.pending if each.model == model]
-            self._state.pending = [each for each in self._state.pending if each.model != model]
-            return found
 
     def _record(self, configuration: Configuration, answer: Answer) -> None:
         """Write an answer down: on disk when this returns."""
@@ -208,7 +176,7 @@ class Sweep:
             failure = dict(answer.failure) | {"latency_only": search.latency_only}
             bounds.save_failure(path, failed, failure)
             with self._lock:
-                self._state.failed += 1
+                self._failed += 1
             return
         bounds.save(path, answer.key, answer.label, answer.entry, failed)
         if answer.winner is not None:

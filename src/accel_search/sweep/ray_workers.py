@@ -20,7 +20,7 @@ from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.child import Stopped
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.worker import settings_of
-from accel_search.sweep.workers import LocalWorker, OnLine
+from accel_search.sweep.workers import LocalWorker, OnLine, turns_folder
 
 POLL_SECONDS = 0.2
 KNOCK_SECONDS = 10.0
@@ -33,9 +33,13 @@ class Explorer:
     """The actor: a local worker on its node, whose lines are fetched while it works."""
 
     def __init__(
-        self, isolation: str, timeout: float, command: Sequence[str] | None = None
+        self,
+        arguments: Sequence[str],
+        isolation: str,
+        timeout: float,
+        command: Sequence[str] | None = None,
     ) -> None:
-        self._worker = LocalWorker(isolation=isolation, timeout=timeout, command=command)
+        self._worker = LocalWorker({}, arguments, isolation, timeout, command)
         self._lines: deque[str] = deque()
         self._stop = threading.Event()
 
@@ -59,17 +63,23 @@ class RayWorker:
 
     Args:
         gpus: GPUs that it is to have, 0 or 1.
+        arguments: As `LocalWorker`'s.
         isolation: As `LocalWorker`'s.
         timeout: As `LocalWorker`'s.
         command: As `LocalWorker`'s.
     """
 
     def __init__(
-        self, gpus: int, isolation: str, timeout: float, command: Sequence[str] | None = None
+        self,
+        gpus: int,
+        arguments: Sequence[str],
+        isolation: str,
+        timeout: float,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.model: str | None = None
         self._gpus = gpus
-        self._arguments = (isolation, timeout, command)
+        self._arguments = (arguments, isolation, timeout, command)
         self._actor: Any = None
 
     def explore(self, settings: Settings, on_line: OnLine, stop: threading.Event) -> Answer:
@@ -170,8 +180,10 @@ def ray_workers(settings: SweepSettings) -> Iterator[Sequence[RayWorker]]:
     if settings.common.get("device") == "cpu":
         gpus = 0
     count = settings.workers or gpus or 1
+    turns = turns_folder(settings.run_dir) if count > 1 else []
     workers = [
-        RayWorker(1 if gpus else 0, settings.isolation, settings.timeout) for _ in range(count)
+        RayWorker(1 if gpus else 0, turns, settings.isolation, settings.timeout)
+        for _ in range(count)
     ]
     try:
         yield workers

@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import platform
 import queue
 import sys
 import threading
@@ -29,6 +30,7 @@ from accel_search.logging_utils import setup_logger
 from accel_search.result_files import write_atomically
 from accel_search.settings import Settings
 from accel_search.sweep.answers import Answer, failure_of
+from accel_search.turns import Turns
 
 if TYPE_CHECKING:
     from accel_search.runtime.evaluator import PipelineEvaluator
@@ -42,11 +44,13 @@ def main() -> None:
     """Take jobs until there are none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cores", help="CPU cores to keep to, e.g. 0,1")
+    parser.add_argument("--turns", type=Path, help="folder of those that must not disturb it")
     options = parser.parse_args()
     if options.cores and hasattr(os, "sched_setaffinity"):
         # Before torch is loaded, which counts the cores once.
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-    session = Session()
+    # On a file system that nodes share, each takes turns with its own processes only.
+    session = Session(Turns(options.turns and options.turns / platform.node()))
     for job in _jobs():
         session.answer(job)
 
@@ -74,7 +78,8 @@ def _jobs() -> Any:
 class Session:
     """What one process has loaded, and what it does with a job."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
         self._bench: Workbench | None = None
         self._evaluator: PipelineEvaluator | None = None
         self._latest: Settings | None = None
@@ -112,11 +117,12 @@ class Session:
 
     def _open(self, settings: Settings, logger: logging.Logger) -> PipelineEvaluator:
         """Return what measures the configuration, that of the one before where it serves."""
-        from accel_search.runtime.workbench import Workbench
-
         if self._bench is None:
             print(f"loading {settings.pipe}", flush=True)
-            self._bench = Workbench(settings, logger)
+            with self._turns.loading():
+                from accel_search.runtime.workbench import Workbench
+
+                self._bench = Workbench(settings, logger, self._turns)
         latest = self._latest
         same = latest is not None and (latest.sched, latest.steps) == (
             settings.sched,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from accel_search.settings import Settings
@@ -135,13 +136,20 @@ def local_workers(settings: SweepSettings) -> list[LocalWorker]:
         environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
     elif settings.workers is not None:
         environments = [{} for _ in range(settings.workers)]
-    cores = shares(len(environments)) if len(environments) > 1 else [[]]
+    several = len(environments) > 1
+    cores = shares(len(environments)) if several else [[]]
+    turns = turns_folder(settings.run_dir) if several else []
     return [
         LocalWorker(
             environment,
-            ["--cores", ",".join(map(str, own))] if own else [],
+            [*(["--cores", ",".join(map(str, own))] if own else []), *turns],
             settings.isolation,
             settings.timeout,
         )
         for environment, own in zip(environments, cores, strict=True)
     ]
+
+
+def turns_folder(run_dir: str) -> list[str]:
+    """Return the arguments that let the workers of a sweep take turns."""
+    return ["--turns", str(Path(run_dir).absolute() / "turns")]
