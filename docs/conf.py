@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def _refuse_what_loads_from_elsewhere(app: Sphinx, error: Exception | None) -> N
                 raise ExtensionError(f"{path.name} loads from elsewhere: {found[0][-120:]}")
 
 
+def _take_in_new_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """List pages that the table of contents does not name yet under a heading of their own."""
+    if docname != "index":
+        return
+    named = {line for line in source[0].splitlines() if re.fullmatch(r"[\w*]+", line)}
+    new = [
+        page
+        for page in sorted(app.env.found_docs - {"index"})
+        if not any(fnmatch(page, name) for name in named)
+    ]
+    if new:
+        source[0] += "\n".join(["\n```{toctree}", ":caption: More", "", *new, "```", ""])
+
+
 _attribute_texts: dict[str, list[str]] = {}
 
 
@@ -94,7 +109,8 @@ def _restore(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the check that the site stands on its own, and what autodoc's texts need."""
+    """Connect what the build needs beside its extensions."""
+    app.connect("source-read", _take_in_new_pages)
     app.connect("build-finished", _refuse_what_loads_from_elsewhere)
     app.connect("autodoc-process-docstring", _keep, priority=400)
     app.connect("autodoc-process-docstring", _restore, priority=600)
