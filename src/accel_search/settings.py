@@ -338,7 +338,7 @@ def _check_names(settings: Settings) -> None:
         for key, values in parameters.items():
             if key not in known:
                 raise ConfigurationError(
-                    f"[space.{name}] {key}: expected one of {', '.join(known)}"
+                    f"[space.{name}] {key!r}: expected one of {', '.join(known)}"
                 )
             parameter = known[key]
             kind = type(parameter.values[0])
