@@ -125,7 +125,7 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
         Efron, "Better bootstrap confidence intervals" (1987), as scipy.stats.bootstrap has it. Its
         percentiles are too narrow at few prompts (92 % at 16 for 95 %, measured by
         tests/reliability/test_coverage.py): expanded as in Hesterberg, "What teachers should know
-        about the bootstrap" (2015), section 4.1, equation 7, to those of Student's t.
+        about the bootstrap" (2015), to those of Student's t.
     """
     if len(baseline) != len(candidate):
         raise ConfigurationError(
