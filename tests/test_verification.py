@@ -239,13 +239,20 @@ def test_without_a_stored_result_it_is_one_line_before_anything_loads(
     assert not list(tmp_path.glob("*corrupt*"))
 
 
-def test_an_entry_that_lacks_its_settings_is_one_line(stored, tmp_path):
+def test_an_entry_that_lacks_its_settings_is_none(stored, tmp_path):
     content = json.loads((tmp_path / "f.json").read_text())
     for entry in content.values():
         del entry["settings"]
         entry["by_model"] = {"demo": {"speedup": 1.0}}
-    key = search_key(WORKLOAD, UPPER_BOUND, 0.02, ("deepcache",))
-    content[key]["settings"] = {}
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match="holds no result for"):
+        verified(None, stored)
+
+
+def test_an_entry_that_lacks_its_interval_is_one_line(stored, tmp_path):
+    content = json.loads((tmp_path / "f.json").read_text())
+    for entry in content.values():
+        entry["evidence"]["speedup_interval"] = ["fast", 1.0]
     (tmp_path / "f.json").write_text(json.dumps(content))
     with pytest.raises(ConfigurationError, match="lacks what a verification needs"):
         verified(None, stored)

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import ConfigurationError
+from accel_search.errors import ConfigurationError, first_line
 from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.space import JointSpace
 from accel_search.storage import open_storage, reason
@@ -183,7 +183,12 @@ class TrialStore:
         """Turn whatever the storage raises into one line."""
         try:
             yield
-        except Exception as error:  # Any driver may raise its own, and records may be of any type.
+        except UNREADABLE as error:
+            raise ConfigurationError(
+                f"--storage {self._url}: cannot be {done}: something in {self.name} is no record "
+                f"of accel-search ({first_line(error)}); {remedy}"
+            ) from error
+        except Exception as error:  # Any driver may raise its own.
             raise ConfigurationError(
                 f"--storage {self._url}: cannot be {done}: {reason(error)}; {remedy}"
             ) from error

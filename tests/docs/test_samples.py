@@ -63,12 +63,12 @@ def check_command(words):
     """Return what is wrong with a command, or None."""
     program, arguments = Path(words[0]).name, words[1:]
     if program in PROGRAMS:
-        if arguments in (["--help"], ["--version"]):
-            return None
         try:
             parse(program, arguments)
         except ConfigurationError as error:
             return str(error)
+        except SystemExit as ended:  # Options that only print, e.g. --print_completion.
+            return f"exit code {ended.code}" if ended.code else None
     elif program == "make":
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
         unknown = [each for each in arguments if "=" not in each and each not in targets]

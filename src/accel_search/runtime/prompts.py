@@ -175,7 +175,7 @@ def _column(path: Path, names: Iterable[str]) -> str:
             return column
     raise LoadError(
         f"--prompts {path}: no column {', '.join(COLUMNS)}; it has "
-        f"{', '.join(str(name) for name in available[:8]) or 'none'}: rename one to prompt"
+        f"{', '.join(repr(str(name)) for name in available[:8]) or 'none'}: rename one to prompt"
     )
 
 
