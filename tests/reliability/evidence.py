@@ -103,7 +103,8 @@ def _read_database(path: Path, name: str, found: Stored) -> None:
             for study, number, state, record in database.execute(
                 "SELECT study_name, number, state, value_json FROM trials"
                 " JOIN studies USING (study_id)"
-                " LEFT JOIN trial_user_attributes USING (trial_id)"
+                " LEFT JOIN trial_user_attributes AS kept"
+                " ON kept.trial_id = trials.trial_id AND kept.key = 'accel_search'"
             ):
                 assert state in FINISHED and record is not None, (study, number, state)
                 found.trials[name, study, number] = state, json.loads(record)

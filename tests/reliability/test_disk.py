@@ -229,8 +229,11 @@ def _open_to_all(folder: Path, base: Path) -> None:
         each.chmod(0o755)
         if each == base:
             break
-    if base.parent.name.startswith("pytest-"):
-        base.parent.chmod(0o755)
+    # With several processes the base lies a level deeper.
+    for each in base.parents:
+        if not each.name.startswith("pytest-"):
+            break
+        each.chmod(0o755)
 
 
 @pytest.mark.slow

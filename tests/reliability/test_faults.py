@@ -380,7 +380,7 @@ def leave_another_scheduler(pipe):
 
 
 def leave_a_setting_of_the_scheduler(pipe):
-    pipe.scheduler.final_alpha_cumprod = pipe.scheduler.final_alpha_cumprod * 0.99
+    pipe.scheduler.final_alpha_cumprod = pipe.scheduler.final_alpha_cumprod * 0.9999
 
 
 def leave_a_hook(pipe):

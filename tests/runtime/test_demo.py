@@ -66,14 +66,14 @@ def test_each_accelerator_leaves_it_bit_identical(evaluator):
 
 @pytest.mark.slow
 def test_too_much_acceleration_costs_score():
-    evaluator = open_evaluator(Settings(num_samples=4, device="cpu", threads=1), LOG)
+    evaluator = open_evaluator(Settings(num_samples=8, device="cpu", threads=1), LOG)
 
     def scores(gate_step):
         settings = {"gate_step": gate_step, "sp_interval": 2, "fi_interval": 1, "warmup": 3}
         candidate = Candidate({"tgate": settings}) if gate_step else Candidate()
         found = []
-        for first in (0, 2):
-            prompts = evaluator.prompts.search[first : first + 2]
+        for first in (0, 4):
+            prompts = evaluator.prompts.search[first : first + 4]
             images, _ = evaluator._caller.call(evaluator.workload, prompts, candidate)
             found += evaluator._scorer.score(images, [prompt.text for prompt in prompts])
         return found
