@@ -390,13 +390,14 @@ def _story(run: Run) -> dict[str, Any]:
 
 def _provenance(run: Run) -> Iterator[tuple[str, str]]:
     load, where = run.workload, run.story.get("provenance") or {}
+    width, height = load.get("width"), load.get("height")
     named = {
         "Model": where.get("model_id") or load.get("pipeline"),
         "Revision": where.get("revision"),
         "Pipeline": load.get("pipeline_class"),
         "Scheduler": load.get("scheduler_class"),
         "Steps": load.get("steps"),
-        "Picture": f"{load['width']} × {load['height']} pixels" if load.get("width") else None,
+        "Picture": f"{width} × {height} pixels" if width and height else None,
         "Batch size": run.baseline.batch_size,
         "Guidance scale": load.get("guidance_scale"),
         "Precision": where.get("dtype") or load.get("dtype"),

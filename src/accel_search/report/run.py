@@ -499,9 +499,12 @@ def _with_pictures(run: Run, folder: Path) -> Run:
                 for each in content["columns"]
             ),
         )
+        files = [file for column in found.columns for file in column.files]
+        missing = [file for file in files if not file.exists()]  # Raises for an impossible name.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoadError(f"{index}: cannot be read as a list of pictures: {error}") from error
-    missing = [file for column in found.columns for file in column.files if not file.exists()]
+        raise LoadError(
+            f"{index}: cannot be read as a list of pictures: {first_line(error)}"
+        ) from error
     if missing:
         raise LoadError(f"{missing[0]}: is missing; delete {place} for a report without pictures")
     return replace(run, pictures=found)
