@@ -143,7 +143,7 @@ def _is_entry(value: Any) -> bool:
     entry = as_object(value)
     settings, evidence = as_object(entry.get("settings")), entry.get("evidence", {})
     return (
-        are_numbers(entry.get("speedup"), entry.get("score_loss"))
+        are_numbers(entry.get("speedup"), entry.get("score_loss", 0.0))
         and entry["speedup"] > 0
         and bool(settings)
         and all(

@@ -228,17 +228,17 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
     evidence = entry.get("evidence") or {}
     date = (entry.get("provenance") or {}).get("date", "an unknown date")
     interval = evidence.get("score_loss_interval")
-    shown = ""
+    shown = f"{100 * entry['score_loss']:.1f} %" if "score_loss" in entry else "not stored"
     if is_interval(interval):
         low, high = interval
-        shown = f" [{100 * low:.1f}, {100 * high:.1f}]"
+        shown += f" [{100 * low:.1f}, {100 * high:.1f}]"
     lines = [
         f"{settings.output} holds this search's result, measured on this machine on {date}:",
         "",
         *(f"  {line}" for line in settings_lines(Candidate(entry["settings"]))),
         "",
         f"  speedup: {entry['speedup']:.2f}",
-        f"  score loss: {100 * entry['score_loss']:.1f} %{shown}  {evidence.get('verdict', '')}",
+        f"  score loss: {shown}  {evidence.get('verdict', '')}",
         "",
         "Use it:",
         *(f"  {line}" for line in snippet(settings)),
