@@ -500,7 +500,7 @@ def _with_pictures(run: Run, folder: Path) -> Run:
             ),
         )
         files = [file for column in found.columns for file in column.files]
-        missing = [file for file in files if not file.exists()]  # Raises for an impossible name.
+        missing = [file for file in files if not file.is_file()]  # Raises for an impossible name.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(
             f"{index}: cannot be read as a list of pictures: {first_line(error)}"
