@@ -25,7 +25,7 @@ test-slow: $(READY)  ## Run the long tests: kills, joint searches, Ray, exported
 test-full: $(READY)  ## Go through every case of what the tests take a sample of
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full --numprocesses 2 --dist worksteal
 
-torture: $(READY)  ## Kill searches and sweeps, fill disks, damage files: about an hour
+torture: $(READY)  ## Kill searches and sweeps, fill disks, damage files: hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability -m torture -v --numprocesses 2 --dist worksteal
 
 test-gpu: $(READY)  ## Run the tests that need a CUDA device

@@ -11,7 +11,7 @@ import pytest
 import accel_search
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.frames import load_results, load_trials
-from accel_search.report.run import read_run
+from accel_search.report.reading import read_run
 from accel_search.store import default_url
 from accel_search.write_report import main
 from tests.fakes import FakeEvaluator

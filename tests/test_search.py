@@ -288,7 +288,7 @@ def test_steps_are_searched_as_a_target_of_their_own():
 
 
 def test_all_intervals_of_an_outcome_are_of_one_pool_and_a_report_finds_the_same(tmp_path):
-    from accel_search.report.run import read_run
+    from accel_search.report.reading import read_run
     from accel_search.store import default_url
 
     outcome = run(FakeEvaluator(noise=0.02), url=default_url(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -85,23 +86,36 @@ def test_a_process_that_dies_keeps_nobody_waiting(tmp_path):
     loader.communicate()
 
 
+def has_a_turn(own, within=30):
+    """Tell whether a call is timed within some seconds."""
+    done = threading.Event()
+
+    def call():
+        with own.timing():
+            done.set()
+
+    threading.Thread(target=call, daemon=True).start()
+    return done.wait(within)
+
+
 def test_who_loads_for_long_keeps_nobody_waiting_for_ever(tmp_path, monkeypatch):
+    with Turns(tmp_path).loading():
+        assert not has_a_turn(Turns(tmp_path), within=0.3)
     monkeypatch.setattr(turns, "LONGEST_SECONDS", 0.2)
-    with Turns(tmp_path).loading(), Turns(tmp_path).timing():
-        pass  # A call that waited for it would wait here for ever.
+    with Turns(tmp_path).loading():
+        assert has_a_turn(Turns(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["timing", "loading"])
 def test_a_turn_is_given_back_after_an_error(tmp_path, kind):
     with pytest.raises(ZeroDivisionError), getattr(Turns(tmp_path), kind)():
         raise ZeroDivisionError
+    assert has_a_turn(Turns(tmp_path))
     with Turns(tmp_path).loading():
-        pass
-    with Turns(tmp_path).timing():
-        pass
+        assert not has_a_turn(Turns(tmp_path), within=0.1)
 
 
 def test_a_process_by_itself_never_waits():
     alone = Turns()
-    with alone.loading(), alone.timing(), alone.loading():
-        pass
+    with alone.loading():
+        assert has_a_turn(alone)

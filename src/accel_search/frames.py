@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from accel_search.bounds import FAILED
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.records import Candidate
-from accel_search.report.run import DEFAULT_BOUND, Row, Run, read_run
+from accel_search.report.reading import read_run
+from accel_search.report.run import DEFAULT_BOUND, Row, Run
 from accel_search.space import parse_key
 from accel_search.statistics import Estimate
 

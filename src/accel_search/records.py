@@ -266,6 +266,13 @@ class Trial:
         if (self.measurement is None) == (self.failure is None):
             raise ValueError("a trial holds either a measurement or a failure")
 
+    @property
+    def seconds(self) -> float:
+        """Return the wall seconds that it took, a failed one until it failed."""
+        found = self.measurement or self.failure
+        assert found is not None
+        return found.seconds
+
 
 @dataclass(frozen=True)
 class Goal:

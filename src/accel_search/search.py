@@ -259,7 +259,7 @@ class Search:
             stopped=stopped,
             settled=settled,
             could_win=could_win,
-            seconds=sum(_seconds(each.trial) for each in trials)
+            seconds=sum(each.trial.seconds for each in trials)
             + sum(measurement.seconds for measurement in self._beside.values()),
         )
 
@@ -385,7 +385,7 @@ class Search:
         except TrialFailure as error:
             seconds = error.seconds + (0.0 if before is None else before.seconds)
             trial = Trial(candidate, None, Failure(error.kind, str(error)[:1000], seconds))
-        self._spent += _seconds(trial) - (0.0 if before is None else before.seconds)
+        self._spent += trial.seconds - (0.0 if before is None else before.seconds)
         assessed = self._assess(trial)
         self._trials[candidate] = assessed
         self._store.add(trial, assessed.assessment, self._goal.max_score_loss)
@@ -483,9 +483,3 @@ def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:
     """
     found = [each for each in (winner.assessment, held_out) if each is not None]
     return math.prod(each.speedup.value for each in found) ** (1 / len(found))
-
-
-def _seconds(trial: Trial) -> float:
-    if trial.measurement is not None:
-        return trial.measurement.seconds
-    return trial.failure.seconds if trial.failure else 0.0

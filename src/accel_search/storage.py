@@ -35,7 +35,7 @@ def open_storage(url: str | None) -> optuna.storages.BaseStorage:
     """
     import optuna
 
-    path = _sqlite_file(url)
+    path = sqlite_file(url)
     if url is None or path is None:
         return optuna.storages.get_storage(url)
     patient = {"connect_args": {"timeout": WAIT_SECONDS}}
@@ -53,7 +53,12 @@ def reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _sqlite_file(url: str | None) -> Path | None:
+def sqlite_url(path: str | Path) -> str:
+    """Return the storage URL of an SQLite file."""
+    return f"sqlite:///{path}"
+
+
+def sqlite_file(url: str | None) -> Path | None:
     """Return the file that a URL names; None where it is of another kind, or in memory."""
     if url is None or not url.startswith("sqlite"):
         return None
@@ -80,5 +85,5 @@ def _make(path: Path) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
     for each in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
         each.unlink(missing_ok=True)  # Of one that was killed here.
-    optuna.storages.RDBStorage(f"sqlite:///{unfinished}").engine.dispose()
+    optuna.storages.RDBStorage(sqlite_url(unfinished)).engine.dispose()
     unfinished.replace(path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from accel_search.errors import ConfigurationError, first_line
 from accel_search.records import Candidate, Failure, Measurement, Trial
 from accel_search.space import JointSpace
-from accel_search.storage import open_storage, reason
+from accel_search.storage import open_storage, reason, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
     import optuna
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
 """What comes of reading a record that someone else wrote."""
 
+DATABASE = "trials.db"
+"""Name of a run folder's own storage."""
 _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
 _CONSTRAINTS = "constraints"
 """System attribute, a list: where one is above 0, Optuna and its dashboard (which does not read the
@@ -160,7 +162,7 @@ class TrialStore:
         )
         # When it was measured, for a timeline: Optuna takes the moment of storing for both ends.
         kept.datetime_complete = datetime.now()
-        kept.datetime_start = kept.datetime_complete - timedelta(seconds=_seconds(trial))
+        kept.datetime_start = kept.datetime_complete - timedelta(seconds=trial.seconds)
         with self._told("written", _GO_ON):
             self._study.add_trial(kept)
 
@@ -201,7 +203,7 @@ def study_names(url: str) -> list[str]:
     unless there are no others.
 
     Args:
-        url: Optuna storage URL; `sqlite_url` makes one of a file.
+        url: Optuna storage URL; `storage.sqlite_url` makes one of a file.
 
     Raises:
         Exception: Whatever the driver raises of what is no such storage.
@@ -210,8 +212,8 @@ def study_names(url: str) -> list[str]:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Optuna would make an empty one.
-    file = url.partition("sqlite:///")[2].partition("?")[0]
-    if file and not Path(file).exists():
+    file = sqlite_file(url)
+    if file is not None and not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
     found = open_storage(url).get_all_studies()
     ours = [each for each in found if any(key.startswith("baseline:") for key in each.user_attrs)]
@@ -228,17 +230,6 @@ def read_study(url: str, name: str) -> tuple[list[Trial], dict[str, Measurement]
 
     study = optuna.load_study(study_name=name, storage=open_storage(url))
     return _latest(study), _remembered(study)
-
-
-def sqlite_url(path: str | Path) -> str:
-    """Return the storage URL of a SQLite file."""
-    return f"sqlite:///{path}"
-
-
-def _seconds(trial: Trial) -> float:
-    if trial.measurement is not None:
-        return trial.measurement.seconds
-    return trial.failure.seconds if trial.failure else 0.0
 
 
 def _shown(trial: Trial, assessment: Assessment | None) -> dict[str, Any]:
@@ -295,7 +286,7 @@ def default_url(run_dir: str | Path) -> str:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
-    return sqlite_url(Path(run_dir) / "trials.db")
+    return sqlite_url(Path(run_dir) / DATABASE)
 
 
 def _scored(trial: Trial) -> float:

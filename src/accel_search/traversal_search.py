@@ -208,7 +208,7 @@ def _write_report(
     """Write the page and the script that were asked for, and return what was written."""
     if settings.report is None and settings.export is None:
         return ()
-    from accel_search.report.run import of_outcome
+    from accel_search.report.reading import of_outcome
     from accel_search.report.writing import write_of
 
     run_dir = None if settings.replay is not None else settings.run_dir
@@ -224,7 +224,7 @@ def _answer_from(entry: dict[str, Any], settings: Settings, logger: logging.Logg
     else:
         print(stored_summary(entry, settings))
     if settings.report is not None or settings.export is not None:
-        from accel_search.report.run import read_run
+        from accel_search.report.reading import read_run
         from accel_search.report.writing import write_of
 
         study = (entry.get("evidence") or {}).get("study")

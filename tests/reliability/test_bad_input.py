@@ -24,7 +24,7 @@ from accel_search.program import run_program
 from accel_search.records import Candidate
 from accel_search.report.export import script
 from accel_search.report.page import search_page
-from accel_search.report.run import read_run
+from accel_search.report.reading import read_run
 from accel_search.report.sweep import table
 from accel_search.report.sweep_page import read_bounds, sweep_page
 from accel_search.runtime.prompts import SUFFIXES, choose, load_prompts

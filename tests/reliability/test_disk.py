@@ -19,7 +19,7 @@ import pytest
 from accel_search import bounds
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
 from accel_search.records import Failure, Trial
-from accel_search.report.run import read_run
+from accel_search.report.reading import read_run
 from accel_search.report.summary import stored_summary
 from accel_search.report.sweep import said, table
 from accel_search.report.writing import ReportSettings, write_report

@@ -17,7 +17,7 @@ from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
 from accel_search.records import Candidate, Failure, Trial
 from accel_search.report.export import script
 from accel_search.report.page import search_page
-from accel_search.report.run import read_run
+from accel_search.report.reading import read_run
 from accel_search.report.sweep_page import read_bounds, sweep_page
 from accel_search.settings import Settings
 from accel_search.space import JointSpace

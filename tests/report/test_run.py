@@ -18,7 +18,7 @@ from accel_search.errors import ConfigurationError, LoadError
 from accel_search.records import Candidate
 from accel_search.report import export
 from accel_search.report.page import search_page
-from accel_search.report.run import of_outcome, read_run
+from accel_search.report.reading import of_outcome, read_run
 from accel_search.report.sweep_page import read_bounds
 from accel_search.story import story_path, to_picture
 from accel_search.write_report import main
@@ -72,6 +72,26 @@ def test_an_earlier_versions_folder_is_told_by_the_result_file_beside_it(tmp_pat
     run = read_run(tmp_path / "runs")
     assert run.is_confirmed and run.workload["steps"] == 20
     assert "too slow even at the optimistic end" in search_page(run)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: entry.update(by_model=3),
+        lambda entry: entry.update(by_model={"demo": "text"}),
+        lambda entry: entry.update(evidence=[1]),
+        lambda entry: entry.update(provenance="here"),
+    ],
+)
+def test_a_damaged_result_file_beside_it_is_passed_over(tmp_path, damage):
+    make_run_dir(tmp_path / "runs", story=False, pictures=False)
+    content = json.loads((ROOT / "search_params.json").read_text())
+    for entry in content.values():
+        entry["evidence"]["study"] = "study-run1"
+        entry["settings"] = WINNER.as_dict()
+        damage(entry)
+    (tmp_path / "search_params.json").write_text(json.dumps(content))
+    assert "deepcache" in search_page(read_run(tmp_path / "runs"))
 
 
 def test_an_outcome_makes_the_same_page_as_what_it_stored():

@@ -13,7 +13,8 @@ from accel_search.options import declare
 from accel_search.report.export import write_script
 from accel_search.report.page import search_page
 from accel_search.report.plots import write_plots
-from accel_search.report.run import DEFAULT_BOUND, Run, read_run
+from accel_search.report.reading import read_run
+from accel_search.report.run import DEFAULT_BOUND, Run
 from accel_search.report.sweep_page import read_bounds, sweep_page
 from accel_search.result_files import write_atomically
 from accel_search.settings import Settings

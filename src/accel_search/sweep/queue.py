@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 from accel_search.sweep.table import Configuration
 
-Workload = tuple[str, str, int]
-
 
 @dataclass
 class Queue:
@@ -79,7 +77,7 @@ class Queue:
             return found
 
 
-def _workload(configuration: Configuration) -> Workload:
+def _workload(configuration: Configuration) -> tuple[str, str, int]:
     return configuration.model, configuration.sched, configuration.steps
 
 
