@@ -89,6 +89,7 @@ def explore(part: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     if code:
         raise SystemExit(f"part {part}: accel-explore ended with code {code}; see {folder}")
     return {
+        "arguments": table,
         "wall_seconds": round(seconds, 1),
         "first_line_seconds": round(_first_line(folder), 1),
         "results": dict(results(folder)),

@@ -3,9 +3,10 @@
     python scripts/bench_neighbours.py --out docs/neighbours_h200.json
 
 On the first GPU a pipeline is called again and again, bare and under DeepCache in turns. On the
-second another process is idle, calls its own pipeline, or builds one anew, in turns of some
-seconds. Both processes keep to cores of their own, as a sweep's workers do; or both may run on any
-core; or both have to share a single one, which shows what keeping apart is for. Weights are random.
+second another process is idle, calls its own pipeline, starts processes that import what a
+pipeline takes, or such that build one too, in turns of some seconds. Both keep to cores of their
+own, as a sweep's workers do; or both may run on any core; or both have to share a single one, which
+shows what keeping apart is for. Weights are random.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ import psutil
 from accel_search.nvidia_smi import query
 from accel_search.sweep.machine import shares, visible_gpus
 
-ACTIVITIES = ("idle", "calls", "starts")
+ACTIVITIES = ("idle", "calls", "imports", "starts")
+"""What the neighbour does; the last two by processes of their own, begun one after the other."""
+ROLES = ("timed", "neighbour", "imports", "starts")
 SETTINGS = {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}
 
 
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--placements", default="own,any,one")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--role", choices=("timed", "neighbour", "started"), help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role is not None:
         be(options)
@@ -196,7 +199,12 @@ def be(options: argparse.Namespace) -> None:
     from accel_search.runtime.calls import Accounting, Caller
     from accel_search.runtime.devices import execution_device
     from accel_search.runtime.memory import PeakMeter
-    from accel_search.runtime.pipelines import describe_workload, load_pipeline, random_pipeline
+    from accel_search.runtime.pipelines import (
+        describe_workload,
+        import_libraries,
+        load_pipeline,
+        random_pipeline,
+    )
     from accel_search.runtime.quiet import quiet_libraries
     from accel_search.runtime.workbench import timing_prompts
     from accel_search.settings import Settings
@@ -215,8 +223,11 @@ def be(options: argparse.Namespace) -> None:
         return load_pipeline(settings, logging.getLogger("bench"))[0]
 
     with quiet_libraries():
+        if options.role == "imports":
+            import_libraries()
+            return
         pipe = build()
-    if options.role == "started":
+    if options.role == "starts":
         return
     workload = describe_workload(pipe, settings, None)
     caller = Caller(pipe, apply_candidate, Accounting())
@@ -242,8 +253,8 @@ def be(options: argparse.Namespace) -> None:
             while time.time() - begin < seconds:
                 if activity == "calls":
                     call("bare")
-                elif activity == "starts":
-                    subprocess.run([sys.executable, *sys.argv, "--role", "started"], check=True)  # noqa: S603
+                elif activity in ROLES:
+                    subprocess.run([sys.executable, *sys.argv, "--role", activity], check=True)  # noqa: S603
                 else:
                     time.sleep(0.1)
             print("did", begin, time.time(), flush=True)

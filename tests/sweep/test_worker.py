@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -62,6 +65,31 @@ def test_what_disturbs_and_what_is_disturbed_take_turns(ask):
     ask.session = Session(Seen())
     assert ask()["failure"] is None
     assert events[:3] == ["load", "loaded", "time"] and set(events[3:]) == {"time"}
+
+
+IMPORTED_FIRST = """
+import logging, sys
+from contextlib import contextmanager
+from accel_search.runtime.workbench import Workbench
+from accel_search.settings import Settings
+from accel_search.turns import Turns
+
+class Seen(Turns):
+    @contextmanager
+    def loading(self):
+        before = set(sys.modules)
+        yield
+        print(sorted(set(sys.modules) - before))
+
+Workbench(Settings(device="cpu", latency_only=True), logging.getLogger(), Seen())
+"""
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_imports():
+    command = [sys.executable, "-c", IMPORTED_FIRST]
+    late = ast.literal_eval(subprocess.check_output(command, text=True))
+    assert not [name for name in late if "pipeline" in name or "modeling" in name], late
 
 
 def test_one_load_serves_several_configurations_and_one_baseline_several_methods(ask, capsys):

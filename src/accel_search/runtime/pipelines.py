@@ -34,6 +34,25 @@ OFFLOADED = (
 )
 
 
+def import_libraries() -> None:
+    """Import what every pipeline is made of: seconds of the processor's work, before any loading.
+
+    diffusers imports its parts when they are first asked for.
+    """
+    from diffusers import (  # noqa: F401
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import (  # noqa: F401
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
+
+
 def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, PipelineFolder]:
     """Load the pipeline that `settings.pipe` names, with the scheduler asked for.
 

@@ -19,6 +19,7 @@ from accel_search.runtime.memory import free_bytes
 from accel_search.runtime.pipelines import (
     build_scheduler,
     describe_workload,
+    import_libraries,
     load_pipeline,
     random_pipeline,
 )
@@ -41,7 +42,7 @@ class Workbench:
     Args:
         settings: What is loaded, where to, in what precision, and whether it is compiled.
         log: Gets notices and warnings.
-        turns: Keep timed calls apart from what other processes load.
+        turns: Keep timed calls apart from what other processes load, and the other way round.
 
     Raises:
         LoadError: A part, or the device, is not there.
@@ -53,29 +54,35 @@ class Workbench:
         device = resolve_device(settings.device)
         check_name(settings.pipe)
         _check_fit(settings, device)
-        limit_memory(settings.memory_limit, device)
         self._log = log
-        self._turns = turns
+        self._turns = turns or Turns()
         self._threads = set_threads(settings.threads, device)
         self._scorer: ClipScorer | None = None
         self._folder: PipelineFolder | None = None
         self._pipe: Any
         # The cheapest first: a mistake in the prompts shows before gigabytes are read.
-        if settings.latency_only:
-            self._prompts = timing_prompts(settings.batch_size)
-        else:
-            self._prompts = load_prompts(settings)
+        self._prompts = (
+            timing_prompts(settings.batch_size) if settings.latency_only else load_prompts(settings)
+        )
+        import_libraries()
+        with self._turns.loading():
+            self._load(settings, device)
+
+    def _load(self, settings: Settings, device: torch.device) -> None:
+        """Fill the device's memory, which disturbs who times on another device of this machine."""
+        limit_memory(settings.memory_limit, device)
+        if not settings.latency_only:
             self._scorer = load_scorer(settings, device, parked=True)
         if settings.latency_only and settings.pipe in ARCHITECTURES:
             self._pipe = random_pipeline(settings)
         else:
-            self._pipe, self._folder = load_pipeline(settings, log)
+            self._pipe, self._folder = load_pipeline(settings, self._log)
         self._own_scheduler = self._pipe.scheduler
         use_kernel(self._pipe, settings.attention)
         if settings.compile:
             compile_unet(self._pipe)
         if self._scorer is not None:
-            place_scorer(self._scorer, self._pipe, settings, device, log)
+            place_scorer(self._scorer, self._pipe, settings, device, self._log)
 
     def evaluator(self, settings: Settings) -> PipelineEvaluator:
         """Return what measures the pipeline as the settings want it.

@@ -119,10 +119,9 @@ class Session:
         """Return what measures the configuration, that of the one before where it serves."""
         if self._bench is None:
             print(f"loading {settings.pipe}", flush=True)
-            with self._turns.loading():
-                from accel_search.runtime.workbench import Workbench
+            from accel_search.runtime.workbench import Workbench
 
-                self._bench = Workbench(settings, logger, self._turns)
+            self._bench = Workbench(settings, logger, self._turns)
         latest = self._latest
         same = latest is not None and (latest.sched, latest.steps) == (
             settings.sched,
