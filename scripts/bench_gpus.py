@@ -3,10 +3,12 @@
     python scripts/bench_gpus.py --out docs/several_gpus_h200.json
     python scripts/bench_gpus.py --models demo --device cpu --parts one,all
 
-Parts: `one` explores the table on the first GPU, `all` by a worker on each (`--gpus all`), `ray` by
-an actor on each. `faults` explores models of two sizes in memory that holds only the smaller, kills
-a worker in the middle of a timing, and runs the command again for what was lost. With `--device
-cpu` two workers take the place of two GPUs. Weights are random and nothing is scored.
+Parts: `one` explores the table on the first GPU, a model at a time; a model that --out holds is
+not explored again, so that a long table can be done in several runs. `all` explores it by a worker
+on each GPU (`--gpus all`), `ray` by an actor on each. `faults` explores models of two sizes in
+memory that holds only the smaller, kills a worker in the middle of a timing, and runs the command
+again for what was lost. With `--device cpu` two workers take the place of two GPUs. Weights are
+random and nothing is scored.
 """
 
 from __future__ import annotations
@@ -58,18 +60,49 @@ def main() -> None:
     content["gpus"] = query("name") or [f"CPU, {os.cpu_count()} cores"]
     for part in options.parts.split(","):
         folder = options.folder / part
-        if (folder / "speedup_bounds.json").exists():
-            raise SystemExit(f"--folder {options.folder}: holds results; remove it or give another")
-        folder.mkdir(parents=True, exist_ok=True)
-        content[part] = (
-            faults(folder, options) if part == "faults" else explore(part, folder, options)
-        )
-        if options.out is not None:
-            options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if part == "faults":
+            content[part] = faults(fresh(folder), options)
+        elif part == "one":
+            for model in options.models.split(","):
+                models = content.setdefault("one_by_model", {})
+                if model not in models:
+                    models[model] = explore(part, fresh(folder / model), options, model)
+                    save(content, options.out)
+            content[part] = joined(list(content["one_by_model"].values()))
+        else:
+            content[part] = explore(part, fresh(folder), options, options.models)
+        save(content, options.out)
     report(content)
 
 
-def explore(part: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def fresh(folder: Path) -> Path:
+    """Make a folder for a sweep of its own and return it."""
+    if (folder / "speedup_bounds.json").exists():
+        raise SystemExit(f"{folder}: holds results; remove it or give another --folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save(content: dict[str, Any], path: Path | None) -> None:
+    """Write what there is so far."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def joined(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return several sweeps as one: a model has a process of its own in either case.
+
+    The program itself would have started once.
+    """
+    starts = sum(each["start_seconds"] for each in sweeps[1:])
+    return {
+        "wall_seconds": round(sum(each["wall_seconds"] for each in sweeps) - starts, 1),
+        "first_line_seconds": sweeps[0]["first_line_seconds"],
+        "results": {name: found for each in sweeps for name, found in each["results"].items()},
+    }
+
+
+def explore(part: str, folder: Path, options: argparse.Namespace, models: str) -> dict[str, Any]:
     """Explore the table once and return the seconds it took and its results."""
     where = {
         "one": ["--gpus", "0"],
@@ -80,18 +113,21 @@ def explore(part: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         count = ["--workers", "1" if part == "one" else "2"]
         where = ["--device", "cpu", *count] + (where if part == "ray" else [])
     table = [
-        *("--models", options.models, "--scheds", options.scheds, "--steps", options.steps),
+        *("--models", models, "--scheds", options.scheds, "--steps", options.steps),
         *("--methods", options.methods, *common(options)),
     ]
-    began = time.monotonic()
+    began, clock = time.monotonic(), time.time()
     code = start(folder, [*table, *where]).wait()
     seconds = time.monotonic() - began
     if code:
         raise SystemExit(f"part {part}: accel-explore ended with code {code}; see {folder}")
+    lines = log_lines(folder)
+    baseline = next(stamp for stamp, line in lines if "] baseline: " in line)
     return {
         "arguments": table,
         "wall_seconds": round(seconds, 1),
-        "first_line_seconds": round(_first_line(folder), 1),
+        "start_seconds": round(lines[0][0] - clock, 1),
+        "first_line_seconds": round(baseline - lines[0][0], 1),
         "results": dict(results(folder)),
     }
 
@@ -113,15 +149,13 @@ def start(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         )
 
 
-def _first_line(folder: Path) -> float:
-    """Return the seconds from the first line of a log to the first baseline in it."""
-    stamps = re.findall(r"^(\S+ \S+),(\d+) - .*?- \w+ - (.*)$", read_log(folder), re.MULTILINE)
-    times = [
-        time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")) + int(part) / 1000
-        for stamp, part, _ in stamps
+def log_lines(folder: Path) -> list[tuple[float, str]]:
+    """Return the lines of a sweep's log, each with its time in seconds."""
+    found = re.findall(r"^(\S+ \S+),(\d+) - .*?- \w+ - (.*)$", read_log(folder), re.MULTILINE)
+    return [
+        (time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")) + int(part) / 1000, line)
+        for stamp, part, line in found
     ]
-    first = next(i for i, (_, _, line) in enumerate(stamps) if "] baseline: " in line)
-    return times[first] - times[0]
 
 
 def results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
