@@ -5,7 +5,6 @@ A report passes over what it does not need, or says in one line what it cannot s
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from pathlib import Path
@@ -18,31 +17,13 @@ from accel_search.report.export import script
 from accel_search.report.page import search_page
 from accel_search.report.reading import read_run
 from accel_search.write_report import main
+from tests.reliability.wrong_types import OTHERS, wrong_types
 from tests.report.pages import make_run_dir
 
 ROOT = Path(__file__).parents[2]
-INSTEAD = (None, True, 7, "text", [1], {"a": 1}, math.nan)
-SHARE = 101
+INSTEAD = (*OTHERS, math.nan)
+SHARE = 199
 """Of so many cases the default suite takes one; a prime, so that all values have their turns."""
-
-
-def places(value, path=()):
-    """Yield the path of every value of a document, the whole one's first."""
-    yield path
-    if isinstance(value, dict | list):
-        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(each, (*path, key))
-
-
-def replaced(document, path, value):
-    if not path:
-        return value
-    changed = copy.deepcopy(document)
-    parent = changed
-    for step in path[:-1]:
-        parent = parent[step]
-    parent[path[-1]] = value
-    return changed
 
 
 @pytest.fixture
@@ -56,13 +37,11 @@ def cases(tmp_path):
         count = 0
         for file in files:
             sound = file.read_text()
-            document = json.loads(sound)
-            for path in places(document):
-                for value in INSTEAD:
-                    count += 1
-                    if count % share == 0:
-                        file.write_text(json.dumps(replaced(document, path, value)))
-                        yield path, f"{file.name}: {path} is {value!r}"
+            for path, value, broken in wrong_types(json.loads(sound), INSTEAD):
+                count += 1
+                if count % share == 0:
+                    file.write_text(json.dumps(broken))
+                    yield path, f"{file.name}: {path} is {value!r}"
             file.write_text(sound)
 
     return run_dir, damage
