@@ -28,7 +28,8 @@ SLOWDOWN = 1.75
 
 DEMO = ["--targets", "deepcache,tome", "--strategy", "grid", "--device", "cpu", "--threads", "1"]
 DEMO += ["--batch_size", "2", "--num_samples", "2", "--held_out_samples", "0", "--steps", "6"]
-DEMO += ["--height", "64", "--width", "64", "--timing_pairs", "1"]
+# Of full size: pictures that were kept would show.
+DEMO += ["--height", "128", "--width", "128", "--timing_pairs", "1"]
 
 
 def steps(values, places):
@@ -114,8 +115,9 @@ def test_a_hundred_trials_of_the_demo_leave_nothing_open(tmp_path, tell):
     assert len(readings) >= count - 1
     assert len(stored(tmp_path).trials) == count
     resident = [each[0] for each in readings]
-    grown = max(resident) - resident[part]
-    assert grown < 4 * RESIDENT
+    # Medians: single readings differ by tens of MiB, as calls come and go.
+    grown = median(resident[-part:]) - median(resident[part : 2 * part])
+    assert grown < RESIDENT / 2
     opened = [each[1] for each in readings]
     assert max(opened[part:]) <= max(opened[:part]) + 2
     cpu = steps([each[2] for each in readings], part)
