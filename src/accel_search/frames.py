@@ -11,7 +11,7 @@ from accel_search.bounds import FAILED
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.records import Candidate
 from accel_search.report.reading import read_run
-from accel_search.report.run import DEFAULT_BOUND, Row, Run
+from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Row, Run, damaged
 from accel_search.space import parse_key
 from accel_search.statistics import Estimate
 
@@ -61,7 +61,10 @@ def load_trials(
                 "file, or an Optuna storage URL"
             )
         run = read_run(path.parent if is_database else path, study, req_score_loss, storage)
-    return _table(run)
+    try:
+        return _table(run)
+    except DAMAGED as error:
+        raise damaged(run, error) from error
 
 
 def load_results(path: str | Path = "search_params.json") -> pd.DataFrame:

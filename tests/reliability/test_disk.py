@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import resource
@@ -36,6 +35,7 @@ from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.reliability.evidence import journal, lasting, nothing_lost, stored
 from tests.reliability.processes import ROOT, Run, beside, wait_for
 from tests.reliability.recorded import PAUSE, TABLES, search, sweep
+from tests.reliability.wrong_types import wrong_types
 from tests.test_replay import recorded
 
 SEARCH = ["--targets", "deepcache"]
@@ -474,35 +474,6 @@ def test_programs_go_on_after_a_cut_result_file_and_keep_it(tmp_path):
 
 
 # --- Files of other types and versions ---
-
-OTHERS = (None, True, 7, "text", [1], {"a": 1})
-
-
-def places(value, path=()):
-    """Yield the path of every value in a JSON document."""
-    yield path
-    if isinstance(value, dict | list):
-        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(each, (*path, key))
-
-
-def changed(document, path, value):
-    """Return a document with another value at one place."""
-    if not path:
-        return value
-    result = copy.deepcopy(document)
-    inner = result
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return result
-
-
-def wrong_types(document, others=OTHERS, depth=99):
-    """Yield a document with each of its values, down to a depth, replaced by others."""
-    for path in places(document):
-        for other in others if len(path) <= depth else ():
-            yield path, other, changed(document, path, other)
 
 
 def of_the_file():

@@ -19,15 +19,17 @@ from tests.reliability.recorded import METER, search
 MEGABYTE = 2**20
 RESIDENT = 64 * MEGABYTE
 """Most that the resident memory may grow by, after the first tenth of the trials."""
-DATABASE_BYTES = 8_192
-LOG_BYTES = 512
-"""Most that a trial may add to the database, and to the log."""
-SLOWDOWN = 4.0
+DATABASE_BYTES = 4_608
+LOG_BYTES = 320
+"""Most that a trial may add to the database, and to the log: either fails where a record or a line
+is written twice."""
+SLOWDOWN = 1.75
 """Most that the last trials' processor seconds may be of the first ones': the machine is shared."""
 
 DEMO = ["--targets", "deepcache,tome", "--strategy", "grid", "--device", "cpu", "--threads", "1"]
 DEMO += ["--batch_size", "2", "--num_samples", "2", "--held_out_samples", "0", "--steps", "6"]
-DEMO += ["--height", "64", "--width", "64", "--timing_pairs", "1"]
+# Of full size: pictures that were kept would show.
+DEMO += ["--height", "128", "--width", "128", "--timing_pairs", "1"]
 
 
 def steps(values, places):
@@ -40,6 +42,8 @@ def files(folder, looks):
     """Assert that database and log stay in bounds; return their bytes a look."""
     database = (folder / "accel_search_runs" / "trials.db").stat().st_size / looks
     log = (folder / "traversal_search.log").stat().st_size / looks
+    told = re.findall(r" - trial \d+/", (folder / "traversal_search.log").read_text())
+    assert len(told) == looks, "a line a look"
     assert database < DATABASE_BYTES and log < LOG_BYTES, (database, log)
     return database, log
 
@@ -111,8 +115,9 @@ def test_a_hundred_trials_of_the_demo_leave_nothing_open(tmp_path, tell):
     assert len(readings) >= count - 1
     assert len(stored(tmp_path).trials) == count
     resident = [each[0] for each in readings]
-    grown = max(resident) - resident[part]
-    assert grown < 4 * RESIDENT
+    # Medians: single readings differ by tens of MiB, as calls come and go.
+    grown = median(resident[-part:]) - median(resident[part : 2 * part])
+    assert grown < RESIDENT / 2
     opened = [each[1] for each in readings]
     assert max(opened[part:]) <= max(opened[:part]) + 2
     cpu = steps([each[2] for each in readings], part)

@@ -167,9 +167,10 @@ def test_a_script_cannot_be_made_to_say_what_a_name_says(folder):
     values = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     assert EVIL + "\n" in values and "'main\n" in values
     assert text.count("import os") == 1 and "import os" in ast.get_docstring(ast.parse(text))
-    story["workload"] |= {"scheduler_class": "X;import os"}
-    with pytest.raises(ConfigurationError, match="no class's name"):
-        export.script(replace(run, story=story))
+    for name in ("X;import os", "None", True):
+        story["workload"] |= {"scheduler_class": name}
+        with pytest.raises(ConfigurationError, match="no class's name"):
+            export.script(replace(run, story=story))
     with pytest.raises(ConfigurationError, match="no candidate meets the goal"):
         export.script(replace(run, winner=None))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def _script(run: Run) -> str:
         raise ConfigurationError(
             f"--export: the run does not say its {', '.join(known)}; search a pipeline for it"
         )
-    if not all(str(load[name]).isidentifier() for name in ("pipeline_class", "scheduler_class")):
+    classes = [str(load[name]) for name in ("pipeline_class", "scheduler_class")]
+    if any(not name.isidentifier() or iskeyword(name) for name in classes):
         raise ConfigurationError("--export: the run's pipeline or scheduler is no class's name")
     is_demo = load["pipeline"] == "demo"
     where = run.story.get("provenance") or {}

@@ -146,11 +146,11 @@ def write_sweep(bounds: Path, run_dir: Path, page: Path, storage: str | None = N
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for each in explored:
-            run = _run_of(run_dir, each.configuration, each.entry, storage)
-            if run is not None:
+            own_page = _page_of(run_dir, each.configuration, each.entry, storage)
+            if own_page is not None:
                 own = folder / f"{each.configuration.slug}.html"
                 own.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(own, search_page(run))
+                write_atomically(own, own_page)
                 links[each.configuration] = f"{folder.name}/{own.name}"
         write_atomically(page, sweep_page(explored, links))
     except OSError as error:
@@ -158,19 +158,19 @@ def write_sweep(bounds: Path, run_dir: Path, page: Path, storage: str | None = N
     return [page]
 
 
-def _run_of(
+def _page_of(
     run_dir: Path,
     configuration: Configuration,
     entry: Mapping[str, Any] | None,
     storage: str | None,
-) -> Run | None:
-    """Return a configuration's own run; None where it is not at hand or has nothing to show."""
+) -> str | None:
+    """Return the page of a configuration's own run; None where that is not at hand or damaged."""
     folder = run_dir / configuration.slug
     if entry is None or (storage is None and not folder.is_dir()):
         return None
     study = None if storage is None else (entry.get("evidence") or {}).get("study", "")
     try:
-        return read_run(folder, study, storage=storage)
+        return search_page(read_run(folder, study, storage=storage))
     except AccelSearchError:
         # A sweep's report must not fail for one of its hundred runs.
         return None

@@ -1,0 +1,32 @@
+"""A plug-in that changes nothing: every point of it is the bare pipeline under another name."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accel_search.accelerators.base import ALONE, Accelerator, Company, Parameter
+from accel_search.records import Params, Workload
+
+
+class Nothing(Accelerator):
+    """Be applied, called and taken off like any other, and leave each UNet call as it is."""
+
+    name = "nothing"
+    parameters = (Parameter("copy", tuple(range(1, 9)), 1, None, "of no effect"),)
+    order = 45
+
+    def signature(
+        self, params: Params, workload: Workload, company: Company = ALONE
+    ) -> Hashable | None:
+        """Return the parameter: each copy is measured, as if it were a computation of its own."""
+        return int(params["copy"])
+
+    @contextmanager
+    def apply(self, pipe: Any, params: Params, clock: Any) -> Iterator[None]:
+        """Put the UNet's own forward in its place; see `Accelerator.apply`."""
+        from accel_search.accelerators.patching import attribute
+
+        with attribute(pipe.unet, "forward", pipe.unet.forward):
+            yield
