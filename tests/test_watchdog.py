@@ -77,6 +77,20 @@ def test_each_measuring_has_a_time_of_its_own(hung):
     assert not hung.hangs
 
 
+def test_a_measuring_that_ends_too_late_waits_for_what_is_done_about_it():
+    """Else it would go on, and store what is on record as failed by then."""
+    told, done = threading.Event(), threading.Event()
+
+    def react(hang):
+        told.set()
+        threading.Event().wait(0.5)
+        done.set()
+
+    with Watchdog(0.05, react).over(CANDIDATE, 4, lambda failure: 1):
+        assert told.wait(60)
+    assert done.is_set()
+
+
 def test_time_in_which_the_process_was_stopped_does_not_count(hung, monkeypatch):
     """As by Ctrl-Z, or on a machine that sleeps: the clock jumps by an hour at each look."""
     jumps = iter(range(0, 10**9, 3600))

@@ -140,8 +140,8 @@ class Watchdog:
             while True:
                 hand = self._hand
                 if hand is None:
-                    self._changed.wait()
-                    continue
+                    self._thread = None  # The next one begins when something is to be watched.
+                    return
                 tick = min(TICK_SECONDS, hand.limit - hand.seconds)
                 before = time.monotonic()
                 self._changed.wait(tick)

@@ -1,4 +1,4 @@
-"""`accel-search` on a recorded table of which one piece never ends: a program of its own.
+"""Programs on recorded tables of which a piece never ends: `accel-search`, and a sweep's worker.
 
 What hangs stands in `HANGING`, as JSON: `what` it is, in which `split`, and `how`.
 """
@@ -24,6 +24,8 @@ ENDLESS = (
 
 def hang(how):
     """Do not return: wait for a lock, or stay in C, where no signal is heard."""
+    if how != "fail":
+        os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)  # As a GPU's driver may.
     if how == "lock":
         threading.Event().wait()
     elif how == "c":
@@ -53,8 +55,21 @@ class Hanging(RecordedEvaluator):
 
 
 if __name__ == "__main__":
-    from tests.reliability import recorded
+    from tests.reliability import recorded, recorded_worker
 
-    recorded.RecordedEvaluator = Hanging
-    traversal_search._open = open_recorded
-    sys.exit(traversal_search.main())
+    # The three streams and the listing itself: a process that begins anew takes nothing over.
+    assert len(os.listdir("/proc/self/fd")) == 4  # noqa: PTH208
+    if sys.argv[1] == "worker":
+        del sys.argv[1]
+        recorded_worker.RecordedEvaluator = Hanging
+        recorded_worker.main()
+    elif sys.argv[1] == "sweep":
+        from accel_search import explore_upper_bounds
+        from accel_search.sweep import child
+
+        child.COMMAND = (sys.executable, "-m", "tests.reliability.hanging", "worker")
+        sys.exit(explore_upper_bounds.main(sys.argv[2:]))
+    else:
+        recorded.RecordedEvaluator = Hanging
+        traversal_search._open = open_recorded
+        sys.exit(traversal_search.main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -71,9 +72,9 @@ def log(folder):
 
 def without_times(value):
     """Return an entry without what a hang changes: the seconds that it took."""
-    entry = lasting(value)
-    entry["evidence"].pop("seconds")
-    return entry
+    if isinstance(value, dict):
+        return {key: without_times(each) for key, each in value.items() if key != "seconds"}
+    return value
 
 
 def ends_as_if_it_had_failed(folder, arguments, pieces):
@@ -85,7 +86,7 @@ def ends_as_if_it_had_failed(folder, arguments, pieces):
     now, then = stored(folder / "hangs"), stored(folder / "fails")
     assert set(now.entries) == set(then.entries)
     for key, value in now.entries.items():
-        assert without_times(value) == without_times(then.entries[key])
+        assert without_times(lasting(value)) == without_times(lasting(then.entries[key]))
     nothing_doubled(now)
     return done
 
@@ -165,3 +166,32 @@ def test_a_hang_that_cannot_be_recorded_ends_the_search_instead_of_repeating_it(
     done = run(tmp_path / "run", arguments, [piece(FIRST)])
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) <= 2 and "did not end within 3 s" in done.stderr
+
+
+SWEEP = ["sweep", "--models", "demo", "--scheds", "DDIM", "--steps", "20"]
+SWEEP += ["--methods", "deepcache,tome", "--strategy", "grid", "--max_trials", "4"]
+
+
+def test_a_candidate_that_hangs_in_a_sweep_costs_no_configuration(tmp_path):
+    ends_as_if_it_had_failed(tmp_path, [*SWEEP, "--force"], [piece(FIRST)])
+    folder = tmp_path / "hangs"
+    assert set(failures(folder)) == {FIRST}
+    assert not stored(folder).entries["speedup_bounds.json", "failed_configs"]
+    measured = pieces_of(folder)
+    assert len(set(measured)) == len(measured) and measured == pieces_of(tmp_path / "fails")
+    said = (folder / "exploration.log").read_text()
+    assert said.count("is recorded as failed; a new process goes on without it") == 1
+    assert 'hanging.py", line' in said and " in hang\n" in said
+    # The hang ended one process, and the next one took over what was left.
+    assert len(set(re.findall(r"exploring demo_DDIM_20_deepcache in (\d+)", said))) == 2
+
+
+def test_a_bare_pipeline_that_hangs_in_a_sweep_fails_its_configuration(tmp_path):
+    folder = tmp_path / "run"
+    done = run(folder, SWEEP, [piece("baseline")])
+    assert done.returncode == 6
+    failed = stored(folder).entries["speedup_bounds.json", "failed_configs"]
+    assert {each["error"] for each in failed.values()} == {"timeout"} and len(failed) == 2
+    assert "the bare pipeline did not end within 3 s" in str(failed)
+    done = run(folder, [*SWEEP, "--retry_failed", "timeout"], [])
+    assert done.returncode == 0
