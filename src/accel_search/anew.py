@@ -71,14 +71,16 @@ def end(line: str, code: int = ExitCode.UNEXPECTED) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once, with what it has printed."""
+    """End the process at once, with what it has printed and whatever a hung call has started."""
     _flush()
+    _end_children()
     os._exit(code)
 
 
 def _begin_anew() -> NoReturn:
     """Replace this process by one of the same command line; locks and files fall with the old."""
     _flush()
+    _end_children()
     # What a library left open for its children, say on a GPU, must not outlive it either.
     with suppress(OSError):
         for each in Path("/proc/self/fd").iterdir():
@@ -89,6 +91,15 @@ def _begin_anew() -> NoReturn:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     except OSError as error:
         end(f"cannot begin anew: {error}; {RESUME}")
+
+
+def _end_children() -> None:
+    import psutil
+
+    with suppress(psutil.Error):
+        for each in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                each.kill()
 
 
 def _flush() -> None:

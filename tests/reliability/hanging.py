@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 import threading
 
@@ -26,6 +27,7 @@ def hang(how):
     """Do not return: wait for a lock, or stay in C, where no signal is heard."""
     if how != "fail":
         os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)  # As a GPU's driver may.
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     if how == "lock":
         threading.Event().wait()
     elif how == "c":
