@@ -21,10 +21,10 @@ TORCH_FREE = [name for name in MODULES if not name.startswith("accel_search.runt
 #: Layers, from the ground up: a module imports, at its top, only from its own layer or below.
 LAYERS = [
     {"errors", "logging_utils", "nvidia_smi", "turns"},
-    {"discovery", "completion", "program", "racing"},
+    {"anew", "discovery", "completion", "program", "racing"},
     {"options"},
     {"records"},
-    {"result_files", "accelerators", "statistics", "storage"},
+    {"result_files", "accelerators", "statistics", "storage", "watchdog"},
     {"space"},
     {"step_plans", "store", "trials_file"},
     {"latency", "quality"},

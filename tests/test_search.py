@@ -15,6 +15,7 @@ from accel_search.space import JointSpace
 from accel_search.store import TrialStore
 from accel_search.strategies import all_strategies, get
 from accel_search.strategies.base import Task
+from accel_search.watchdog import Watchdog
 from tests.fakes import FakeEvaluator
 
 
@@ -32,6 +33,7 @@ def run(
     strategy="grid",
     targets=("deepcache",),
     min_psnr=None,
+    watchdog=None,
 ):
     space = JointSpace(targets, evaluator.workload)
     store = TrialStore(url, "study", space)
@@ -41,7 +43,8 @@ def run(
         space, goal, evaluator.prompt_count, evaluator.chunk, 0, next(iter(cls.samplers), "")
     )
     with Progress(logging.getLogger("test"), len(space), goal, show_bar=False) as observer:
-        return Search(evaluator, cls(task), store, goal, budget or Budget(), observer).run()
+        budget = budget or Budget()
+        return Search(evaluator, cls(task), store, goal, budget, observer, watchdog).run()
 
 
 def searched(evaluator):
@@ -155,6 +158,11 @@ def test_a_time_budget_stops_before_the_space_is_exhausted():
     # The baseline and each trial are charged 10 s.
     assert len(outcome.trials) == 4 and not outcome.settled
     assert "45 s" in outcome.stopped and outcome.could_win == 12
+
+
+def test_a_time_budget_counts_what_was_spent_before_a_hang():
+    outcome = run(FakeEvaluator(), budget=Budget(seconds=45.0), watchdog=Watchdog(spent=20.0))
+    assert len(outcome.trials) == 2 and "45 s" in outcome.stopped
 
 
 @pytest.mark.parametrize("strategy", ["grid", "guided", "random"])

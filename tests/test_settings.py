@@ -27,6 +27,7 @@ def test_both_spellings_of_every_option_work(option):
         "targets": "tome",
         "strategy": "random",
         "time_budget": "30m",
+        "trial_timeout": "0",
         "device": "cuda:1",
         "dtype": "float16",
         "log_level": "DEBUG",
@@ -62,6 +63,8 @@ def test_the_original_scripts_spellings_are_understood():
         (["--req_speedup", "0.5"], ["--req_speedup", "1 or more"]),
         (["--guidance_scale", "inf"], ["--guidance_scale"]),
         (["--time_budget", "soon"], ["--time_budget", "'soon'", "30m"]),
+        (["--trial_timeout", "-1"], ["--trial_timeout", "'-1'", "30m", "0 for none"]),
+        (["--trial_timeout", "nan"], ["--trial_timeout", "'nan'", "30m", "0 for none"]),
         (["--sched", "Euler"], ["--sched", "'Euler'", "DDIM"]),
         (["--device", "tpu"], ["--device", "'tpu'", "cuda"]),
         (["--dtype", "int8"], ["--dtype", "float16"]),
@@ -90,12 +93,14 @@ def test_a_mistake_is_one_line_that_names_value_and_choices(arguments, names):
 def test_a_toml_file_gives_options_and_flags_win(tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(
-        'steps = 25\nsched = "unipc"\ntargets = ["tome"]\nnum-samples = 8\ntime_budget = "1h30m"\n'
+        'steps = 25\nsched = "unipc"\ntargets = ["tome"]\nnum-samples = 8\n'
+        'time_budget = "1h30m"\ntrial_timeout = 0\n'
         "[space.tome]\nratio = [0.3, 0.5]\n"
     )
     settings = parse("--config", str(config), "--steps", "50")
     assert (settings.steps, settings.sched, settings.targets) == (50, "UniPC", ("tome",))
     assert (settings.num_samples, settings.time_budget) == (8, 5400.0)
+    assert settings.trial_timeout == 0.0
     assert settings.space == {"tome": {"ratio": (0.3, 0.5)}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from accel_search.records import Candidate, Measurement, Trial
 from accel_search.space import JointSpace
 from accel_search.speed_bound import MAX_RUNS, SpeedBoundSearch
 from accel_search.store import TrialStore
+from accel_search.watchdog import Watchdog
 from tests.fakes import WORKLOAD, FakeEvaluator
 
 
@@ -163,3 +165,27 @@ def test_candidates_that_a_search_has_scored_are_not_scored_again():
     bound = SpeedBoundSearch(evaluator, space, store, Listener(), evaluator.pairs).run()
     assert bound.candidate == fastest
     assert fastest not in [candidate for candidate, _, _ in evaluator.calls]
+
+
+def test_a_candidate_that_hangs_is_on_record_before_anyone_is_told():
+    heard, told = [], threading.Event()
+
+    def react(hang):
+        heard.append((hang, store.trials()))
+        told.set()
+
+    class Hung(Timer):
+        """Its first candidate ends when the watchdog has spoken."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            if not self.calls:
+                assert told.wait(60)
+            return super().measure(candidate, split, prompts, pairs)
+
+    evaluator = Hung()
+    space = JointSpace(("deepcache",), evaluator.workload)
+    store = TrialStore(None, "study", space)
+    SpeedBoundSearch(evaluator, space, store, Listener(), 1, Watchdog(0.2, react)).run()
+    ((hang, (trial,)),) = heard
+    assert hang.candidate == trial.candidate == evaluator.calls[0][0] and hang.recorded == 1
+    assert trial.failure.kind == "timeout"

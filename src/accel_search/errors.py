@@ -23,6 +23,7 @@ class ExitCode:
 
     DONE = 0
     UNEXPECTED = 1
+    """Also of a bare pipeline that fails or hangs: nothing that the user said is wrong."""
     INVALID = 2
     NOTHING_FOUND = 3
     OUT_OF_MEMORY = 4

@@ -16,6 +16,7 @@ from accel_search.speed_bound import SpeedBoundSearch
 from accel_search.store import TrialStore
 from accel_search.study import keep, open_store, run_search
 from accel_search.tracking import Observers, tracked
+from accel_search.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class Exploration:
 
 
 def explore(
-    settings: Settings, evaluator: Evaluator, logger: logging.Logger, *, show_bar: bool = False
+    settings: Settings,
+    evaluator: Evaluator,
+    logger: logging.Logger,
+    *,
+    show_bar: bool = False,
+    watchdog: Watchdog | None = None,
 ) -> Exploration:
     """Search one configuration and find the fastest candidate of its space.
 
@@ -47,6 +53,7 @@ def explore(
         evaluator: Measures it.
         logger: Gets the lines.
         show_bar: Whether a bar is drawn on standard error.
+        watchdog: Ends what hangs; None lets it hang.
 
     Raises:
         TrialFailure: No candidate could be measured.
@@ -60,13 +67,21 @@ def explore(
         outcome: Outcome | None = None
         if not settings.latency_only:
             outcome = run_search(
-                settings, logger, evaluator, space, store, show_bar=show_bar, tracking=tracking
+                settings,
+                logger,
+                evaluator,
+                space,
+                store,
+                show_bar=show_bar,
+                tracking=tracking,
+                watchdog=watchdog,
             )
             keep(settings, logger, evaluator, space, store, outcome)
         pairs = 1 if settings.latency_only else evaluator.pairs
         with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
             observers = Observers(progress, tracking)
-            bound = SpeedBoundSearch(evaluator, space, store, observers, pairs).run()
+            timing = SpeedBoundSearch(evaluator, space, store, observers, pairs, watchdog)
+            bound = timing.run()
         winner = None
         if outcome is not None and outcome.winner is not None:
             winner = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)

@@ -106,6 +106,20 @@ def parse_seconds(text: str) -> float:
     return total
 
 
+def parse_limit(text: str) -> float:
+    """Parse a duration, or 0 for none.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if re.fullmatch(r"0+(\.0*)?s?", text):
+        return 0.0
+    try:
+        return parse_seconds(text)
+    except ValueError:
+        raise ValueError("a duration, e.g. 90s or 30m, or 0 for none") from None
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, through the same error as everything else."""
 

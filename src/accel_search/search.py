@@ -28,6 +28,7 @@ from accel_search.statistics import (
 )
 from accel_search.store import TrialStore
 from accel_search.strategies.base import History, Proposal, Strategy
+from accel_search.watchdog import Record, Watchdog
 
 Split = Literal["search", "held_out"]
 """Part of the prompts: those the search scores on, or those only the winner sees."""
@@ -189,6 +190,7 @@ class Search:
         goal: What is looked for.
         budget: When to stop early.
         observer: Is told what happens.
+        watchdog: Ends what hangs; None lets it hang.
     """
 
     def __init__(
@@ -199,6 +201,7 @@ class Search:
         goal: Goal,
         budget: Budget,
         observer: Observer,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._evaluator = evaluator
         self._strategy = strategy
@@ -206,7 +209,8 @@ class Search:
         self._goal = goal
         self._budget = budget
         self._observer = observer
-        self._spent = 0.0
+        self._watchdog = watchdog or Watchdog()
+        self._spent = self._watchdog.spent
         self._prompts = 0
         self._trials: dict[Candidate, AssessedTrial] = {}
         self._beside: dict[str, Measurement] = {}
@@ -223,6 +227,7 @@ class Search:
             OutOfMemoryError: The workload does not fit even at batch size 1.
         """
         baseline = self._baseline("search")
+        self._watchdog.learn(baseline)
         self._prompts = len(baseline.scores)
         self._observer.on_baseline(baseline)
         self._beside = self._store.remembered()
@@ -232,10 +237,13 @@ class Search:
         resumed = len(self._trials)
         if resumed:
             self._observer.on_resume(list(self._trials.values()))
+        if self._watchdog.hangs:
+            # Where the device itself no longer answers, the next candidate must not be blamed.
+            self._check()
         winner, held_out, stopped, settled = self._find(baseline)
         could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
         rivals = () if winner is None else self._rivals(winner, held_out)
-        self._evaluator.check()
+        self._check()
         # Everything was timed by now: the intervals that are reported are all of one pool.
         self._beside = self._store.remembered()
         self._restate()
@@ -331,13 +339,15 @@ class Search:
         if kept is not None:
             return kept
         try:
-            measured = self._evaluator.baseline(split)
+            with self._watchdog.over(None, self._evaluator.prompt_count):
+                measured = self._evaluator.baseline(split)
         except TrialFailure as error:
             # Not one candidate's fault: without a baseline there is nothing to compare with.
             raise ConfigurationError(str(error)) from error
         return self._keep_baseline(split, measured)
 
     def _keep_baseline(self, split: Split, measured: Measurement) -> Measurement:
+        self._watchdog.learn(measured)
         self._spent += measured.seconds
         self._remember(f"baseline:{split}:{measured.batch_size}", measured)
         return measured
@@ -392,6 +402,10 @@ class Search:
         self._observer.on_trial(assessed)
         if trial.failure is not None:
             # It may have broken more than itself: then the next one must not be blamed for it.
+            self._check()
+
+    def _check(self) -> None:
+        with self._watchdog.over(None, 1):
             self._evaluator.check()
 
     def _further(self, candidate: Candidate, before: Measurement | None, stop: int) -> Measurement:
@@ -402,12 +416,32 @@ class Search:
         pairs = max(self._evaluator.pairs - paired, 0)
         if stop < self._prompts:
             pairs = min(pairs, math.ceil((stop - scored) / self._evaluator.chunk))
-        further = self._evaluator.measure(candidate, prompts=range(scored, stop), pairs=pairs)
-        if before is None:
-            return further
-        if before.batch_size != further.batch_size:  # It was halved in between.
-            return self._evaluator.measure(candidate, prompts=range(stop))
-        return before.joined(further)
+        with self._watchdog.over(candidate, stop, self._hung(candidate, before)):
+            further = self._evaluator.measure(candidate, prompts=range(scored, stop), pairs=pairs)
+            if before is None:
+                return further
+            if before.batch_size != further.batch_size:  # It was halved in between.
+                return self._evaluator.measure(candidate, prompts=range(stop))
+            return before.joined(further)
+
+    def _hung(self, candidate: Candidate, before: Measurement | None) -> Record:
+        """Return what stores a candidate's hang as its failure."""
+
+        def record(failure: Failure) -> int:
+            seconds = failure.seconds + (0.0 if before is None else before.seconds)
+            self._store.add(Trial(candidate, None, replace(failure, seconds=seconds)), None)
+            return self._store.hangs()
+
+        return record
+
+    def _hung_as(self, name: str) -> Record:
+        """Return what stores the hang of what is no trial."""
+
+        def record(failure: Failure) -> int:
+            self._store.remember_failure(name, failure)
+            return self._store.hangs()
+
+        return record
 
     def _confirm(self, each: AssessedTrial) -> tuple[bool, Assessment | None]:
         """Tell whether a candidate holds on held-out prompts, too; None where there are none."""
@@ -461,10 +495,19 @@ class Search:
         return tuple(rivals[key] for key in sorted(rivals))
 
     def _recall(self, name: str, candidate: Candidate, split: Split = "search") -> Measurement:
-        """Return what is stored under a name, or measure the candidate and store it."""
+        """Return what is stored under a name, or measure the candidate and store it.
+
+        Raises:
+            TrialFailure: It cannot be measured; or it hung, in this run or an earlier one.
+        """
         kept = self._store.recall(name)
         if kept is None:
-            kept = self._evaluator.measure(candidate, split)
+            failed = self._store.failure_of(name)
+            if failed is not None:
+                raise TrialFailure(failed.message, failed.kind, failed.seconds)
+            pictures = self._evaluator.prompt_count
+            with self._watchdog.over(candidate, pictures, self._hung_as(name)):
+                kept = self._evaluator.measure(candidate, split)
             self._spent += kept.seconds
             self._remember(name, kept)
         return kept

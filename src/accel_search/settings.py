@@ -14,6 +14,7 @@ from accel_search.options import (
     check_text,
     declare,
     given_options,
+    parse_limit,
     parse_seconds,
     refuse,
 )
@@ -140,6 +141,12 @@ class Settings:
     time_budget: float | None = declare(
         None, "stop after this long, e.g. 90s, 30m, 2h", parse=parse_seconds, metavar="TIME"
     )
+    trial_timeout: float | None = declare(
+        None,
+        "give up a candidate that hangs for so long; 0: never (default: by the baseline's pace)",
+        parse=parse_limit,
+        metavar="TIME",
+    )
     seed: int = declare(0, "seed of the prompts' noise and of random strategies", parse=int)
 
     # Scoring
@@ -249,6 +256,7 @@ _REAL = {
     "min_ssim": (-1.0, 1.0, "a similarity up to 1, e.g. 0.9"),
     "guidance_scale": (0.0, 1000.0, "a number of 0 or more (1 or less: no guidance)"),
     "time_budget": (0.0, MAX_SECONDS, "a duration, e.g. 30m"),
+    "trial_timeout": (0.0, MAX_SECONDS, "a duration, e.g. 90s or 30m, or 0 for none"),
     "memory_limit": (0.1, 1e6, "GiB, 0.1 or more, e.g. 8"),
 }
 """Real numbers, each with the least and greatest value allowed and how to say it."""

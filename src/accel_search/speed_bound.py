@@ -16,6 +16,7 @@ from accel_search.space import JointSpace
 from accel_search.statistics import Estimate, TimingNoise, noise_floor, speedup
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
+from accel_search.watchdog import Watchdog
 
 Array = NDArray[np.float64]
 
@@ -82,6 +83,7 @@ class SpeedBoundSearch:
         listener: Is told what happens.
         pairs: Baseline calls beside a candidate's first timing; the fastest gets `evaluator.pairs`.
             Fewer than those can be made up for only where nothing is scored.
+        watchdog: Ends what hangs; None lets it hang.
 
     Source:
         Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
@@ -95,12 +97,14 @@ class SpeedBoundSearch:
         store: TrialStore,
         listener: Listener,
         pairs: int,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._evaluator = evaluator
         self._space = space
         self._store = store
         self._listener = listener
         self._pairs = pairs
+        self._watchdog = watchdog or Watchdog()
         self._model = LatencyModel(plans_in(space))
         self._standing = _Standing(len(space))
 
@@ -116,7 +120,10 @@ class SpeedBoundSearch:
         if not len(self._space):
             raise ConfigurationError(f"--targets {','.join(self._space.targets)}: nothing to time")
         baseline = self._baseline()
+        self._watchdog.learn(baseline)
         self._listener.on_baseline(baseline)
+        if self._watchdog.hangs:
+            self._check()  # As in a search: a device that no longer answers is no one's fault.
         standing = self._standing
         for trial in self._store.trials():
             standing.take(self._space.position(trial.candidate), trial)
@@ -128,7 +135,7 @@ class SpeedBoundSearch:
         # What was the fastest by a few calls may not be by all of them.
         while (best := self._to_be_timed_again(baseline)) is not None:
             baseline = self._time(*best, baseline)
-        self._evaluator.check()
+        self._check()
         return self._outcome(baseline, settled=position is None)
 
     def _outcome(self, baseline: Measurement, settled: bool) -> SpeedBound:
@@ -192,7 +199,8 @@ class SpeedBoundSearch:
         kept = self._store.recall(f"baseline:search:{size}")
         if kept is None:
             try:
-                kept = self._evaluator.baseline("search")
+                with self._watchdog.over(None, self._evaluator.prompt_count):
+                    kept = self._evaluator.baseline("search")
             except TrialFailure as error:
                 raise ConfigurationError(str(error)) from error
             self._store.remember(f"baseline:search:{kept.batch_size}", kept)
@@ -204,8 +212,14 @@ class SpeedBoundSearch:
         self._listener.on_start(candidate)
         before = self._standing.measured.get(position)
         chunk = min(self._evaluator.chunk, self._evaluator.prompt_count)
+
+        def record(failure: Failure) -> int:
+            self._store.add(Trial(candidate, None, failure), None)
+            return self._store.hangs()
+
         try:
-            measured = self._evaluator.measure(candidate, prompts=range(chunk), pairs=pairs)
+            with self._watchdog.over(candidate, chunk, record):
+                measured = self._evaluator.measure(candidate, prompts=range(chunk), pairs=pairs)
         except TrialFailure as error:
             failure = Failure(error.kind, str(error)[:1000], error.seconds)
             trial = Trial(candidate, None, failure)
@@ -222,13 +236,18 @@ class SpeedBoundSearch:
         found = None if trial.measurement is None else speedup(trial.measurement, noise)
         self._listener.on_timed(trial, found)
         if trial.failure is not None:
-            self._evaluator.check()  # As in a search: the next one must not be blamed for it.
+            self._check()  # As in a search: the next one must not be blamed for it.
         return baseline
+
+    def _check(self) -> None:
+        with self._watchdog.over(None, 1):
+            self._evaluator.check()
 
     def _baseline_of(self, measured: Measurement) -> Measurement:
         latest = self._evaluator.baselines.get("search")
         if latest is None or latest.batch_size != measured.batch_size:
-            latest = self._evaluator.baseline("search")
+            with self._watchdog.over(None, self._evaluator.prompt_count):
+                latest = self._evaluator.baseline("search")
         self._store.remember(f"baseline:search:{latest.batch_size}", latest)
         return latest
 

@@ -37,6 +37,8 @@ _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
 _CONSTRAINTS = "constraints"
 """System attribute, a list: where one is above 0, Optuna and its dashboard (which does not read the
 form that Optuna 5 adds) take a trial for infeasible."""
+_FAILED = "failed:"
+"""Begins the names of a study's attributes that `remember_failure` keeps."""
 ABOUT = "about"
 """User attribute of a study that says what it is of."""
 _GO_ON = "what was finished is stored: mend that and run the same command again"
@@ -170,6 +172,24 @@ class TrialStore:
         """Keep a measurement that is no trial: the baseline, a confirmation, a rival."""
         with self._told("written", _GO_ON):
             self._study.set_user_attr(name, asdict(measurement))
+
+    def remember_failure(self, name: str, failure: Failure) -> None:
+        """Keep that what `remember` would have kept under a name could not be measured."""
+        with self._told("written", _GO_ON):
+            self._study.set_user_attr(f"{_FAILED}{name}", asdict(failure))
+
+    def failure_of(self, name: str) -> Failure | None:
+        """Return what `remember_failure` kept under that name, None if nothing."""
+        with self._told("read", "move it away to begin anew"):
+            kept = self._study.user_attrs.get(f"{_FAILED}{name}")
+            return None if kept is None else Failure(**kept)
+
+    def hangs(self) -> int:
+        """Return how many candidates did not end in time, on held-out prompts and rivals too."""
+        with self._told("read", "move it away to begin anew"):
+            noted = [key for key in self._study.user_attrs if key.startswith(_FAILED)]
+        failures = [each.failure for each in self.trials() if each.failure is not None]
+        return len(noted) + sum(each.kind == "timeout" for each in failures)
 
     def recall(self, name: str) -> Measurement | None:
         """Return what `remember` kept under that name, None if nothing."""

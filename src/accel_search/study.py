@@ -16,6 +16,7 @@ from accel_search.store import TrialStore, default_url, study_name
 from accel_search.story import pictures_path, story_of, to_picture, write_story
 from accel_search.strategies.base import Task
 from accel_search.tracking import Observers, Tracking
+from accel_search.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +88,7 @@ def run_search(
     *,
     show_bar: bool,
     tracking: Tracking | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Outcome:
     """Run the search that the settings ask for.
 
@@ -98,6 +100,7 @@ def run_search(
         store: Keeps the trials.
         show_bar: Whether a bar is drawn on standard error.
         tracking: Who else is told; None is nobody.
+        watchdog: Ends what hangs; None lets it hang.
     """
     cls = strategies.get(settings.strategy)
     goal = settings.goal
@@ -112,4 +115,4 @@ def run_search(
     budget = Budget(settings.max_trials, settings.time_budget)
     with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
         observers = Observers(progress, tracking or Tracking({}, logger))
-        return Search(evaluator, cls(task), store, goal, budget, observers).run()
+        return Search(evaluator, cls(task), store, goal, budget, observers, watchdog).run()

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from accel_search.search import Evaluator, Outcome
     from accel_search.space import JointSpace
     from accel_search.store import TrialStore
+    from accel_search.watchdog import Watchdog
 
 DESCRIPTION = (
     "Find the fastest settings of DeepCache, ToMe and T-GATE for a Stable Diffusion pipeline "
@@ -25,7 +27,12 @@ DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `accel-search` and return its exit code; every user error is one line."""
+    """Run `accel-search` and return its exit code; every user error is one line.
+
+    Args:
+        arguments: Of a call within another program, whose process is its own: what hangs is left
+            alone there. None takes the process's arguments, and may begin it anew.
+    """
     from accel_search import __version__
 
     return run_program(
@@ -33,25 +40,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lambda: from_command_line(
             search_parser("accel-search", DESCRIPTION, __version__), arguments
         ),
-        run,
+        lambda settings: run(settings, is_program=arguments is None),
         lambda settings: settings.log_level,
         "run the same command again to resume",
     )
 
 
-def run(settings: Settings) -> int:
-    """Carry out one search as the settings say, and return the exit code."""
+def run(settings: Settings, *, is_program: bool = False) -> int:
+    """Carry out one search as the settings say, and return the exit code.
+
+    Args:
+        settings: What is asked for.
+        is_program: Whether the process is ours, to be begun anew where a candidate hangs in it.
+    """
     from accel_search import results
     from accel_search.report.colour import takes_colour
     from accel_search.report.summary import summary
     from accel_search.study import keep, open_store, run_search
     from accel_search.tracking import tracked
+    from accel_search.watchdog import Watchdog
 
     logger = _set_up_logging(settings)
+    is_watched = is_program and settings.replay is None
+    watchdog = _watchdog(settings, logger) if is_watched else Watchdog()
     if settings.verify:
-        return _verify(settings, logger)
+        return _verify(settings, logger, watchdog)
     if settings.latency_only:
-        return _bound_speed(settings, logger)
+        return _bound_speed(settings, logger, watchdog)
     evaluator, space = _open(settings, logger)
     output = Path(settings.output)
     if not settings.force and settings.replay is None:
@@ -68,12 +83,19 @@ def run(settings: Settings) -> int:
                 ", ".join(differences),
             )
     _ensure_writable(settings)
-    store = open_store(settings, evaluator, space)
+    store = open_store(_going_on(settings, watchdog), evaluator, space)
     provenance = evaluator.provenance
     with tracked(settings, evaluator.workload, provenance, store.name, logger) as tracking:
         show_bar = _has_bar(settings)
         outcome = run_search(
-            settings, logger, evaluator, space, store, show_bar=show_bar, tracking=tracking
+            settings,
+            logger,
+            evaluator,
+            space,
+            store,
+            show_bar=show_bar,
+            tracking=tracking,
+            watchdog=watchdog,
         )
         if settings.trials_out is not None:
             _write_trials(settings.trials_out, space, evaluator, outcome, store)
@@ -125,6 +147,30 @@ def _set_up_logging(settings: Settings) -> logging.Logger:
         ) from error
 
 
+def _watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
+    """Return what begins this process anew where a candidate hangs, and ends it where nothing can.
+
+    It goes on from what a process that hung before this one has left to it.
+    """
+    from accel_search import anew
+    from accel_search.watchdog import Watchdog
+
+    hangs, spent = anew.carried()
+    return Watchdog(
+        settings.trial_timeout,
+        anew.beginning_anew(logger, settings.log_file, hangs, "accel-search"),
+        Path(settings.log_file).open("a", encoding="utf-8"),
+        compiled=settings.compile,
+        hangs=hangs,
+        spent=spent,
+    )
+
+
+def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
+    """Return the settings of this process: one that began anew goes on, also under --force."""
+    return replace(settings, force=False) if watchdog.hangs else settings
+
+
 def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
     """Return what measures, a pipeline or a file of recorded trials, and the space searched."""
     from accel_search.space import JointSpace
@@ -139,7 +185,7 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
     return evaluator, JointSpace(settings.targets, evaluator.workload, settings.space)
 
 
-def _bound_speed(settings: Settings, logger: logging.Logger) -> int:
+def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Find the fastest candidate, quality aside, and return the exit code."""
     from accel_search.bounds import save
     from accel_search.exploration import explore
@@ -148,7 +194,13 @@ def _bound_speed(settings: Settings, logger: logging.Logger) -> int:
     from accel_search.runtime.workbench import open_evaluator
 
     ensure_writable(Path(settings.bounds))
-    found = explore(settings, open_evaluator(settings, logger), logger, show_bar=_has_bar(settings))
+    found = explore(
+        _going_on(settings, watchdog),
+        open_evaluator(settings, logger),
+        logger,
+        show_bar=_has_bar(settings),
+        watchdog=watchdog,
+    )
     save(Path(settings.bounds), found.key, found.label, found.entry)
     if settings.json:
         print(json.dumps(found.entry, allow_nan=False))
@@ -157,7 +209,7 @@ def _bound_speed(settings: Settings, logger: logging.Logger) -> int:
     return ExitCode.DONE if found.is_gain else ExitCode.NOTHING_FOUND
 
 
-def _verify(settings: Settings, logger: logging.Logger) -> int:
+def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Measure a stored result again, say whether it holds, and return the exit code."""
     from accel_search.report.colour import takes_colour
     from accel_search.report.progress import Progress
@@ -168,10 +220,13 @@ def _verify(settings: Settings, logger: logging.Logger) -> int:
     evaluator, _ = _open(settings, logger)
     stored = find_stored(settings, evaluator.workload, evaluator.provenance)
     with Progress(logger, 1, settings.goal, show_bar=_has_bar(settings)) as progress:
-        baseline = bare(evaluator)
+        with watchdog.over(None, evaluator.prompt_count):
+            baseline = bare(evaluator)
+        watchdog.learn(baseline)
         progress.on_baseline(baseline)
         progress.on_start(stored.candidate)
-        found = verify(stored, evaluator, baseline)
+        with watchdog.over(stored.candidate, evaluator.prompt_count):
+            found = verify(stored, evaluator, baseline)
     if settings.json:
         print(json.dumps(verified_json(found), allow_nan=False))
     else:

@@ -31,6 +31,11 @@ class RecordedSession(worker.Session):
         return Answer(entry={name: where[name] for name in ("device_name", "driver", "versions")})
 
 
-if __name__ == "__main__":
+def main():
+    """Take jobs until there are none."""
     worker.Session = RecordedSession
     worker.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,9 @@
 Each line of its standard input is a job: `{"options": {...}, "answer": "FILE"}`, a search's
 settings and the file that its answer is written to. What the model needs is loaded for the first
 job and serves all; the sweep gives jobs of one model to one process. The end of its input ends the
-process, also in the middle of a job: a sweep that was killed leaves nothing running. Lines for
-people go to standard output.
+process, also in the middle of a job: a sweep that was killed leaves nothing running. A candidate
+that hangs ends the process, once it is recorded as failed; the job, given to a new process with
+`"hangs": 1`, goes on without it. Lines for people go to standard output.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from accel_search.errors import AccelSearchError
+from accel_search.anew import leave
+from accel_search.errors import AccelSearchError, ExitCode, first_line
 from accel_search.logging_utils import setup_logger
 from accel_search.result_files import write_atomically
 from accel_search.settings import Settings
-from accel_search.sweep.answers import Answer, failure_of
+from accel_search.sweep.answers import Answer, failure, failure_of
 from accel_search.turns import Turns
+from accel_search.watchdog import Hang, Watchdog
 
 if TYPE_CHECKING:
     from accel_search.runtime.evaluator import PipelineEvaluator
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 
 ABANDONED = 3
 """Exit code of a worker whose sweep is gone."""
+HUNG = 4
+"""Exit code of a worker in which a candidate hung: a new process goes on without it."""
 
 
 def main() -> None:
@@ -101,6 +107,9 @@ class Session:
         from accel_search.exploration import explore
 
         settings = settings_of(job["options"])
+        hangs = int(job.get("hangs", 0))
+        if hangs:
+            settings = replace(settings, force=False)  # The study is begun: it is gone on with.
         for name in ("accel_search", "traversal_search"):
             logger = setup_logger(name, None, settings.log_level)
         try:
@@ -108,11 +117,18 @@ class Session:
         except AccelSearchError as error:
             # Nothing of it hangs on scheduler, steps or method.
             of_model = self._bench is None
-            failure = failure_of(error, time.perf_counter() - began)
-            if of_model and failure["error"] == "unknown_error":
-                failure["error"] = "model_load"
-            return Answer(failure=failure, is_of_model=of_model)
-        found = explore(settings, evaluator, logger)
+            said = failure_of(error, time.perf_counter() - began)
+            if of_model and said["error"] == "unknown_error":
+                said["error"] = "model_load"
+            return Answer(failure=said, is_of_model=of_model)
+        watchdog = Watchdog(
+            settings.trial_timeout,
+            lambda hang: _end(hang, hangs, Path(job["answer"]), began),
+            sys.stdout,
+            compiled=settings.compile,
+            hangs=hangs,
+        )
+        found = explore(settings, evaluator, logger, watchdog=watchdog)
         return Answer(found.key, found.label, found.entry, found.winner)
 
     def _open(self, settings: Settings, logger: logging.Logger) -> PipelineEvaluator:
@@ -141,6 +157,19 @@ class Session:
         from accel_search.runtime.provenance import machine
 
         return Answer(entry=machine(resolve_device(job["options"]["device"])))
+
+
+def _end(hang: Hang, before: int, answer: Path, began: float) -> NoReturn:
+    """End the process of a hang; where another one would hang at the same place, with an answer."""
+    if hang.recorded is None or hang.recorded <= before:
+        why = "" if hang.error is None else f"cannot be recorded ({first_line(hang.error)}): "
+        message = f"{hang.said}: {why}the log shows where it hung"
+        seconds = time.perf_counter() - began
+        said = failure("timeout", message, seconds=seconds, exit_code=ExitCode.UNEXPECTED)
+        write_atomically(answer, json.dumps(Answer(failure=said).as_dict(), allow_nan=False))
+    else:
+        print(f"WARNING: {hang.said} and is recorded as failed; a new process goes on without it")
+    leave(HUNG)
 
 
 def settings_of(options: Mapping[str, Any]) -> Settings:

@@ -14,6 +14,7 @@ from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.child import Child, Died, TimedOut
 from accel_search.sweep.machine import choose_gpus, shares, visible_gpus
 from accel_search.sweep.settings import SweepSettings
+from accel_search.sweep.worker import HUNG
 
 OnLine = Callable[[str], None]
 
@@ -49,7 +50,7 @@ class LocalWorker:
     """A process of this machine, begun anew where it has to be.
 
     That is for another model, after a failure, since what it left behind in a process is unknown,
-    and for every configuration where the isolation says so.
+    after a hang, and for every configuration where the isolation says so.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class LocalWorker:
         self.model = settings.pipe
         began = time.monotonic()
         try:
-            answer = self._ask({"options": asdict(settings)}, stop)
+            answer = self._ask_again_after_hangs(settings, stop)
         except TimedOut:
             return Answer(
                 failure=failure(
@@ -113,11 +114,27 @@ class LocalWorker:
     def _hear(self, line: str) -> None:
         self._on_line(line)  # The one of the configuration in hand.
 
-    def _ask(self, job: Mapping[str, Any], stop: threading.Event) -> Answer:
+    def _ask_again_after_hangs(self, settings: Settings, stop: threading.Event) -> Answer:
+        """Ask one process after the other while each records a candidate that hung in it."""
+        deadline = time.monotonic() + self.timeout
+        hangs = 0
+        while True:
+            job = {"options": asdict(settings), "hangs": hangs}
+            self.model = settings.pipe
+            try:
+                return self._ask(job, stop, deadline - time.monotonic())
+            except Died as error:
+                if error.exit_code != HUNG:
+                    raise
+                hangs += 1
+
+    def _ask(
+        self, job: Mapping[str, Any], stop: threading.Event, timeout: float | None = None
+    ) -> Answer:
         if self._child is None or not self._child.is_alive:
             self._child = Child(self.arguments, self.environment, self._hear, self.command)
         try:
-            return self._child.ask(job, self.timeout, stop)
+            return self._child.ask(job, self.timeout if timeout is None else timeout, stop)
         except BaseException:
             self.close()
             raise

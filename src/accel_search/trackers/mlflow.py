@@ -96,7 +96,8 @@ class MLflow(Tracker):
     def on_resume(self, history: Sequence[AssessedTrial]) -> None:
         """Write the trials that this store does not know yet."""
         for each in history:
-            if str(each.trial.candidate) not in self._nested:
+            # A failure ends what was open here: one that hung could not be told of.
+            if str(each.trial.candidate) not in self._nested or each.trial.failure is not None:
                 self.on_trial(each)
 
     def on_trial(self, assessed: AssessedTrial) -> None:
