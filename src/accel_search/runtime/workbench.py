@@ -69,7 +69,7 @@ class Workbench:
             self._load(settings, device)
 
     def _load(self, settings: Settings, device: torch.device) -> None:
-        """Fill the device's memory, which disturbs who times on another device of this machine."""
+        """Fill the device's memory, while nobody times on another device of this machine."""
         limit_memory(settings.memory_limit, device)
         if not settings.latency_only:
             self._scorer = load_scorer(settings, device, parked=True)
