@@ -195,3 +195,15 @@ def test_a_bare_pipeline_that_hangs_in_a_sweep_fails_its_configuration(tmp_path)
     assert "the bare pipeline did not end within 3 s" in str(failed)
     done = run(folder, [*SWEEP, "--retry_failed", "timeout"], [])
     assert done.returncode == 0
+
+
+def test_a_verification_that_hangs_is_one_line_and_leaves_the_result(tmp_path):
+    folder = tmp_path / "run"
+    assert run(folder, GUIDED, []).returncode == 0
+    before = stored(folder)
+    done = run(folder, [*GUIDED, "--verify"], [piece(FASTEST)])
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"accel-search: error: {FASTEST} did not end within 3 s")
+    assert stored(folder) == before
+    shows_where(folder, FASTEST)

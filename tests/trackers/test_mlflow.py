@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from accel_search.exploration import explore
+from accel_search.records import Failure, Trial
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.statistics import Verdict
@@ -118,6 +119,29 @@ def test_an_interrupted_search_goes_on_in_its_run(store, place):
     (held,) = [run for run in trials if run.data.tags.get("held_out") == "confirmed"]
     assert held.data.metrics["held_out.speedup"] == pytest.approx(1.9, rel=0.02)
     assert any(name.startswith("steps(") for name in nested)
+
+
+def test_a_candidate_that_hung_after_its_first_look_is_a_failed_run_once_it_goes_on(store, place):
+    class Interrupted(FakeEvaluator):
+        def measure(self, candidate, *arguments, **options):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().measure(candidate, *arguments, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(store, Interrupted())
+    _, _, nested = place()
+    assert {run.info.status for run in nested.values()} == {"FINISHED"}
+    # As a process does that ends with the hang: nobody but the database is told.
+    space = JointSpace(("deepcache",), WORKLOAD)
+    hung = space.candidate_at(0)
+    assert str(hung) in nested
+    failure = Failure("timeout", "it did not end within 3 s", 3.0)
+    TrialStore("sqlite:///trials.db", "study", space).add(Trial(hung, None, failure), None)
+    searched(store, FakeEvaluator())
+    _, _, nested = place()
+    assert nested[str(hung)].info.status == "FAILED"
+    assert "did not end" in nested[str(hung)].data.tags["failure"]
 
 
 def test_a_configuration_of_a_sweep_is_a_run_with_its_bound(store, place):
