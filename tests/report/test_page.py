@@ -17,7 +17,8 @@ from tests.report.pages import EVIL, add_failure, make_run_dir, many_trials
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [
     pytest.mark.skipif(
-        not CHROMIUM.exists(), reason="no /usr/bin/chromium; scripts/install_browser.sh installs it"
+        not CHROMIUM.exists(),
+        reason="no /usr/bin/chromium; scripts/install_test_programs.sh installs it",
     ),
     pytest.mark.xdist_group("browser"),  # One browser for all of them.
 ]

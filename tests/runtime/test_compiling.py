@@ -41,6 +41,7 @@ def workload(loaded):
     return replace(loaded("sdxl")[1], steps=5, unet_calls=5)
 
 
+@pytest.mark.slow
 def test_it_makes_the_same_pictures_bare_and_accelerated_and_compiles_once(
     compiled, loaded, workload
 ):
