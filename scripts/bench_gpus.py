@@ -63,12 +63,13 @@ def main() -> None:
         if part == "faults":
             content[part] = faults(fresh(folder), options)
         elif part == "one":
-            for model in options.models.split(","):
-                models = content.setdefault("one_by_model", {})
-                if model not in models:
-                    models[model] = explore(part, fresh(folder / model), options, model)
+            found = content.setdefault("one_by_model", {})
+            models = options.models.split(",")
+            for model in models:
+                if model not in found:
+                    found[model] = explore(part, fresh(folder / model), options, model)
                     save(content, options.out)
-            content[part] = joined(list(content["one_by_model"].values()))
+            content[part] = joined([found[model] for model in models])
         else:
             content[part] = explore(part, fresh(folder), options, options.models)
         save(content, options.out)

@@ -70,18 +70,9 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     evaluator, space = _open(settings, logger)
     output = Path(settings.output)
     if not settings.force and settings.replay is None:
-        entry, differences = results.stored_answer(
-            output, evaluator.workload, settings, space, evaluator.provenance
-        )
+        entry = _stored_here(settings, logger, evaluator, space)
         if entry is not None:
             return _answer_from(entry, settings, logger)
-        if differences:
-            logger.warning(
-                "%s holds such a result, but measured elsewhere (other %s); searching here "
-                "(--verify measures that one again instead)",
-                output,
-                ", ".join(differences),
-            )
     _ensure_writable(settings)
     store = open_store(_going_on(settings, watchdog), evaluator, space)
     provenance = evaluator.provenance
@@ -117,6 +108,25 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         print("\n" + summary(outcome, settings, space, colour=takes_colour(sys.stdout)))
     _say_written(written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
+
+
+def _stored_here(
+    settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
+) -> dict[str, Any] | None:
+    """Return the result that an earlier search stored; None if none did, or only elsewhere."""
+    from accel_search.results import stored_answer
+
+    entry, differences = stored_answer(
+        Path(settings.output), evaluator.workload, settings, space, evaluator.provenance
+    )
+    if entry is None and differences:
+        logger.warning(
+            "%s holds such a result, but measured elsewhere (other %s); searching here "
+            "(--verify measures that one again instead)",
+            settings.output,
+            ", ".join(differences),
+        )
+    return entry
 
 
 def _ensure_writable(settings: Settings) -> None:
