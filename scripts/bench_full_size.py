@@ -46,7 +46,7 @@ COMBINATIONS = [
     for count in range(1, len(ALONE) + 1)
     for names in itertools.combinations(ALONE, count)
 ]
-MOST_TURNS = 3
+MOST_TURNS = 4
 """Calls of each setting in a cell, if the bare ones do not last long enough before."""
 
 
@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--scheds", default="DDIM")
     parser.add_argument("--steps", default="20")
     parser.add_argument("--batches", default="1,4")
-    parser.add_argument("--dtype", default="float16")
-    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--dtype", default="float16", help="one or several, as all above")
+    parser.add_argument("--attention", default="auto", help="likewise")
     parser.add_argument("--settings", default=",".join(COMBINATIONS))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="auto")
@@ -69,16 +69,22 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     table = Table(options.out)
-    for model in options.models.split(","):
+    for model, dtype, attention in itertools.product(
+        options.models.split(","), options.dtype.split(","), options.attention.split(",")
+    ):
         asked = Settings(
             pipe=model,
             latency_only=True,
-            dtype=options.dtype,
+            dtype=dtype,
             device=options.device,
-            attention=options.attention,
+            attention=attention,
             compile=options.compile,
         )
-        bench = Bench(asked, options.settings.split(","), options.seconds)
+        try:
+            bench = Bench(asked, options.settings.split(","), options.seconds)
+        except AccelSearchError as error:
+            print(f"{model} {dtype} {attention}: {error}", flush=True)
+            continue
         for sched, steps, batch in itertools.product(
             options.scheds.split(","), options.steps.split(","), options.batches.split(",")
         ):

@@ -1,16 +1,16 @@
 """Makes tiny random pipelines and scorers in the real folder formats.
 
-Run as a script to write them somewhere: `python tests/runtime/making.py FOLDER`.
+Run as a script to write them somewhere: `python -m tests.runtime.making FOLDER`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from scripts.make_random_scorer import write_scorer
 
 PROMPTS = [
     f"a {size} {colour} {shape}"
@@ -143,35 +143,13 @@ def make_sdxl(folder: Path) -> Path:
 
 def make_scorer(folder: Path) -> Path:
     """Write an open_clip folder: a random ViT of 32 pixels with a mean and deviation of its own."""
-    import open_clip
-    from safetensors.torch import save_file
-
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 1,
-            "width": 32,
-            "patch_size": 8,
-            "head_width": 16,
-        },
-        "text_cfg": {
-            "context_length": 16,
-            "vocab_size": 49408,
-            "width": 16,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**config)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.25, 0.2], "interpolation": "bicubic"}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    return write_scorer(
+        folder,
+        {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text},
+        {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.25, 0.2], "interpolation": "bicubic"},
     )
-    return folder
 
 
 def make_prompts(file: Path) -> Path:

@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from scripts.make_random_scorer import main as make_random_scorer
 
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.runtime import scoring
@@ -294,3 +295,21 @@ def test_the_score_is_the_clip_score_of_another_implementation(scorer):
 def test_the_text_is_cut_to_the_models_own_length(scorer):
     assert scorer._tokenizer(TEXTS).shape == (3, 16)
     assert open_clip.get_tokenizer(scoring.DEFAULT_MODEL)(TEXTS).shape == (3, 77)
+
+
+def test_a_random_scorer_of_one_of_open_clips_architectures_gives_positive_scores(
+    tmp_path, settings_for, capsys
+):
+    folder = tmp_path / "scorer"
+    assert make_random_scorer(["--like", "ViT-S-32-alt", "--out", str(folder)]) == 0
+    assert "ViT-S-32-alt, " in capsys.readouterr().out
+    scorer = load_scorer(settings_for(clip_model=str(folder)), CPU)
+    images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    assert all(5 < score < 60 for score in scorer.score(images, TEXTS))
+
+
+@pytest.mark.parametrize("name", ["ViT-X", "ViT-B-16-SigLIP"])
+def test_a_random_scorer_of_no_plain_architecture_is_refused(tmp_path, capsys, name):
+    with pytest.raises(SystemExit, match="2"):
+        make_random_scorer(["--like", name, "--out", str(tmp_path)])
+    assert f"--like {name}: not one of ViT-B-16, " in capsys.readouterr().err
