@@ -37,6 +37,7 @@ def write_pipeline(
     fp16: bool = False,
     max_shard_size: str = LIMIT,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Path:
     """Write the folder and return it.
 
@@ -48,10 +49,11 @@ def write_pipeline(
         fp16: Whether half-precision files lie beside them, as in the hub's repositories.
         max_shard_size: Size above which a component's weights are several files, e.g. `1MB`.
         seed: Of the weights.
+        device: That draws the weights; a GPU takes seconds where a processor takes minutes.
     """
     torch.manual_seed(seed)
     with quiet_libraries():
-        pipe = build_random(like, torch.device("cpu"), dtype, is_tiny=is_tiny)
+        pipe = build_random(like, torch.device(device), dtype, is_tiny=is_tiny)
         pipe.save_pretrained(out, safe_serialization=True, max_shard_size=max_shard_size)
         if fp16:
             pipe.to(torch.float16)
@@ -80,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dtype", choices=DTYPES, default="float32", help="of the plain files [%(default)s]"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--device", default="cpu", help="that draws the weights: cpu or cuda [%(default)s]"
+    )
     options = parser.parse_args(arguments)
     write_pipeline(
         options.out,
@@ -89,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fp16=options.fp16,
         max_shard_size=options.max_shard_size,
         seed=options.seed,
+        device=options.device,
     )
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{options.out}: {options.like}, {options.width}, {size / 1e6:.1f} MB")
