@@ -1,0 +1,43 @@
+"""The tables of full-size timings say what the files of raw samples say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scripts.tabulate_full_size import MARKED, rewritten, timings
+
+from tests.docs.pages import ROOT
+
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("sd15", "sd21", "sdxl", "parameters")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_raw_samples(page):
+    text = page.read_text(encoding="utf-8")
+    assert MARKED.search(text)
+    assert rewritten(page) == text, "python scripts/tabulate_full_size.py docs/*.md"
+
+
+def test_a_table_follows_its_file(tmp_path):
+    row = {"model": "SDXL", "scheduler": "DDIM", "steps": 20, "batch": 4, "dtype": "float16"}
+    row |= {"attention": "auto", "compiled": False, "kernel": "native (cudnn)"}
+    row |= {"bare_spread": 0.012, "peak_memory_bytes": 3 * 2**30}
+    rows = [
+        row | {"setting": "bare", "seconds_a_call": [2.0, 3.0, 2.1], "speedup": 1.0},
+        row | {"setting": "tome", "seconds_a_call": [2.2, 2.2], "speedup": 0.95},
+        row | {"steps": 50, "error": "CUDA out of memory"},
+    ]
+    heading, _, *lines = timings(rows, "SDXL")
+    cells = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    table = dict(zip(heading.strip("| ").split(" | "), cells, strict=True))
+    assert table["scheduler"] == "DDIM" and table["steps"] == "20" and table["batch"] == "4"
+    assert table["bare, s a call"] == "2.10" and table["noise"] == "1.2 %"
+    assert table["ToMe"] == "0.95 ×" and table["all three"] == "–" and table["peak GiB"] == "3.0"
+    assert len(lines) == 1 and not timings(rows, "SD1.5")[2:]
+
+    page = tmp_path / "page.md"
+    page.write_text("<!-- timings rows.json SDXL -->\n\n| old |\n\n<!-- end -->\nText\n")
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
+    assert lines[0] in rewritten(page) and "old" not in rewritten(page)
+    assert rewritten(page).endswith("<!-- end -->\nText\n")
