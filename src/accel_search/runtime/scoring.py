@@ -14,6 +14,7 @@ import torch
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
+from accel_search.runtime.precision import whole_float32
 from accel_search.runtime.preprocessing import batched, check_preprocessing
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
@@ -85,9 +86,10 @@ class ClipScorer:
         """
         try:
             self._model.to(self._device)
-            features = self._model.encode_image(self.preprocess(images), normalize=True)
-            cosines = (features * self._encode(texts)).sum(dim=1)
-            return [float(cosine) for cosine in (100.0 * cosines).tolist()]
+            with whole_float32():
+                features = self._model.encode_image(self.preprocess(images), normalize=True)
+                cosines = (features * self._encode(texts)).sum(dim=1)
+                return [float(cosine) for cosine in (100.0 * cosines).tolist()]
         finally:
             if self._is_parked:
                 self._model.to("cpu")
