@@ -347,22 +347,49 @@ def _as_transformers(model):
     return other
 
 
-def test_the_score_is_the_clip_score_of_another_implementation(scorer):
-    """torchmetrics' CLIPScore is max(100 × cosine, 0) by transformers' CLIPModel.
+def _as_torchmetrics_takes_it(scorer):
+    """Return the model and processor that torchmetrics' CLIPScore would load by their name.
 
-    Its class raises under the transformers that is supported here (its features are no longer
-    tensors), so its formula is held against the same weights in that model.
+    Under the transformers that is supported here it raises by itself: it divides the features by
+    their norm, and they come within an object. So they are handed to it as the tensors they were.
     """
-    other, images = _as_transformers(scorer._model), _images(32, 32)
-    tokens = scorer._tokenizer(TEXTS)
+    from transformers import CLIPImageProcessor
 
-    with torch.no_grad():
-        found = other(input_ids=tokens, pixel_values=scorer.preprocess(images))
-    seen = torch.nn.functional.normalize(found.image_embeds, dim=-1)
-    read = torch.nn.functional.normalize(found.text_embeds, dim=-1)
-    expected = (100 * (seen * read).sum(-1)).tolist()
+    model = _as_transformers(scorer._model)
+    for name in ("get_image_features", "get_text_features"):
+        get = getattr(model, name)
+        setattr(model, name, lambda *args, get=get: get(*args).pooler_output)
+    pictures = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
+        image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.25, 0.2],
+    )  # fmt: skip
 
-    assert scorer.score(images, TEXTS) == pytest.approx(expected, abs=1e-3)
+    def processor(text=None, images=None, **kwargs):
+        if images is not None:
+            return pictures(images=images, return_tensors="pt")
+        tokens = scorer._tokenizer(text)
+        return {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
+
+    return model, processor
+
+
+@pytest.mark.parametrize("size, tolerance", [((32, 32), 1e-3), ((48, 80), 0.3)])
+def test_the_score_is_torchmetrics_clip_score(scorer, size, tolerance):
+    from torchmetrics.multimodal import CLIPScore
+
+    metric = CLIPScore(lambda: _as_torchmetrics_takes_it(scorer))
+    images = _images(*size)
+    # Every picture with every text: a random model finds some of them opposite to each other.
+    pairs = [(image, text) for image in images for text in TEXTS]
+    scores = scorer.score(torch.stack([image for image, _ in pairs]), [text for _, text in pairs])
+
+    found = [
+        float(metric((image * 255).round().to(torch.uint8), text).detach()) for image, text in pairs
+    ]
+
+    # It gives no score below 0.
+    assert found == pytest.approx([max(score, 0) for score in scores], abs=tolerance)
+    assert max(found) - min(found) > 10 * tolerance and sum(score > 0 for score in found) >= 3
 
 
 def test_the_text_is_cut_to_the_models_own_length(scorer):
