@@ -375,6 +375,46 @@ def test_a_parked_scorer_gives_its_memory_back_and_the_same_scores(made):
     assert before - torch.cuda.memory_allocated() >= scorer.weight_bytes
 
 
+def test_scores_are_the_same_whatever_a_program_allows_itself(made):
+    """A wide model: TF32 would change its scores, as its features by themselves show."""
+    from scripts.make_random_scorer import main as make_random_scorer
+
+    folder = made / "wide"
+    assert make_random_scorer(["--like", "ViT-S-32-alt", "--out", str(folder)]) == 0
+    settings = Settings(clip_model=str(folder), pipe=str(made / "sd"))
+    scorer = load_scorer(settings, torch.device("cuda", 0))
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).cuda()
+
+    def look():
+        with torch.no_grad():
+            return scorer._model.encode_image(scorer.preprocess(images))
+
+    def measure():
+        scorer._text_features.clear()
+        return scorer.score(images, making.PROMPTS[:4])
+
+    features, scores = look(), measure()
+    switch = torch.backends.cuda.matmul
+    try:
+        for allow in (
+            lambda: setattr(switch, "allow_tf32", True),
+            lambda: torch.set_float32_matmul_precision("high"),
+            lambda: setattr(switch, "fp32_precision", "tf32"),
+            lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+        ):
+            allow()
+            assert not torch.equal(look(), features)
+            assert measure() == scores
+            assert not torch.equal(look(), features)  # And it is allowed again.
+            torch.backends.fp32_precision = "none"
+            torch.set_float32_matmul_precision("highest")
+            switch.fp32_precision = "none"
+    finally:
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        switch.fp32_precision = "none"
+
+
 def test_the_scorer_waits_in_main_memory_where_the_gpu_is_small(made, caplog):
     torch.cuda.empty_cache()
     bench, _ = workbench(made, caplog)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from scripts.make_random_scorer import main as make_random_scorer
+from torchvision.transforms import Compose
 
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.runtime import scoring
+from accel_search.runtime.preprocessing import batched
 from accel_search.runtime.scoring import ClipScorer, load_scorer
 from tests.runtime.conftest import CPU
 
@@ -57,6 +59,56 @@ def test_preprocessing_and_score_agree_with_open_clips_own(made, scorer, size, l
     found = scorer.score(images, TEXTS)
     assert found == pytest.approx(scores.tolist(), abs=1e-3 if size == (32, 32) else 0.3)
     assert all(isinstance(score, float) for score in found)
+
+
+PREPROCESSING = [
+    {"resize_mode": "shortest", "interpolation": "bilinear"},
+    {"resize_mode": "shortest", "interpolation": "random"},
+    {"resize_mode": "squash"},
+    {"resize_mode": "longest", "fill_color": 0},
+    {"resize_mode": "longest", "fill_color": 200},
+    {"resize_mode": "longest", "fill_color": [250, 0, 100], "interpolation": "bilinear"},
+]
+
+
+@pytest.mark.parametrize(
+    "config", PREPROCESSING, ids=lambda config: "-".join(map(str, config.values()))
+)
+@pytest.mark.parametrize("size", [(81, 48), (17, 33)])
+def test_every_way_to_preprocess_agrees_with_open_clips_own(
+    made, tmp_path, settings_for, config, size
+):
+    shutil.copytree(made / "scorer", tmp_path / "scorer")
+    _edit_config(tmp_path / "scorer", lambda c: c["preprocess_cfg"].update(config))
+    images = _images(*size)
+    inputs, _ = _direct(tmp_path, images)
+
+    own = load_scorer(settings_for(clip_model=str(tmp_path / "scorer")), CPU).preprocess(images)
+
+    assert own.shape == inputs.shape
+    # PIL rounds to 8 bits after each axis, and enlarging carries the first rounding on.
+    assert (own - inputs).abs().max() <= 2.01 / 255 / 0.2
+
+
+def test_a_model_that_is_not_square_is_preprocessed_as_open_clip_does():
+    images = _images(48, 80)
+    transform = open_clip.image_transform((32, 24), is_train=False, std=(0.2,) * 3)
+
+    own = images
+    for step in batched(transform):
+        own = step(own)
+
+    levels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    expected = torch.stack([transform(Image.fromarray(each)) for each in levels])
+    assert own.shape == (3, 3, 32, 24)
+    assert (own - expected).abs().max() <= 1.51 / 255 / 0.2  # It was not rounded to begin with.
+
+
+def test_a_step_that_is_not_known_is_refused():
+    from torchvision.transforms import Grayscale
+
+    with pytest.raises(LoadError, match="has a step Grayscale, which is not known here"):
+        batched(Compose([Grayscale()]))
 
 
 def test_a_score_does_not_depend_on_the_batch(scorer):
@@ -132,6 +184,26 @@ BROKEN = {
         lambda f: _edit_config(f, lambda c: c["model_cfg"].update(embed_dim=8)),
         "could not be loaded",
     ),
+    "resizing that is not known": (
+        lambda f: _edit_config(f, lambda c: c["preprocess_cfg"].update(resize_mode="widest")),
+        "has resize_mode 'widest'; expected shortest or longest or squash",
+    ),
+    "interpolation that is not known": (
+        lambda f: _edit_config(f, lambda c: c["preprocess_cfg"].update(interpolation="nearest")),
+        "has interpolation 'nearest'; expected bicubic or bilinear or random",
+    ),
+    "pictures of one channel": (
+        lambda f: _edit_config(f, lambda c: c["preprocess_cfg"].update(mode="L")),
+        "has mode 'L'; expected RGB",
+    ),
+    "a fill that is no colour": (
+        lambda f: _edit_config(f, lambda c: c["preprocess_cfg"].update(fill_color=[0.5, 0.5])),
+        "has fill_color [0.5, 0.5]; expected a number from 0 to 255 or three",
+    ),
+    "preprocessing that is no object": (
+        lambda f: _edit_config(f, lambda c: c.update(preprocess_cfg="openai")),
+        "its preprocess_cfg is 'openai'; expected an object",
+    ),
     "tokenizer with code": (
         lambda f: _edit_config(
             f,
@@ -199,7 +271,8 @@ def test_a_pretrained_file_is_taken(made, settings_for, tmp_path):
 
 
 def test_texts_are_encoded_once(scorer, monkeypatch):
-    fresh = ClipScorer(scorer._model, scorer._transform, scorer._tokenizer, "fresh")
+    fresh = ClipScorer(scorer._model, Compose([]), scorer._tokenizer, "fresh")
+    fresh.preprocess = scorer.preprocess
     seen = []
     monkeypatch.setattr(
         fresh, "_tokenizer", lambda texts: seen.extend(texts) or scorer._tokenizer(texts)
@@ -274,22 +347,49 @@ def _as_transformers(model):
     return other
 
 
-def test_the_score_is_the_clip_score_of_another_implementation(scorer):
-    """torchmetrics' CLIPScore is max(100 × cosine, 0) by transformers' CLIPModel.
+def _as_torchmetrics_takes_it(scorer):
+    """Return the model and processor that torchmetrics' CLIPScore would load by their name.
 
-    Its class raises under the transformers that is supported here (its features are no longer
-    tensors), so its formula is held against the same weights in that model.
+    Under the transformers that is supported here it raises by itself: it divides the features by
+    their norm, and they come within an object. So they are handed to it as the tensors they were.
     """
-    other, images = _as_transformers(scorer._model), _images(32, 32)
-    tokens = scorer._tokenizer(TEXTS)
+    from transformers import CLIPImageProcessor
 
-    with torch.no_grad():
-        found = other(input_ids=tokens, pixel_values=scorer.preprocess(images))
-    seen = torch.nn.functional.normalize(found.image_embeds, dim=-1)
-    read = torch.nn.functional.normalize(found.text_embeds, dim=-1)
-    expected = (100 * (seen * read).sum(-1)).tolist()
+    model = _as_transformers(scorer._model)
+    for name in ("get_image_features", "get_text_features"):
+        get = getattr(model, name)
+        setattr(model, name, lambda *args, get=get: get(*args).pooler_output)
+    pictures = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
+        image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.25, 0.2],
+    )  # fmt: skip
 
-    assert scorer.score(images, TEXTS) == pytest.approx(expected, abs=1e-3)
+    def processor(text=None, images=None, **kwargs):
+        if images is not None:
+            return pictures(images=images, return_tensors="pt")
+        tokens = scorer._tokenizer(text)
+        return {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
+
+    return model, processor
+
+
+@pytest.mark.parametrize("size, tolerance", [((32, 32), 1e-3), ((48, 80), 0.3)])
+def test_the_score_is_torchmetrics_clip_score(scorer, size, tolerance):
+    from torchmetrics.multimodal import CLIPScore
+
+    metric = CLIPScore(lambda: _as_torchmetrics_takes_it(scorer))
+    images = _images(*size)
+    # Every picture with every text: a random model finds some of them opposite to each other.
+    pairs = [(image, text) for image in images for text in TEXTS]
+    scores = scorer.score(torch.stack([image for image, _ in pairs]), [text for _, text in pairs])
+
+    found = [
+        float(metric((image * 255).round().to(torch.uint8), text).detach()) for image, text in pairs
+    ]
+
+    # It gives no score below 0.
+    assert found == pytest.approx([max(score, 0) for score in scores], abs=tolerance)
+    assert max(found) - min(found) > 10 * tolerance and sum(score > 0 for score in found) >= 3
 
 
 def test_the_text_is_cut_to_the_models_own_length(scorer):

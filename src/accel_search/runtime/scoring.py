@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.transforms import Normalize  # type: ignore[import-untyped]
 
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
+from accel_search.runtime.precision import whole_float32
+from accel_search.runtime.preprocessing import batched, check_preprocessing
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
 
@@ -44,7 +45,7 @@ class ClipScorer:
     ) -> None:
         self.name = name
         self._model = model.eval().requires_grad_(False)
-        self._transform = transform
+        self._steps = batched(transform)
         self._tokenizer = tokenizer
         self._device = device or next(model.parameters()).device
         self._is_parked = next(model.parameters()).device != self._device
@@ -85,9 +86,10 @@ class ClipScorer:
         """
         try:
             self._model.to(self._device)
-            features = self._model.encode_image(self.preprocess(images), normalize=True)
-            cosines = (features * self._encode(texts)).sum(dim=1)
-            return [float(cosine) for cosine in (100.0 * cosines).tolist()]
+            with whole_float32():
+                features = self._model.encode_image(self.preprocess(images), normalize=True)
+                cosines = (features * self._encode(texts)).sum(dim=1)
+                return [float(cosine) for cosine in (100.0 * cosines).tolist()]
         finally:
             if self._is_parked:
                 self._model.to("cpu")
@@ -106,9 +108,7 @@ class ClipScorer:
         """
         images = images.to(device=self._device, dtype=torch.float32)
         images = (images.clamp(0, 1) * 255).round() / 255
-        for step in self._transform.transforms:
-            if isinstance(step, Normalize):
-                images = images.clamp(0, 1)
+        for step in self._steps:
             images = step(images)
         return images
 
@@ -184,7 +184,8 @@ def _from_folder(folder: Path, name: str, device: torch.device) -> ClipScorer:
             "the weights"
         )
     try:
-        text = json.loads(config.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+        content = json.loads(config.read_text(encoding="utf-8"))
+        text = content["model_cfg"]["text_cfg"]
         own_code = bool(text.get("tokenizer_kwargs", {}).get("trust_remote_code"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(
@@ -192,6 +193,7 @@ def _from_folder(folder: Path, name: str, device: torch.device) -> ClipScorer:
         ) from error
     if own_code:
         raise LoadError(f"{given}: its tokenizer wants to run code of its own, which is refused")
+    check_preprocessing(content.get("preprocess_cfg"), given)
     digest = hashlib.sha256(weights[0].read_bytes()).hexdigest()[:12]
     label = name if name == "demo" else folder.resolve().name
     return _load(f"{LOCAL_DIR}{folder}", None, f"{label}@{digest}", given, device)
