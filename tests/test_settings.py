@@ -38,7 +38,8 @@ def test_both_spellings_of_every_option_work(option):
         "sampler": "gp",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
-    beside = ["--strategy", "bayes"] if option.name == "sampler" else []
+    needs = {"sampler": ["--strategy", "bayes"], "revision": ["--pipe", "SDXL"]}
+    beside = needs.get(option.name, [])
     with_underscores = parse(f"--{option.name}", *value, *beside)
     with_hyphens = parse(f"--{option.name.replace('_', '-')}", *value, *beside)
     assert with_underscores == with_hyphens != Settings()
@@ -77,6 +78,10 @@ def test_the_original_scripts_spellings_are_understood():
         (["--min_ssim", "2"], ["--min_ssim", "similarity"]),
         (["--log_level", "LOUD"], ["--log_level", "INFO"]),
         (["--json", "--quiet"], ["--json", "--quiet"]),
+        (["--revision", "v1"], ["--revision v1", "--pipe demo", "leave it out"]),
+        (["--revision", "v1", "--pipe", "."], ["--revision v1", "--pipe . is a folder"]),
+        (["--revision", "v1", "--pipe", "SDXL", "--latency_only"], ["v1", "fetches nothing"]),
+        (["--revision", "v1", "--pipe", "SDXL", "--replay", "t.json"], ["v1", "--replay loads"]),
         (["--nonsense"], ["--nonsense", "--help"]),
         (["--step", "20"], ["--step", "--help"]),
     ],
@@ -88,6 +93,13 @@ def test_a_mistake_is_one_line_that_names_value_and_choices(arguments, names):
     assert "\n" not in message
     assert all(name in message for name in names), message
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--pipe", "SDXL"], ["--pipe", "me/own"], ["--pipe", "me/own", "--latency_only"]]
+)
+def test_a_revision_of_a_repository_is_taken(arguments):
+    assert parse("--revision", "v1", *arguments).revision == "v1"
 
 
 def test_a_toml_file_gives_options_and_flags_win(tmp_path):

@@ -83,6 +83,15 @@ def check_text(name: str, text: str, *, is_path: bool = True) -> None:
         )
 
 
+def local_folder(name: str) -> Path | None:
+    """Return the folder that a name of a pipeline or a part is; None where there is none."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # `~someone`, where there is no such user.
+        return None
+    return path if path.is_dir() else None
+
+
 def refuse(name: str, value: Any, allowed: str) -> NoReturn:
     """Raise the error that names an option, what it was given and what is allowed."""
     shown = repr(value)

@@ -14,6 +14,7 @@ from accel_search.options import (
     check_text,
     declare,
     given_options,
+    local_folder,
     parse_limit,
     parse_seconds,
     refuse,
@@ -304,7 +305,28 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError(
             "--json and --quiet: choose one; --json already prints nothing else"
         )
+    _check_revision(settings)
     _check_names(settings)
+
+
+def _check_revision(settings: Settings) -> None:
+    """Refuse a revision of what has none: to ignore it would measure something else."""
+    if settings.revision is None:
+        return
+    instead = None
+    if settings.replay is not None:
+        instead = "--replay loads no pipeline"
+    elif settings.pipe == "demo":
+        instead = "--pipe demo is part of this package"
+    elif settings.latency_only and settings.pipe in PIPELINES:
+        instead = f"--latency_only fetches nothing for --pipe {settings.pipe}"
+    elif local_folder(settings.pipe) is not None:
+        instead = f"--pipe {settings.pipe} is a folder"
+    if instead is not None:
+        raise ConfigurationError(
+            f"--revision {settings.revision}: {instead}, and only a repository of the hub has "
+            "revisions; leave it out, or give a hub id to --pipe"
+        )
 
 
 def _check_numbers(settings: Settings) -> None:

@@ -251,7 +251,7 @@ def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
     assert caught.value.exit_code == ExitCode.NOT_LOADED
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/b/c", "/no/where"])
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/b/c", "/no/where", "~no-one/x"])
 def test_a_name_that_is_neither_folder_nor_hub_id(settings_for, name):
     with pytest.raises(LoadError, match=r"no such folder; give demo, SD1.5, SD2.1, SDXL"):
         load_pipeline(settings_for(pipe=name), LOG)

@@ -90,6 +90,9 @@ def test_what_the_table_calls_by_other_names_is_understood():
         (["--timeout", "soon"], "a duration"),
         (["--req_speedup", "2"], "--req_speedup"),
         (["--json"], "--json"),
+        (["--models", "SDXL,demo", "--revision", "v1"], "--revision v1: --pipe demo is part"),
+        (["--models", "me/own,.", "--revision", "v1"], "--revision v1: --pipe . is a folder"),
+        (["--latency_only", "--revision", "v1"], "--revision v1: --latency_only fetches nothing"),
         (["--sweep", "none.toml"], "none.toml"),
     ],
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import LoadError, first_line
+from accel_search.options import local_folder
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import Repository, fetch
 from accel_search.settings import Settings
@@ -98,10 +99,10 @@ def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> Pipeli
         path: Path | None = demo_part("pipeline")
     else:
         check_name(settings.pipe)
-        path = Path(settings.pipe).expanduser()
+        path = local_folder(settings.pipe)
     # The smaller one first: a mistake in it shows before gigabytes are fetched.
     vae = None if settings.vae is None else find_vae(settings.vae, half, log)
-    if path is not None and path.is_dir():
+    if path is not None:
         return check_folder(path, settings.pipe, half, None, vae)
     given = f"--pipe {settings.pipe}"
 
@@ -127,7 +128,7 @@ def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> Pipeli
 def check_name(pipe: str) -> None:
     """Raise LoadError unless `pipe` can be a pipeline at all; nothing is fetched or read."""
     hub_id = HUB_IDS.get(pipe, pipe)
-    if pipe != "demo" and not Path(pipe).expanduser().is_dir() and not _is_hub_id(hub_id):
+    if pipe != "demo" and local_folder(pipe) is None and not _is_hub_id(hub_id):
         raise LoadError(
             f"--pipe {pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
             "a pipeline folder or a hub id (owner/name)"
@@ -150,8 +151,8 @@ def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
     Raises:
         LoadError: It cannot be found, fetched or safely loaded.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = local_folder(name)
+    if path is not None:
         return _check_vae(path, name, half, None)
     hub_id, _, revision = name.partition("@")
     if not _is_hub_id(hub_id):
