@@ -133,7 +133,7 @@ class Bench:
         self.device = torch.device(self._pipe.device)
         use_kernel(self._pipe, asked.attention)
         if asked.compile:
-            compile_unet(self._pipe)
+            compile_unet(self._pipe, asked.attention)
         self._caller = Caller(self._pipe, apply_candidate, Accounting(), compiled=asked.compile)
         self._met: set[tuple[int, str]] = set()
 

@@ -61,7 +61,9 @@ def test_without_scoring_the_entry_says_so_everywhere(settings):
     assert f"speedup: {found.entry['measured_max_speedup']:.2f}" in text
     assert "does not pay" not in text
     slow = explore(settings(latency_only=True, force=True), Timer(slower=5.0), LOG)
-    assert not slow.is_gain and "does not pay here" in bound_summary(slow.entry, chosen)
+    assert not slow.is_gain and "deepcache does not pay" in slow.entry["no_gain"]
+    assert slow.entry["no_gain"] in " ".join(bound_summary(slow.entry, chosen).split())
+    assert found.entry["no_gain"] is None
 
 
 def test_an_exploration_goes_on_from_its_last_trial(settings):

@@ -109,7 +109,8 @@ def test_targets_are_searched_jointly(folder, capsys):
 def test_nothing_within_the_goal_is_code_3(folder, capsys):
     options = ["--config", "fast.toml", "--req_speedup", "500", "--max_trials", "1", *SMALL]
     assert main([*options, "--json"]) == 3
-    assert json.loads(capsys.readouterr().out)["speedup"] is None
+    found = json.loads(capsys.readouterr().out)
+    assert found["speedup"] is None and "no_gain" in found
     assert not (folder / "search_params.json").exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.logging_utils import without_secrets
+from accel_search.no_gain import of_bound
 from accel_search.records import Candidate, Provenance
 from accel_search.result_files import are_numbers, as_object, is_interval, update_json
 from accel_search.results import rounded
@@ -99,6 +100,7 @@ def entry_of(
             "params": bound.candidate.flat(),
             "settings": bound.candidate.as_dict(),
         },
+        "no_gain": of_bound(bound, space.targets, provenance),
         "best_feasible": None if winner is None else _feasible(winner),
         "model": settings.pipe,
         "latency_only": settings.latency_only,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError
+from accel_search.no_gain import of_search
 from accel_search.records import Candidate, Provenance, Workload
 from accel_search.result_files import write_atomically
 from accel_search.results import figures
@@ -74,6 +75,7 @@ def story_of(
             for rival in outcome.rivals
         ],
         "refuted": [each.as_dict() for each in outcome.refuted],
+        "no_gain": of_search(outcome, space, provenance),
         "resumed": outcome.resumed,
         "stopped": outcome.stopped,
         "settled": outcome.settled,

@@ -103,9 +103,11 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
         tracking.end(entry, outcome, [*stored, *trials, *written])
     if settings.json:
-        print(json.dumps(entry or {"speedup": None, "stopped": outcome.stopped}, allow_nan=False))
+        found = entry or {"speedup": None, "stopped": outcome.stopped}
+        print(json.dumps(found | {"no_gain": story["no_gain"]}, allow_nan=False))
     else:
-        print("\n" + summary(outcome, settings, space, colour=takes_colour(sys.stdout)))
+        colour = takes_colour(sys.stdout)
+        print("\n" + summary(outcome, settings, space, no_gain=story["no_gain"], colour=colour))
     _say_written(written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 

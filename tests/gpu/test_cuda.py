@@ -309,6 +309,27 @@ def test_an_attention_kernel_is_used_and_recorded(made, name):
     assert operators[name] in ran
 
 
+@pytest.mark.parametrize("name", ["math", "flash"])
+def test_a_compiled_unet_runs_the_kernel_that_was_asked_for(made, name):
+    """Also where another kernel's graphs are in memory: these two are compiled in one process."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from accel_search.runtime.attention import use_kernel
+    from accel_search.runtime.compiling import compile_unet, graphs_compiled
+
+    measures, pipe = evaluator(made)
+    use_kernel(pipe, name)
+    compile_unet(pipe, name)
+    before = graphs_compiled()
+    prompts = list(measures.prompts.search[:2])
+    generate(pipe, measures.workload, prompts)
+    assert graphs_compiled() > before
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        generate(pipe, measures.workload, prompts)
+    ran = {event.key for event in seen.key_averages()}
+    assert ("aten::_scaled_dot_product_flash_attention" in ran) == (name == "flash")
+
+
 def workbench(made, caplog, **changes):
     """Return what a search loads, and the evaluator that it makes of it."""
     settings = Settings(

@@ -19,9 +19,10 @@ from accel_search.records import Candidate
 from accel_search.report import export
 from accel_search.report.page import search_page
 from accel_search.report.reading import of_outcome, read_run
-from accel_search.report.sweep_page import read_bounds
+from accel_search.report.sweep_page import read_bounds, sweep_page
 from accel_search.story import story_path, to_picture
 from accel_search.write_report import main
+from tests.fakes import FakeEvaluator
 from tests.report.pages import EVIL, add_failure, make_run_dir, search
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,36 @@ def test_an_outcome_makes_the_same_page_as_what_it_stored():
     outcome, story = search()
     run = of_outcome(outcome, story, {}, None)
     assert run.winner.candidate == WINNER and "3 % of" not in search_page(run)
+
+
+def test_what_gains_nothing_is_said_on_the_page_as_text():
+    outcome, story = search(FakeEvaluator(lambda candidate: (0.9, 0.0)))
+    assert story["no_gain"].startswith("deepcache does not pay here: ")
+    assert story["no_gain"] in search_page(of_outcome(outcome, story, {}, None))
+    evil = search_page(of_outcome(outcome, story | {"no_gain": "<script>x</script>"}, {}, None))
+    assert "&lt;script&gt;x&lt;/script&gt;" in evil and "<script>x" not in evil
+    outcome, story = search()
+    assert story["no_gain"] is None
+    assert 'role="note"' not in search_page(of_outcome(outcome, story, {}, None))
+
+
+def test_a_sweeps_page_says_where_nothing_is_gained_and_why(tmp_path):
+    content = json.loads((ROOT / "speedup_bounds.json").read_text())
+    entries = [
+        entry
+        for value in content.values()
+        for entry in value.get("by_model", {}).values()
+        if not entry["measured_max"]["is_gain"]
+    ]
+    assert entries  # Of before: they do not say why.
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    assert "Where nothing is gained" not in sweep_page(read_bounds(tmp_path / "b.json"), {})
+    for entry in entries:
+        entry["no_gain"] = "tome does not pay here: <b>"
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    page = sweep_page(read_bounds(tmp_path / "b.json"), {})
+    assert page.count("tome does not pay here: &lt;b&gt;") == 1
+    assert '<a href="#no-gain">why</a>' in page and "Where nothing is gained" in page
 
 
 def test_what_cannot_be_read_is_one_line_and_its_own_exit_code(tmp_path, capsys):

@@ -143,9 +143,10 @@ def test_a_timing_that_the_held_out_one_contradicts_is_not_left_standing_alone(f
     assert "The two timings differ by more" in text(replace(found, held_out=slower))
 
 
-def test_an_accelerator_that_gains_nothing_is_said_not_to_pay_and_why():
-    slow = run(FakeEvaluator(lambda candidate: (0.9, 0.0)), targets=("tome",))
-    said = " ".join(text(slow, targets=("tome",)).split())
-    assert "tome does not pay here: of the " in said
-    assert "a fused attention kernel is too fast for merging to win it back" in said
-    assert "does not pay" not in text(run(FakeEvaluator()))
+def test_what_gains_nothing_is_said_between_the_trials_and_the_rival(found):
+    why = "tome costs time here: " + "it is slower with it than without, " * 4
+    said = summary(found, Settings(), SPACE, no_gain=why)
+    assert why.strip() in " ".join(said.split())
+    assert said.index("verdict") < said.index("tome costs") < said.index("fewer steps")
+    assert max(map(len, said.splitlines())) <= 90
+    assert "\n\n\n" not in text(found)  # Nothing to say leaves no gap.

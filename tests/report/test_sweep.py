@@ -70,6 +70,8 @@ def test_an_entry_is_told_with_what_scripts_look_for():
     none = ENTRY | {"best_feasible": None}
     assert said(none).endswith("nothing within the loss")
     assert said(none | {"latency_only": True}).endswith("(latency only: nothing was scored)")
+    assert said(none | {"no_gain": None}) == said(none)  # One of before does not say.
+    assert said(none | {"no_gain": "it does not pay"}).endswith("the loss  it does not pay")
 
 
 def test_the_table_has_a_column_a_method():

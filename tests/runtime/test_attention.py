@@ -52,9 +52,23 @@ def test_auto_leaves_the_unet_as_it_is(pipe):
     assert describe_attention(pipe, "auto", 256) == "native"
 
 
-def test_a_kernel_that_is_not_there_is_refused_and_the_others_are_named(pipe):
-    with pytest.raises(ConfigurationError, match=r"--attention cudnn: .* float32 on cpu .* auto"):
-        use_kernel(pipe, "cudnn")
+@pytest.mark.parametrize("name", ["cudnn", "efficient"])
+def test_a_kernel_that_is_not_there_is_refused_and_those_that_are_there_are_named(pipe, name):
+    with pytest.raises(ConfigurationError) as caught:
+        use_kernel(pipe, name)
+    text = str(caught.value)
+    assert text.startswith(f"--attention {name}: torch {torch.__version__} has no such kernel for ")
+    assert " in float32 on cpu (" in text and "\n" not in text
+    assert text.endswith(": use auto or flash or math")
+
+
+def test_where_no_other_kernel_is_there_auto_alone_is_named(pipe, monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("No available kernel.\nAborting")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuse)
+    with pytest.raises(ConfigurationError, match=r"No available kernel\.\): use auto$"):
+        use_kernel(pipe, "flash")
 
 
 def test_other_processors_go_by_their_names(pipe):

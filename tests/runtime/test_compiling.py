@@ -7,13 +7,14 @@ import logging
 import pytest
 import torch
 
-from accel_search import compile_unet
+import accel_search
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.errors import AcceleratorError
 from accel_search.records import Candidate
 from accel_search.runtime import calls
+from accel_search.runtime.attention import use_kernel
 from accel_search.runtime.calls import Accounting, Caller
-from accel_search.runtime.compiling import RECOMPILE_LIMIT, graphs_compiled
+from accel_search.runtime.compiling import RECOMPILE_LIMIT, compile_unet, graphs_compiled
 from accel_search.runtime.pipelines import load_pipeline
 from tests.runtime.conftest import LOG, prompt_set
 
@@ -30,7 +31,7 @@ ALL = Candidate(
 def compiled(settings_for):
     """Return SDXL in small, its UNet compiled: seconds of a C++ compiler's work."""
     pipe, _ = load_pipeline(settings_for("sdxl"), LOG)
-    compile_unet(pipe)
+    accel_search.compile_unet(pipe)
     return pipe
 
 
@@ -101,14 +102,41 @@ def test_an_accelerator_that_cannot_be_compiled_is_refused(settings_for, workloa
         caller.call(workload, prompt_set(1).search, Candidate({"tome": {"ratio": 0.5}}))
 
 
+@pytest.mark.slow
+def test_each_attention_kernel_has_graphs_of_its_own(settings_for, tmp_path, monkeypatch):
+    """Neither in memory nor on disk are graphs of another kernel taken for its own."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def made(kernel):
+        """Return how many graphs are new to the process, and how many of those were on disk."""
+        pipe, _ = load_pipeline(settings_for("sd"), LOG)
+        use_kernel(pipe, kernel)
+        compile_unet(pipe, kernel)
+        graphs, found = graphs_compiled(), counters["inductor"]["fxgraph_cache_hit"]
+        with torch.no_grad():
+            states = torch.ones(1, 24, 16)
+            pipe.unet(torch.ones(1, 4, 16, 16), 1, encoder_hidden_states=states)
+        return graphs_compiled() - graphs, counters["inductor"]["fxgraph_cache_hit"] - found
+
+    torch._dynamo.reset()
+    graphs, found = made("math")
+    assert graphs >= 2 and found == 0
+    assert made("flash") == made("auto") == (graphs, 0)
+    assert made("math") == made("flash") == (0, 0)
+    torch._dynamo.reset()  # As a new process has it.
+    assert made("flash") == made("math") == (graphs, graphs)
+
+
 def test_it_is_part_of_what_a_result_hangs_on(settings_for, monkeypatch):
     from accel_search.runtime import workbench
 
     asked = []
-    monkeypatch.setattr(workbench, "compile_unet", asked.append)
+    monkeypatch.setattr(workbench, "compile_unet", lambda _, kernel: asked.append(kernel))
     settings = settings_for("sdxl", compile=True, num_samples=2, held_out_samples=0)
     measures = workbench.open_evaluator(settings, logging.getLogger("tests"))
-    assert len(asked) == 1 and measures.provenance.compiled
+    assert asked == ["auto"] and measures.provenance.compiled
     plain = workbench.open_evaluator(
         settings_for("sdxl", num_samples=2, held_out_samples=0), logging.getLogger("tests")
     )

@@ -79,6 +79,54 @@ def test_each_file_format_is_read(tmp_path, name):
     assert chosen.source == str(path)
 
 
+SEPARATORS = "one\u2028two", "three\x0cfour", "five\x85six"
+"""What `str.splitlines` takes for several lines, and no editor does."""
+LINES = {
+    "lines.txt": "\r\n".join(SEPARATORS),
+    "table.csv": "prompt,id\r\n" + "\r\n".join(f"{text},1" for text in SEPARATORS),
+    "table.tsv": "prompt\tid\n" + "\n".join(f"{text}\t1" for text in SEPARATORS),
+    "lines.jsonl": "\n".join(
+        json.dumps({"prompt": text}, ensure_ascii=False) for text in SEPARATORS
+    ),
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["bare", "marked"])
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_ends_where_an_editor_ends_it(tmp_path, name, mark):
+    (tmp_path / name).write_bytes((mark + LINES[name]).encode())
+    chosen = load_prompts(Settings(prompts=str(tmp_path / name), num_samples=3, held_out_samples=0))
+    assert {p.text for p in chosen.search} == set(SEPARATORS)
+
+
+def test_two_spellings_of_one_text_are_one_prompt_with_one_noise():
+    composed, taken_apart = "caf\u00e9", "cafe\u0301"
+    chosen = choose([composed, "tea"], "test", 0, 2, 0)
+    assert choose([taken_apart, "tea"], "test", 0, 2, 0).digest == chosen.digest
+    with pytest.raises(ConfigurationError, match="holds 1 distinct prompts"):
+        choose([composed, taken_apart], "test", 0, 2, 0)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "one\none\n one "])
+def test_an_empty_file_or_one_prompt_over_and_over_says_how_many_there_are(tmp_path, content):
+    (tmp_path / "p.txt").write_text(content)
+    count = len(set(content.split()))
+    with pytest.raises(ConfigurationError, match=f"holds {count} distinct prompts.*need 2: lower"):
+        load_prompts(Settings(prompts=str(tmp_path / "p.txt"), num_samples=2, held_out_samples=0))
+
+
+def test_cells_of_a_parquet_file_that_are_no_text_are_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    file = tmp_path / "table.parquet"
+    for values, shown in (([None, 7], "row 2 holds 7"), ([b"one", b"two"], "row 1 holds b'one'")):
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": values}), file)
+        with pytest.raises(LoadError, match=f"{shown}, which is no text") as caught:
+            load_prompts(Settings(prompts=str(file)))
+        assert caught.value.exit_code == ExitCode.NOT_LOADED
+
+
 def test_a_quotation_mark_in_a_tsv_file_is_part_of_the_prompt(tmp_path):
     (tmp_path / "p.tsv").write_text('Prompt\tCategory\n"hi" on a wall\tx\nthe word "end\ty\n')
     chosen = load_prompts(
@@ -106,7 +154,18 @@ BROKEN = {
     "number.json": (b"3", "expected a list"),
     "broken.parquet": (b"PAR1", "cannot be read as parquet"),
     "other.csv": (b"id,name\n1,one\n", "no column prompt, caption, captions, text, Prompt; it has"),
-    "binary.txt": (b"\xff\xfe\x00", "cannot be read as txt"),
+    "binary.txt": (b"one\xff\xfe\x00", "is no UTF-8 text (byte 0xff at position 3): save it as"),
+    "utf16.json": ('["one", "two"]'.encode("utf-16"), "is no UTF-8 text (byte 0xff at position 0)"),
+    "latin.csv": ("prompt\ncafé\n".encode("latin-1"), "is no UTF-8 text (byte 0xe9 at position"),
+    "numbers.json": (b'["one", "two", 3]', "row 3 holds 3, which is no text"),
+    "flags.jsonl": (b'{"prompt": "one"}\n\n{"prompt": true}', "row 2 holds True, which is no text"),
+    "columns.json": (b'{"prompt": ["one", NaN]}', "row 2 holds nan, which is no text"),
+    "nested.json": (
+        b'[{"prompt": {"en": "one, two, three, four, five, six"}}]',
+        "row 1 holds {'en': 'one, two, three, four, five, six…, which is no text",
+    ),
+    "captions.json": (b'[{"captions": [["one"]]}]', "row 1 holds ['one'], which is no text"),
+    "commas.csv": (b"prompt\none\na ring, a star\n", "row 2 has more cells than there are columns"),
     "table.xlsx": (b"", "ending in .txt, .csv, .tsv, .json, .jsonl, .parquet"),
     "broken.jsonl": (b'{"prompt": "one"}\n{', "cannot be read as jsonl"),
 }

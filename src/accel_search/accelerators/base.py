@@ -77,12 +77,21 @@ class Accelerator(ABC):
     """Position in the nest of patches: lower is applied first, so sits closer to the UNet's
     own code; undone last."""
 
-    no_gain: ClassVar[str] = ""
-    """Why it may gain nothing, and where it does: said where no setting of it is faster."""
-
     skips_modules: ClassVar[bool] = False
     """Whether modules of the UNet are left out in some calls, so that what another accelerator
     keeps in them is of an earlier one."""
+
+    def why_no_gain(self, attention: str | None) -> str:
+        """Return why it may gain nothing, and where it does: said where nothing of it is faster.
+
+        Args:
+            attention: What computes attention, as `Provenance.attention_backend` has it, e.g.
+                `native (flash)`; None where that is not known.
+
+        Returns:
+            A clause that goes on after a colon, without a full stop; empty where nothing is known.
+        """
+        return ""
 
     def allowed(self, parameter: Parameter, value: Value, workload: Workload) -> bool:
         """Tell whether `value` means anything for this workload (e.g. gate_step < steps)."""

@@ -27,6 +27,9 @@ SEED = 0
 # Stride of the cells out of which one token each is a destination: tomesd's default.
 STRIDE = 2
 
+FUSED_KERNELS = ("flash", "efficient", "cudnn")
+"""Attention kernels that take memory and time of no N × N matrix."""
+
 
 class ToMe(Accelerator):
     """Merge `ratio` of the tokens of each self-attention at most `max_downsample` deep.
@@ -56,13 +59,24 @@ class ToMe(Accelerator):
         Parameter("max_downsample", (1, 2, 3, 4), 1, 8, "deepest downsampling factor at which "
                   "tokens are merged; smaller is milder, and often faster"),
     )  # fmt: skip
-    no_gain = (
-        "matching tokens takes time of its own, and a fused attention kernel is too fast for "
-        "merging to win it back; it pays where attention is slow: large pictures, or a GPU or "
-        "dtype without such a kernel"
-    )
     # Below DeepCache: a transformer that it skips draws nothing.
     order = 5
+
+    def why_no_gain(self, attention: str | None) -> str:
+        """Return what merging has to win back, and whether the kernel in use leaves it much."""
+        kernel = (attention or "").partition("(")[2].rstrip(")")
+        if kernel in FUSED_KERNELS:
+            return (
+                "matching tokens takes time of its own, and the attention kernel in use, "
+                f"{kernel}, never stores attention's matrix, so that fewer tokens save it little; "
+                "merging pays where attention is slow: large pictures, or a GPU or dtype without "
+                "such a kernel"
+            )
+        by = f" by {kernel or attention}" if attention not in (None, "native") else ""
+        return (
+            f"matching tokens takes time of its own, more than attention{by} saves on fewer "
+            "tokens; merging pays where attention is slow: large pictures above all"
+        )
 
     def signature(
         self, params: Params, workload: Workload, company: Company = ALONE

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from accel_search import accelerators
 from accel_search.records import Candidate
 from accel_search.report.colour import painted
 from accel_search.report.wording import UNSTEADY, duration, factor, percent, python_lines, verdict
@@ -24,15 +23,28 @@ VERDICT_WIDTH = 12
 
 
 def summary(
-    outcome: Outcome, settings: Settings, space: JointSpace, *, colour: bool = False
+    outcome: Outcome,
+    settings: Settings,
+    space: JointSpace,
+    *,
+    no_gain: str | None = None,
+    colour: bool = False,
 ) -> str:
-    """Return the text that ends a search: the winner, the best few, the rival, how to use it."""
+    """Return the text that ends a search: the winner, the best few, the rival, how to use it.
+
+    Args:
+        outcome: What was found.
+        settings: What was asked.
+        space: What was searched.
+        no_gain: What `no_gain.of_search` says of it.
+        colour: Whether verdicts are coloured.
+    """
     return "\n\n".join(
         part
         for part in (
             _headline(outcome, settings),
             _best_few(outcome, settings, colour),
-            _no_gain(outcome, settings),
+            textwrap.fill(no_gain or "", WIDTH),
             _rival(outcome),
             _coverage(outcome, space),
             _use(outcome, settings),
@@ -135,23 +147,6 @@ def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
         + " timed faster, by chance as far as can be told."
     )
     return ["", *(line.replace("\u00a0", " ") for line in textwrap.wrap(text, 80))]
-
-
-def _no_gain(outcome: Outcome, settings: Settings) -> str:
-    """Say so where nothing that was measured of a single target is faster, and why that may be."""
-    measured = [each.assessment.speedup for each in outcome.trials if each.assessment is not None]
-    if len(settings.targets) != 1 or not measured or any(each.low > 1.0 for each in measured):
-        return ""
-    return textwrap.fill(
-        f"{settings.targets[0]} does not pay here: of the {len(measured)} settings measured none "
-        f"is shown to be faster than the bare pipeline{_why(settings)}.",
-        80,
-    )
-
-
-def _why(settings: Settings) -> str:
-    reasons = [accelerators.get(name).no_gain for name in settings.targets]
-    return f": {reasons[0]}" if len(reasons) == 1 and reasons[0] else ""
 
 
 def _row(each: AssessedTrial, outcome: Outcome, colour: bool) -> str:
@@ -266,9 +261,8 @@ def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         f"  speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]",
         f"  taken as the bound, with a margin of 10 %: {entry['max_speedup']:.2f}",
     ]
-    if not found["is_gain"]:
-        text = f"That is no gain beyond the timing noise: it does not pay here{_why(settings)}."
-        lines += textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="  ")
+    if entry["no_gain"] is not None:
+        lines += ["", *textwrap.wrap(entry["no_gain"], WIDTH)]
     lines += [
         "",
         f"{evidence['space_points']:,} points, {evidence['space_distinct']:,} distinct; "

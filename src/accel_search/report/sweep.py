@@ -141,7 +141,8 @@ def said(entry: Mapping[str, Any]) -> str:
         text += "  (latency only: nothing was scored)"
     else:
         text += "  nothing within the loss"
-    return text
+    # Entries of before do not say.
+    return f"{text}  {entry['no_gain']}" if entry.get("no_gain") else text
 
 
 def table(statuses: Mapping[Configuration, Status]) -> str:

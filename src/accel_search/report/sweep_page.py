@@ -113,6 +113,7 @@ def sweep_page(explored: Sequence[Explored], links: Mapping[Configuration, str])
         fastest=_top(done, lambda entry: entry["measured_max_speedup"]),
         feasible=_top(done, lambda entry: (entry.get("best_feasible") or {}).get("speedup")),
         no_gain=sum(not each.entry["measured_max"]["is_gain"] for each in done if each.entry),
+        whys=_whys(done),
         scored=any(not each.entry.get("latency_only") for each in done if each.entry),
         failures=[_failure(each) for each in explored if each.failure is not None],
         provenance=list(_provenance(done)),
@@ -145,6 +146,16 @@ def _cell(each: Explored, widest: float, link: str | None) -> dict[str, Any]:
         "is_gain": entry["measured_max"]["is_gain"],
         "link": link,
     }
+
+
+def _whys(done: Sequence[Explored]) -> dict[str, list[str]]:
+    """Return what entries say of no gain -> the configurations that it is said of."""
+    found: dict[str, list[str]] = {}
+    for each in done:
+        # Entries of before do not say.
+        if each.entry is not None and each.entry.get("no_gain"):
+            found.setdefault(str(each.entry["no_gain"]), []).append(str(each.configuration))
+    return found
 
 
 def _top(done: Sequence[Explored], value: Any) -> dict[str, str] | None:

@@ -36,19 +36,14 @@ def use_kernel(pipe: Any, name: str) -> None:
     """
     if name == "auto":
         return
-    unet, kernel, device = pipe.unet, KERNELS[name], execution_device(pipe)
-    for size in _head_sizes(unet):
-        try:
-            with sdpa_kernel(kernel), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch gives each kernel's reasons as warnings.
-                same = _queries(unet, device, size, 64)
-                torch.nn.functional.scaled_dot_product_attention(same, same, same)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"--attention {name}: torch {torch.__version__} has no such kernel for heads of "
-                f"{size} channels in {dtype_name(unet.dtype)} on {device} "
-                f"({first_line(error, 120)}): use auto or another of {', '.join(KERNELS)}"
-            ) from error
+    unet, kernel = pipe.unet, KERNELS[name]
+    refusal = _refusal(pipe, name)
+    if refusal is not None:
+        others = [each for each in KERNELS if each != name and _refusal(pipe, each) is None]
+        raise ConfigurationError(
+            f"--attention {name}: torch {torch.__version__} has no such kernel for {refusal}: use "
+            + " or ".join(["auto", *others])
+        )
     where = forward_name(unet)
     forward = getattr(unet, where)
 
@@ -80,6 +75,23 @@ def describe_attention(pipe: Any, name: str, tokens: int) -> str:
     if name == "auto" and device.type == "cuda":
         name = _chosen(pipe.unet, device, tokens)
     return "native" if name == "auto" else f"native ({name})"
+
+
+def _refusal(pipe: Any, name: str) -> str | None:
+    """Return which of the UNet's heads a kernel does not take, and why; None where it takes all."""
+    unet, device = pipe.unet, execution_device(pipe)
+    for size in _head_sizes(unet):
+        try:
+            with sdpa_kernel(KERNELS[name]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch gives each kernel's reasons as warnings.
+                same = _queries(unet, device, size, 64)
+                torch.nn.functional.scaled_dot_product_attention(same, same, same)
+        except RuntimeError as error:
+            return (
+                f"heads of {size} channels in {dtype_name(unet.dtype)} on {device} "
+                f"({first_line(error, 120)})"
+            )
+    return None
 
 
 def _chosen(unet: Any, device: torch.device, tokens: int) -> str:

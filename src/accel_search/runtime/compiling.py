@@ -9,7 +9,7 @@ RECOMPILE_LIMIT = 1024
 each kind of block × what is computed or reused in it × full or half batch is a graph."""
 
 
-def compile_unet(pipe: Any) -> None:
+def compile_unet(pipe: Any, kernel: str | None = None) -> None:
     """Compile the transformer blocks of a pipeline's UNet, each kind once, for as long as it lives.
 
     Accelerators can be applied to it and removed as to any other. The first call of a new shape, or
@@ -20,6 +20,7 @@ def compile_unet(pipe: Any) -> None:
 
     Args:
         pipe: A diffusers pipeline with a `UNet2DConditionModel`.
+        kernel: What `attention.use_kernel` was told of it; None where it was told nothing.
 
     Source:
         diffusers 0.42, `ModelMixin.compile_repeated_blocks` (regional compilation).
@@ -31,7 +32,23 @@ def compile_unet(pipe: Any) -> None:
     config.accumulated_recompile_limit = max(
         config.accumulated_recompile_limit, 16 * RECOMPILE_LIMIT
     )
-    pipe.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    options = None if kernel is None else _graphs_of(kernel)
+    pipe.unet.compile_repeated_blocks(fullgraph=True, dynamic=False, options=options)
+
+
+def _graphs_of(kernel: str) -> dict[str, Any]:
+    """Return options of the compiler under which one attention kernel's graphs are its own.
+
+    Which kernel computes attention is decided as a graph is made, but by that torch tells apart
+    neither the graphs in memory nor those on disk: one of another kernel would be run. By the
+    compiler's options it tells both apart, and this one changes nothing that is compiled: it is a
+    tag for graphs in which a function of that name is called.
+
+    Source:
+        torch 2.11 and 2.15: `_TorchCompileInductorWrapper.__eq__` (in memory), and
+        `FxGraphHashDetails` of `torch._inductor.codecache` (on disk).
+    """
+    return {"unsafe_marked_cacheable_functions": {"accel_search.attention_kernel": kernel}}
 
 
 def graphs_compiled() -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ COCO_DATASET = "phiyodr/coco2017"
 COCO_SPLIT = "validation"
 COLUMNS = ("prompt", "caption", "captions", "text", "Prompt")
 """Columns that a table's prompts are looked for in, in this order."""
+SHOWN = 40
+"""Characters of a value that a message shows."""
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -53,7 +57,8 @@ def choose(
     more to search on does not exchange the held-out ones.
 
     Args:
-        texts: Candidates; blank ones are dropped, repeated ones count once.
+        texts: Candidates; blank ones are dropped, repeated ones count once. They are composed
+            (NFC), as tokenizers do first: one prompt in two spellings is one.
         source: Name for the record and for messages.
         seed: Another seed chooses other prompts and draws other noise.
         num_samples: Prompts to search on.
@@ -62,7 +67,7 @@ def choose(
     Raises:
         ConfigurationError: There are too few distinct prompts.
     """
-    distinct = {text.strip() for text in texts} - {""}
+    distinct = {unicodedata.normalize("NFC", text).strip() for text in texts} - {""}
     if len(distinct) < num_samples + held_out_samples:
         raise ConfigurationError(
             f"--prompts {source} holds {len(distinct)} distinct prompts, but --num_samples "
@@ -105,6 +110,11 @@ def _texts(source: str) -> list[str]:
             # JSON can hold half a pair of surrogates, which no tokenizer and no file takes.
             text.encode()
         return texts
+    except UnicodeDecodeError as error:
+        raise LoadError(
+            f"--prompts {source}: is no UTF-8 text (byte {error.object[error.start]:#04x} at "
+            f"position {error.start}): save it as UTF-8"
+        ) from error
     # ValueError: JSON, Unicode and Arrow errors; RecursionError: JSON nested without end.
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise LoadError(
@@ -119,13 +129,13 @@ def _coco() -> list[str]:
 
         # The captions alone: the dataset's other columns are metadata, the pictures are not in it.
         with quiet_hub():
-            rows = datasets.load_dataset(COCO_DATASET, split=COCO_SPLIT)["captions"]
-        return [_first(captions) for captions in rows]
+            rows = list(datasets.load_dataset(COCO_DATASET, split=COCO_SPLIT)["captions"])
     except Exception as error:  # The library raises its own, huggingface_hub's and httpx's errors.
         raise LoadError(
             f"--prompts coco: the dataset {COCO_DATASET} could not be loaded "
             f"({first_line(error, 160)}): check the network, or use --prompts builtin or a file"
         ) from error
+    return _prompts("coco", rows)
 
 
 def _from_file(path: Path) -> list[str]:
@@ -137,35 +147,69 @@ def _from_file(path: Path) -> list[str]:
 
         column = _column(path, pyarrow.parquet.read_schema(path).names)
         table = pyarrow.parquet.read_table(path, columns=[column])
-        return [_first(value) for value in table.column(column).to_pylist()]
+        return _prompts(path, table.column(column).to_pylist())
     text = path.read_text(encoding="utf-8-sig")
     if suffix == ".csv":
-        return _from_rows(path, list(csv.DictReader(text.splitlines(keepends=True))))
+        return _from_table(path, csv.DictReader(io.StringIO(text)))
     if suffix == ".tsv":
         # As PartiPrompts writes it: a quotation mark is a part of the prompt.
-        lines = text.splitlines(keepends=True)
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return _from_rows(path, list(rows))
+        return _from_table(
+            path, csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+        )
     if suffix == ".jsonl":
         return _from_rows(path, [json.loads(line) for line in text.split("\n") if line.strip()])
     return _from_rows(path, json.loads(text))
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").splitlines()
+    # Not `splitlines`, which also splits at what a prompt may hold, such as U+2028.
+    return path.read_text(encoding="utf-8-sig").split("\n")
+
+
+def _from_table(path: Path, reader: csv.DictReader[str]) -> list[str]:
+    """Return the prompts of a table; a row that is longer than the first would lose words."""
+    rows = list(reader)
+    for number, row in enumerate(rows, 1):
+        if any(cell.strip() for cell in row.get(None, ())):
+            raise LoadError(
+                f"--prompts {path}: row {number} has more cells than there are columns: put "
+                "prompts that hold the separator in quotation marks (.csv), or give a .txt"
+            )
+    return _from_rows(path, rows)
 
 
 def _from_rows(path: Path, rows: Any) -> list[str]:
     """Return the prompts of a list of texts, a list of objects, or an object of columns."""
     if isinstance(rows, Mapping):
         values = rows[_column(path, rows)]
-        return [_first(value) for value in (values if isinstance(values, list) else [values])]
+        return _prompts(path, values if isinstance(values, list) else [values])
     if not isinstance(rows, list):
         raise LoadError(f"--prompts {path}: expected a list of texts or of objects with a prompt")
+    return _prompts(
+        path, [row[_column(path, row)] if isinstance(row, Mapping) else row for row in rows]
+    )
+
+
+def _prompts(source: Path | str, values: Iterable[Any]) -> list[str]:
+    """Return each row's prompt: a text, or the first of several captions; blank for a missing one.
+
+    Raises:
+        LoadError: A row holds something else: a number is more likely another column's.
+    """
     found = []
-    for row in rows:
-        found.append(_first(row[_column(path, row)] if isinstance(row, Mapping) else row))
+    for number, value in enumerate(values, 1):
+        first = next(iter(value), None) if isinstance(value, list | tuple) else value
+        if not isinstance(first, str | None):
+            raise LoadError(
+                f"--prompts {source}: row {number} holds {_shown(first)}, which is no text"
+            )
+        found.append(first or "")
     return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _column(path: Path, names: Iterable[str]) -> str:
@@ -177,10 +221,3 @@ def _column(path: Path, names: Iterable[str]) -> str:
         f"--prompts {path}: no column {', '.join(COLUMNS)}; it has "
         f"{', '.join(repr(str(name)) for name in available[:8]) or 'none'}: rename one to prompt"
     )
-
-
-def _first(value: Any) -> str:
-    """Return a prompt, or the first of several captions of one picture; blank for a missing one."""
-    if isinstance(value, list | tuple):
-        value = value[0] if value else ""
-    return "" if value is None else str(value)

@@ -80,7 +80,7 @@ class Workbench:
         self._own_scheduler = self._pipe.scheduler
         use_kernel(self._pipe, settings.attention)
         if settings.compile:
-            compile_unet(self._pipe)
+            compile_unet(self._pipe, settings.attention)
         if self._scorer is not None:
             place_scorer(self._scorer, self._pipe, settings, device, self._log)
 

@@ -1,0 +1,143 @@
+"""What is said where an accelerator gains nothing, and how sure it sounds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from accel_search import accelerators, no_gain
+from accel_search.search import Budget
+from accel_search.space import JointSpace
+from accel_search.speed_bound import SpeedBoundSearch
+from accel_search.statistics import Estimate
+from accel_search.store import TrialStore
+from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.test_search import run
+from tests.test_speed_bound import Timer
+
+FLASH = replace(PROVENANCE, attention_backend="native (flash)")
+TOME = JointSpace(("tome",), WORKLOAD)
+
+
+def of_speed(speedup, provenance=FLASH, targets=("tome",), **options):
+    evaluator = FakeEvaluator(lambda candidate: (speedup, 0.0), noise=options.pop("noise", 0.002))
+    outcome = run(evaluator, targets=targets, **options)
+    return no_gain.of_search(outcome, JointSpace(targets, WORKLOAD), provenance)
+
+
+def test_what_is_slower_does_not_pay_and_the_kernel_in_use_is_why():
+    said = of_speed(0.9)
+    assert said.startswith("tome does not pay here: none of the settings measured (")
+    assert "is faster than the bare pipeline: matching tokens takes time of its own" in said
+    assert "the attention kernel in use, flash, never stores attention's matrix" in said
+
+
+def test_what_cannot_be_told_from_the_bare_pipeline_is_not_said_to_be_slower():
+    said = of_speed(1.0, noise=0.05)
+    assert said.startswith("tome is not shown to pay here: ")
+    assert "too noisy to tell" in said and "more --timing_pairs" in said
+    assert "does not pay" not in said
+
+
+def test_a_search_that_ended_early_has_not_seen_all():
+    said = of_speed(0.9, budget=Budget(max_trials=3))
+    assert said.startswith("tome does not pay so far: none of the settings measured (3) is shown")
+    assert "the search ended with others left" in said
+
+
+def test_nothing_is_said_where_something_is_gained_or_nothing_was_measured():
+    assert of_speed(1.2) is None
+    failed = FakeEvaluator(fails=frozenset(TOME.candidate_at(i) for i in range(len(TOME))))
+    assert no_gain.of_search(run(failed, targets=("tome",)), TOME, FLASH) is None
+
+
+@pytest.mark.parametrize(
+    "attention, expected, not_expected",
+    [
+        ("native (cudnn)", "kernel in use, cudnn, never stores", "large pictures above all"),
+        ("native (efficient)", "kernel in use, efficient, never stores", "above all"),
+        ("native (math)", "more than attention by math saves on fewer tokens", "never stores"),
+        ("XFormersAttnProcessor", "attention by XFormersAttnProcessor saves", "never stores"),
+        ("native", "more than attention saves on fewer tokens", " by "),
+        (None, "more than attention saves on fewer tokens", " by "),
+    ],
+)
+def test_the_reason_is_that_of_the_attention_in_use(attention, expected, not_expected):
+    said = accelerators.get("tome").why_no_gain(attention)
+    assert expected in said and not_expected not in said
+
+
+def test_an_accelerator_gives_its_own_reason_or_none(monkeypatch):
+    assert of_speed(0.9, targets=("deepcache",)).endswith("faster than the bare pipeline.")
+    asked = []
+    monkeypatch.setattr(
+        type(accelerators.get("deepcache")),
+        "why_no_gain",
+        lambda self, attention: asked.append(attention) or "it was raining",
+    )
+    assert of_speed(0.9, targets=("deepcache",)).endswith("than the bare pipeline: it was raining.")
+    assert of_speed(1.0, targets=("deepcache",), noise=0.05).endswith(": it was raining.")
+    assert asked == ["native (flash)"] * 2
+    assert of_speed(0.9, None, targets=("deepcache",)) and asked[-1] is None  # A replay's.
+
+
+BOTH = JointSpace(
+    ("deepcache", "tome"),
+    WORKLOAD,
+    {
+        "deepcache": {"cache_interval": [2, 3], "cache_branch_id": [0]},
+        "tome": {"ratio": [0.0, 0.5], "max_downsample": [1]},
+    },
+)
+"""Of four points, two merge nothing."""
+
+
+def jointly(cost, monkeypatch):
+    """Return what is said where ToMe multiplies the speed by `cost`."""
+
+    def truth(candidate):
+        ratio = candidate["tome"]["ratio"]
+        return (candidate["deepcache"]["cache_interval"] * (cost if ratio else 1.0), 0.0)
+
+    monkeypatch.setattr("tests.test_search.JointSpace", lambda *_: BOTH)
+    return no_gain.of_search(run(FakeEvaluator(truth), targets=BOTH.targets), BOTH, FLASH)
+
+
+def test_in_a_joint_search_the_target_that_costs_time_is_named(monkeypatch):
+    said = jointly(0.8, monkeypatch)
+    assert said.startswith(
+        "tome costs time here: deepcache(cache_interval=3, cache_branch_id=0) is"
+    )
+    assert "is 3.00 times as fast as the bare pipeline, and with tome(ratio=0.5, " in said
+    assert re.search(r"\) 2\.[34]\d times: matching tokens takes time of its own, and ", said)
+    assert said.endswith("Search without it.") and "deepcache costs" not in said
+
+
+@pytest.mark.parametrize("cost", [1.0, 1.2])
+def test_in_a_joint_search_no_target_is_blamed_that_costs_none(monkeypatch, cost):
+    assert jointly(cost, monkeypatch) is None
+
+
+def bound_of(timer):
+    store = TrialStore(None, "study", TOME)
+
+    class Deaf:
+        def __getattr__(self, name):
+            return lambda *_: None
+
+    return SpeedBoundSearch(timer, TOME, store, Deaf(), 3).run()
+
+
+def test_of_speed_alone_the_same_is_said_of_the_fastest():
+    slow = bound_of(Timer(slower=5.0))
+    said = no_gain.of_bound(slow, ("tome",), FLASH)
+    assert said.startswith(f"tome does not pay here: none of the settings measured ({slow.timed})")
+    noisy = replace(slow, speedup=Estimate(1.02, 1.01, 1.03), noise_floor=0.05)
+    assert no_gain.of_bound(noisy, ("tome",), FLASH).startswith("tome is not shown to pay here: ")
+    early = no_gain.of_bound(replace(slow, settled=False), ("tome",), FLASH)
+    assert early.startswith("tome does not pay so far: ")
+    gain = replace(slow, speedup=Estimate(1.5, 1.4, 1.6))
+    assert no_gain.of_bound(gain, ("tome",), FLASH) is None
+    assert no_gain.of_bound(slow, ("deepcache", "tome"), FLASH).startswith("deepcache + tome does")
