@@ -148,7 +148,15 @@ def shards_that_climb_out(folder, code, harm):
     unet = folder / "unet"
     weights = unet / "diffusion_pytorch_model.safetensors"
     weights.rename(unet / "diffusion_pytorch_model-00001-of-00002.safetensors")
-    index = {"weight_map": {"a": "../../elsewhere.safetensors", "b": ["x"]}}
+    index = {"metadata": {}, "weight_map": {"a": "../../elsewhere.safetensors", "b": ["x"]}}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def a_pickled_shard_beside_the_weights(folder, code, harm):
+    """diffusers reads shards where there is an index, though the weights are in one file too."""
+    unet = folder / "unet"
+    (unet / "shard.bin").write_bytes(pickle.dumps(Harm(harm)))
+    index = {"metadata": {}, "weight_map": {"conv_in.weight": "shard.bin"}}
     (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -172,18 +180,23 @@ REFUSED = [
     code_in_a_component,
     another_library,
     a_path_as_library,
-    a_component_that_climbs_out,
     a_class_that_is_a_path,
     a_component_of_three_parts,
     auto_map,
     auto_map_of_the_tokenizer,
     auto_map_of_the_unet,
     shards_that_climb_out,
+    a_pickled_shard_beside_the_weights,
     an_index_without_end,
     a_config_without_end,
     a_header_without_end,
 ]
-HARMLESS = [pickle_beside, custom_pipeline_file_alone, another_class_in_the_config]
+HARMLESS = [
+    pickle_beside,
+    custom_pipeline_file_alone,
+    a_component_that_climbs_out,
+    another_class_in_the_config,
+]
 
 
 def load(settings_for, folder):

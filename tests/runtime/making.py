@@ -158,6 +158,16 @@ def make_prompts(file: Path) -> Path:
     return file
 
 
+def without(weights: Path, *tensors: str) -> None:
+    """Take tensors out of a .safetensors file."""
+    from safetensors.torch import load_file, save_file
+
+    kept = load_file(weights)
+    for tensor in tensors:
+        del kept[tensor]
+    save_file(kept, weights, metadata={"format": "pt"})
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     make_sd(target / "sd")

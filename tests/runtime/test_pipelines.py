@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from accel_search.errors import ConfigurationError, ExitCode, LoadError, OutOfMemoryError
-from accel_search.runtime import devices, folders
+from accel_search.runtime import devices, folders, weights
 from accel_search.runtime.pipelines import (
     attention_downsamples,
     count_unet_calls,
     describe_workload,
     load_pipeline,
 )
+from tests.runtime import making
 from tests.runtime.conftest import LOG
 
 
@@ -133,10 +134,12 @@ def test_half_precision_files_are_loaded_in_the_dtype_asked_for(
         (["unet/model.safetensors", "vae/model.fp16.safetensors"], False, "fp16"),
         (["unet/model.fp16-00001-of-00002.safetensors", "vae/model.safetensors"], True, "fp16"),
         (["unet/model.safetensors", "unet/model.non_ema.fp16.safetensors"], True, None),
+        (["unet/model.safetensors", "unet/model-00001-of-00001.fp16.safetensors"], True, "fp16"),
+        (["unet/model.safetensors", "unet/model.fp16-00001-of-1.fp16.safetensors"], True, None),
     ],
 )
 def test_the_half_precision_variant_is_chosen_where_it_serves(files, half, expected):
-    assert folders.choose_variant(files, half) == expected
+    assert weights.choose_variant(files, half) == expected
 
 
 def test_a_safety_checker_is_left_out_and_said_so(made, tmp_path, settings_for, caplog):
@@ -150,6 +153,77 @@ def test_a_safety_checker_is_left_out_and_said_so(made, tmp_path, settings_for, 
 
     assert pipe.safety_checker is None
     assert [r.message for r in caplog.records if "safety checker" in r.message] != []
+
+
+@pytest.mark.parametrize("value", [None, [None, None], [], "x", {"a": 1}, ["transformers", "Any"]])
+def test_parts_that_are_not_used_are_not_needed(made, tmp_path, settings_for, value):
+    folder = shutil.copytree(made / "sd", tmp_path / "sd")
+    unused = ("safety_checker", "feature_extractor", "image_encoder", "something_new")
+    _edit(folder / "model_index.json", **dict.fromkeys(unused, value))
+
+    pipe, _ = load_pipeline(settings_for(pipe=str(folder)), LOG)
+
+    assert [pipe.safety_checker, pipe.feature_extractor, pipe.image_encoder] == [None] * 3
+    index = json.loads((folder / "model_index.json").read_text())
+    kept = {key: each for key, each in index.items() if key not in unused}
+    (folder / "model_index.json").write_text(json.dumps(kept))
+    load_pipeline(settings_for(pipe=str(folder)), LOG)
+
+
+@pytest.mark.parametrize("value", [True, False, None, "yes"])
+def test_what_sdxl_makes_of_an_empty_prompt_is_as_its_index_says(
+    made, tmp_path, settings_for, value
+):
+    folder = shutil.copytree(made / "sdxl", tmp_path / "sdxl")
+    _edit(folder / "model_index.json", force_zeros_for_empty_prompt=value)
+
+    pipe, _ = load_pipeline(settings_for(pipe=str(folder)), LOG)
+
+    assert pipe.config.force_zeros_for_empty_prompt is (value is not False)
+    assert pipe.watermark is None
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_shards_are_read_whichever_way_their_variant_is_named(
+    made, loaded, tmp_path, settings_for, half
+):
+    folder = shutil.copytree(made / "sd", tmp_path / "sd")
+    for part in ("unet", "text_encoder"):
+        _in_shards(folder, half, part)
+
+    pipe, found = load_pipeline(settings_for(pipe=str(folder)), LOG)
+
+    assert found.variant == ("fp16" if half else None)
+    whole, _ = loaded("sd")
+    for part in ("unet", "text_encoder"):
+        expected = getattr(whole, part).state_dict()
+        state = getattr(pipe, part).state_dict()
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_a_pipeline_made_here_is_diffusers_own(made, loaded, settings_for):
+    import diffusers
+
+    for kind in ("sd", "sdxl"):
+        pipe, _ = loaded(kind)
+        theirs = getattr(diffusers, type(pipe).__name__).from_pretrained(str(made / kind))
+        assert set(pipe.components) == set(theirs.components)
+        for name, part in theirs.components.items():
+            assert type(getattr(pipe, name)) is type(part) or name == "scheduler"
+            if isinstance(part, torch.nn.Module):
+                mine = getattr(pipe, name).state_dict()
+                assert all(
+                    torch.equal(mine[key], value) for key, value in part.state_dict().items()
+                )
+        assert {**pipe.config, "scheduler": None} == {**theirs.config, "scheduler": None}
+
+
+def test_a_failure_leaves_torchs_own_dtype(made, tmp_path, settings_for):
+    folder = shutil.copytree(made / "sd", tmp_path / "sd")
+    _edit(folder / "unet" / "config.json", block_out_channels=[8, 15, 16])
+    with pytest.raises(LoadError, match="could not be loaded"):
+        load_pipeline(settings_for(pipe=str(folder), dtype="float16"), LOG)
+    assert torch.get_default_dtype() is torch.float32
 
 
 def test_loading_leaves_logging_as_it_was(settings_for, capfd):
@@ -175,17 +249,53 @@ def _pickle_only(folder: Path) -> None:
     weights.with_suffix(".bin").write_bytes(pickle.dumps({}))
 
 
+def _in_shards(folder: Path, half: bool = False, part: str = "unet") -> Path:
+    """Split a component's weights in two, and return the index."""
+    from safetensors.torch import load_file, save_file
+
+    name = "diffusion_pytorch_model" if part == "unet" else "model"
+    whole = folder / part / f"{name}.safetensors"
+    tensors = load_file(whole)
+    shards = [f"{name}-0000{i}-of-00002{'.fp16' * half}.safetensors" for i in (1, 2)]
+    weight_map = {key: shards[place % 2] for place, key in enumerate(sorted(tensors))}
+    for shard in shards:
+        kept = {key: tensors[key] for key in tensors if weight_map[key] == shard}
+        save_file(kept, folder / part / shard, metadata={"format": "pt"})
+    whole.unlink()
+    index = folder / part / f"{name}.safetensors.index{'.fp16' * half}.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index
+
+
+def _rename_in_index(index: Path, change) -> None:
+    content = json.loads(index.read_text())
+    content["weight_map"] = change(content["weight_map"])
+    index.write_text(json.dumps(content))
+
+
 def _shard_missing(folder: Path) -> None:
-    unet = folder / "unet"
-    one, two = (f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2))
-    index = {"weight_map": {"a": one, "b": two}}
-    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    (unet / "diffusion_pytorch_model.safetensors").rename(unet / one)
+    _in_shards(folder)
+    (folder / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
 
 
 def _index_missing(folder: Path) -> None:
-    _shard_missing(folder)
-    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    _in_shards(folder).unlink()
+
+
+def _shard_cut_off(folder: Path) -> None:
+    _in_shards(folder, part="text_encoder")
+    shard = folder / "text_encoder" / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def _shard_elsewhere(folder: Path) -> None:
+    _rename_in_index(_in_shards(folder), lambda tensors: tensors | {"x": "../vae/x.safetensors"})
+
+
+def _tensor_in_no_shard(folder: Path) -> None:
+    index = _in_shards(folder)
+    shard = json.loads(index.read_text())["weight_map"]["conv_in.bias"]
+    making.without(index.parent / shard, "conv_in.bias")
 
 
 def _truncate(folder: Path) -> None:
@@ -193,10 +303,22 @@ def _truncate(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:5000])
 
 
+def _lacks_tensors(folder: Path, part: str, *tensors: str) -> None:
+    (weights,) = (folder / part).glob("*.safetensors")
+    making.without(weights, *tensors)
+
+
+QUERIES = [
+    f"encoder.layers.{i}.self_attn.q_proj.{kind}" for i in (0, 1) for kind in ("bias", "weight")
+]
+
 BROKEN = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "no diffusers pipeline"),
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read"),
-    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "class None"),
+    "index is a list": (
+        lambda f: (f / "model_index.json").write_text("[]"),
+        "holds no object but '[]'",
+    ),
     "other class": (
         lambda f: _edit(f / "model_index.json", _class_name="FluxPipeline"),
         "'FluxPipeline'; only StableDiffusionPipeline and StableDiffusionXLPipeline",
@@ -208,6 +330,42 @@ BROKEN = {
     "component of another library": (
         lambda f: _edit(f / "model_index.json", unet=["os", "system"]),
         "never a repository's own code",
+    ),
+    "component of no class": (
+        lambda f: _edit(f / "model_index.json", unet=["diffusers", "UNet9DModel"]),
+        "its unet is diffusers.UNet9DModel, which is no UNet2DConditionModel of diffusers 0.",
+    ),
+    "component of another kind": (
+        lambda f: _edit(f / "model_index.json", scheduler=["diffusers", "AutoencoderKL"]),
+        "its scheduler is diffusers.AutoencoderKL, which is no SchedulerMixin of",
+    ),
+    "null component": (
+        lambda f: _edit(f / "model_index.json", text_encoder=[None, None]),
+        "model_index.json names no text_encoder, which a StableDiffusionPipeline is made with",
+    ),
+    "component is a text": (
+        lambda f: _edit(f / "model_index.json", vae="AutoencoderKL"),
+        "model_index.json says 'AutoencoderKL' of its vae, not a library and a class",
+    ),
+    "component of one word": (
+        lambda f: _edit(f / "model_index.json", vae=["diffusers"]),
+        "of its vae, not a library and a class",
+    ),
+    "config is a list": (
+        lambda f: (f / "unet" / "config.json").write_text('["me/other"]'),
+        "config.json holds no object",
+    ),
+    "text encoder without tensors": (
+        lambda f: _lacks_tensors(f, "text_encoder", *QUERIES),
+        f"text_encoder lacks 4 of the tensors that its config.json asks for ({QUERIES[0]}, ",
+    ),
+    "UNet without a tensor": (
+        lambda f: _lacks_tensors(f, "unet", "conv_in.bias"),
+        "unet lacks 1 of the tensors that its config.json asks for (conv_in.bias): fetch",
+    ),
+    "VAE without a tensor": (
+        lambda f: _lacks_tensors(f, "vae", "decoder.conv_in.bias"),
+        "vae lacks 1 of the tensors that its config.json asks for (decoder.conv_in.bias): fetch",
     ),
     "component with code": (
         lambda f: (f / "unet" / "diffusers.py").write_text("raise SystemExit"),
@@ -227,7 +385,20 @@ BROKEN = {
     "pickled weights": (_pickle_only, "only pickled weights (diffusion_pytorch_model.bin)"),
     "missing shard": (_shard_missing, "lacks diffusion_pytorch_model-00002-of-00002"),
     "missing index of shards": (_index_missing, "lacks its index of shards"),
-    "cut-off weights": (_truncate, "could not be loaded"),
+    "tensor in no shard": (_tensor_in_no_shard, "unet lacks 1 of the tensors"),
+    "shard in another folder": (
+        _shard_elsewhere,
+        "index.json names the file '../vae/x.safetensors', which is none of a component's",
+    ),
+    "index that names nothing": (
+        lambda f: _in_shards(f).write_text("{}"),
+        "index.json holds no weight_map and metadata",
+    ),
+    "cut-off shard": (
+        _shard_cut_off,
+        "model-00002-of-00002.safetensors is cut off or damaged",
+    ),
+    "cut-off weights": (_truncate, "diffusion_pytorch_model.safetensors is cut off or damaged"),
     "weights of another shape": (
         lambda f: _edit(f / "unet" / "config.json", block_out_channels=[8, 16, 32]),
         "could not be loaded",

@@ -7,18 +7,18 @@ classes of any library, which diffusers would import, and pickled weights can ru
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from accel_search.errors import LoadError, first_line
+from accel_search.errors import LoadError
 from accel_search.options import local_folder
+from accel_search.runtime.configs import read_object, refuse_code
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import Repository, fetch
+from accel_search.runtime.weights import check_weights, choose_variant, weight_files
 from accel_search.settings import Settings
 
 HUB_IDS = {
@@ -30,22 +30,25 @@ HUB_IDS = {
 SCALING_FACTORS = {"StableDiffusionPipeline": 0.18215, "StableDiffusionXLPipeline": 0.13025}
 PIPELINE_CLASSES = tuple(SCALING_FACTORS)
 VAE_CLASS = "AutoencoderKL"
-LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-"""Libraries that a component may come from; the last is a subfolder of diffusers' pipelines."""
-VARIANT = "fp16"
-_SKIPPED = ("safety_checker",)
-_CONFIGS = {
-    "scheduler": "scheduler_config.json",
-    "feature_extractor": "preprocessor_config.json",
+LIBRARIES = ("diffusers", "transformers")
+"""Libraries that a component may come from."""
+_SD_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+PARTS = {
+    "StableDiffusionPipeline": _SD_PARTS,
+    "StableDiffusionXLPipeline": (*_SD_PARTS, "text_encoder_2", "tokenizer_2"),
 }
-"""Components without weights -> their one file."""
-# Exact, since repositories hold others beside them, e.g. SD1.5's `….non_ema.safetensors`.
-_WEIGHTS = re.compile(
-    rf"(?:diffusion_pytorch_model|model)(\.{VARIANT})?(-\d{{5}}-of-\d{{5}})?\.safetensors"
-)
-_SHARD_INDEX = re.compile(
-    rf"(?:diffusion_pytorch_model|model)\.safetensors\.index(\.{VARIANT})?\.json"
-)
+"""Components that a pipeline of each class is made of. Those that `model_index.json` names beside
+them (safety checker, feature extractor, image encoder) change no picture that is measured."""
+SCHEDULER_CONFIG = "scheduler_config.json"
+
+
+class Part(NamedTuple):
+    """What `model_index.json` says that a component is."""
+
+    library: str
+    """One of `LIBRARIES`."""
+    class_name: str
+    """Name of its class there, not yet looked up."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,20 @@ class PipelineFolder:
     """`fp16` if those files are to be read, None for the plain ones."""
     revision: str | None
     """Commit of a hub repository; None for a local folder."""
+    parts: Mapping[str, Part]
+    """Component -> what it is; each lies in a folder of its name."""
+    options: Mapping[str, bool]
+    """What the pipeline is made with, beside its parts."""
     has_safety_checker: bool
     vae: VaeFolder | None = None
-    """Replaces the pipeline's own VAE."""
+    """Replaces the pipeline's own VAE, which is then none of `parts`."""
 
     @property
     def scaling_factor(self) -> float:
         """Return that of the pipeline's latents: its own VAE's, else the one of its class."""
         try:
-            config = json.loads((self.path / "vae" / "config.json").read_text(encoding="utf-8"))
-            return float(config["scaling_factor"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return float(read_object("vae", self.path / "vae" / "config.json")["scaling_factor"])
+        except (LoadError, ValueError, KeyError, TypeError):
             return SCALING_FACTORS[self.pipeline_class]
 
 
@@ -107,8 +113,8 @@ def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> Pipeli
     given = f"--pipe {settings.pipe}"
 
     def choose(folder: Path, files: Sequence[str]) -> list[str]:
-        components = _components(_read_index(folder, settings.pipe), vae is not None)
-        return ["model_index.json", *_needed(given, files, components, half)]
+        parts = _parts(given, _read_index(given, folder), vae is not None)
+        return ["model_index.json", *_needed(given, files, parts, half)]
 
     repository = Repository(
         given,
@@ -165,8 +171,9 @@ def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
     )
 
     def choose(folder: Path, files: Sequence[str]) -> list[str]:
-        _check_vae_class(folder, name)
-        return _component_files(f"--vae {name}", "", files, choose_variant(_roots(files), half))
+        _check_vae_class(f"--vae {name}", folder)
+        roots = [file for file in files if "/" not in file]
+        return _component_files(f"--vae {name}", "", files, choose_variant(roots, half))
 
     return fetch(repository, choose, lambda folder: _check_vae(folder, name, half, hub_id), log)
 
@@ -180,10 +187,11 @@ def _check_vae(path: Path, name: str, half: bool, hub_id: str | None) -> VaeFold
             f"{given}: {path / 'config.json'} is missing; give a folder that save_pretrained of "
             f"an {VAE_CLASS} wrote"
         )
-    _check_vae_class(path, name)
+    _check_vae_class(given, path)
+    refuse_code(given, path)
     files = [file.name for file in path.iterdir() if file.is_file()]
     variant = choose_variant(files, half)
-    weights = _check_weights(given, path, variant)
+    weights = check_weights(given, path, variant)
     if hub_id is not None:  # Its folder is named after the commit.
         return VaeFolder(path, variant, f"{hub_id}@{path.name[:12]}")
     digest = hashlib.sha256()
@@ -192,52 +200,30 @@ def _check_vae(path: Path, name: str, half: bool, hub_id: str | None) -> VaeFold
     return VaeFolder(path, variant, f"{path.resolve().name}@{digest.hexdigest()[:12]}")
 
 
-def _check_vae_class(path: Path, name: str) -> None:
-    file = path / "config.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise LoadError(
-            f"--vae {name}: {file} cannot be read ({first_line(error, 120)}): fetch it again"
-        ) from error
+def _check_vae_class(given: str, path: Path) -> None:
+    found = read_object(given, path / "config.json").get("_class_name")
     if found != VAE_CLASS:
         raise LoadError(
-            f"--vae {name}: its config.json names the class {found!r}; only {VAE_CLASS} can "
-            "replace a pipeline's VAE"
+            f"{given}: its config.json names the class {found!r}; only {VAE_CLASS} can replace a "
+            "pipeline's VAE"
         )
 
 
-def choose_variant(files: Iterable[str], half: bool) -> str | None:
-    """Return `fp16` if those files are to be read, where a component has them.
-
-    Args:
-        files: Paths relative to the folder of a pipeline or of a component.
-        half: Whether half precision is preferred where both are there.
-    """
-    plain, halves = set[str](), set[str]()
-    for file in files:
-        folder, _, name = file.rpartition("/")
-        match = _WEIGHTS.fullmatch(name)
-        if match:
-            (halves if match[1] else plain).add(folder)
-    return VARIANT if halves and (half or halves - plain) else None
-
-
-def _needed(given: str, files: Sequence[str], components: Collection[str], half: bool) -> list[str]:
+def _needed(given: str, files: Sequence[str], parts: Collection[str], half: bool) -> list[str]:
     """Return what is to be fetched of a pipeline's repository: weights once, no pickles, no code.
 
     Raises:
         LoadError: A component has no safetensors weights.
     """
-    own = [file for file in files if file.partition("/")[0] in components]
+    own = [file for file in files if file.partition("/")[0] in parts]
     variant = choose_variant(own, half)
     needed = []
-    for component in components:
-        if component in _CONFIGS or component.startswith("tokenizer"):
-            inside = [file for file in own if file.rpartition("/")[0] == component]
-            needed += [file for file in inside if file.endswith((".json", ".txt"))]
+    for part in parts:
+        if _has_weights(part):
+            needed += _component_files(given, part, files, variant)
         else:
-            needed += _component_files(given, component, files, variant)
+            inside = [file for file in own if file.rpartition("/")[0] == part]
+            needed += [file for file in inside if file.endswith((".json", ".txt"))]
     return needed
 
 
@@ -247,41 +233,14 @@ def _component_files(
     """Return configuration and weights of one component; an empty name is the root."""
     prefix = f"{component}/" if component else ""
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
-    names = _roots(names)
-    weights = _weights(names, variant)
-    if not weights:
-        raise _no_weights(given, component or "the repository", names)
+    names = [name for name in names if "/" not in name]
     config = ["config.json"] if "config.json" in names else []
-    return [prefix + name for name in config + weights + _shard_indices(names, weights)]
+    weights = weight_files(given, component or "the repository", names, variant)
+    return [prefix + name for name in config + weights]
 
 
-def _roots(files: Iterable[str]) -> list[str]:
-    return [file for file in files if "/" not in file]
-
-
-def _weights(names: Iterable[str], variant: str | None) -> list[str]:
-    """Return a component's weight files: of the variant if it has any, else the plain ones."""
-    found = [match for match in map(_WEIGHTS.fullmatch, sorted(names)) if match]
-    halves = [match[0] for match in found if match[1]]
-    return halves if variant and halves else [match[0] for match in found if not match[1]]
-
-
-def _shard_indices(names: Iterable[str], weights: Sequence[str]) -> list[str]:
-    """Return the index of weights in several files; empty where they are in one."""
-    is_half = f".{VARIANT}" in weights[0]
-    found = [match for match in map(_SHARD_INDEX.fullmatch, sorted(names)) if match]
-    return [match[0] for match in found if bool(match[1]) == is_half]
-
-
-def _no_weights(given: str, where: object, names: Iterable[str]) -> LoadError:
-    pickled = sorted(name for name in names if name.endswith((".bin", ".ckpt", ".pt")))
-    return LoadError(
-        f"{given}: {where} has only pickled weights ({pickled[0]}), which can run code: convert "
-        "them with save_pretrained(safe_serialization=True)"
-        if pickled
-        else f"{given}: {where} holds no .safetensors weights, so it is incomplete: fetch or save "
-        "it again"
-    )
+def _has_weights(part: str) -> bool:
+    return not part.startswith(("tokenizer", "scheduler"))
 
 
 def check_folder(
@@ -299,60 +258,78 @@ def check_folder(
     Raises:
         LoadError: It is not; the message says what is wrong.
     """
-    index = _read_index(path, name)
-    components = _components(index, vae is not None)
+    given = f"--pipe {name}"
+    index = _read_index(given, path)
+    parts = _parts(given, index, vae is not None)
     files = [file.relative_to(path).as_posix() for file in path.glob("*/*") if file.is_file()]
-    variant = choose_variant([file for file in files if file.partition("/")[0] in components], half)
-    for component in components:
-        _check_component(f"--pipe {name}", path / component, variant)
-    safety_checker = index.get("safety_checker") or [None]
+    variant = choose_variant([file for file in files if file.partition("/")[0] in parts], half)
+    for part in parts:
+        _check_component(given, path / part, variant)
+    zeros = index.get("force_zeros_for_empty_prompt")
+    safety_checker = index.get("safety_checker")
     return PipelineFolder(
-        path, index["_class_name"], variant, revision, safety_checker[0] is not None, vae
+        path,
+        index["_class_name"],
+        variant,
+        revision,
+        parts,
+        {"force_zeros_for_empty_prompt": zeros} if isinstance(zeros, bool) else {},
+        isinstance(safety_checker, list) and safety_checker[:1] not in ([], [None]),
+        vae,
     )
 
 
-def _read_index(path: Path, name: str) -> dict[str, Any]:
+def _read_index(given: str, path: Path) -> dict[str, Any]:
     file = path / "model_index.json"
-    try:
-        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not file.is_file():
         raise LoadError(
-            f"--pipe {name}: {file} is missing, so the folder is no diffusers pipeline; give one "
-            "that save_pretrained wrote"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(
-            f"--pipe {name}: {file} cannot be read ({first_line(error, 120)}): fetch it again"
-        ) from error
-    found = index.get("_class_name") if isinstance(index, dict) else None
+            f"{given}: {file} is missing, so the folder is no diffusers pipeline; give one that "
+            "save_pretrained wrote"
+        )
+    index = read_object(given, file)
+    found = index.get("_class_name")
     if found not in PIPELINE_CLASSES:
         raise LoadError(
-            f"--pipe {name}: model_index.json names the class {found!r}; only "
+            f"{given}: model_index.json names the class {found!r}; only "
             f"{' and '.join(PIPELINE_CLASSES)} can be searched"
         )
-    for component, (library, class_name) in _components(index).items():
-        # It names a folder: one that climbs out of this one is none of the pipeline's.
-        if not component.isidentifier() or not class_name.isidentifier():
-            raise LoadError(
-                f"--pipe {name}: model_index.json names the component {component!r} of class "
-                f"{class_name!r}, which is no name: fetch or save it again"
-            )
-        if library not in LIBRARIES:
-            raise LoadError(
-                f"--pipe {name}: its {component} is {library}.{class_name}; only classes of "
-                "diffusers and transformers are loaded, never a repository's own code"
-            )
     return index
 
 
-def _components(index: dict[str, Any], without_vae: bool = False) -> dict[str, tuple[str, str]]:
-    """Return component -> (library, class) of what is to be loaded."""
-    skipped = (*_SKIPPED, "vae") if without_vae else _SKIPPED
-    return {
-        key: (str(value[0]), str(value[1]))
-        for key, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and value[0] and key not in skipped
-    }
+def _parts(given: str, index: Mapping[str, Any], without_vae: bool) -> dict[str, Part]:
+    """Return component -> what it is, of all that are loaded.
+
+    Raises:
+        LoadError: One is not named, or is of a library whose classes are not loaded.
+    """
+    wanted = PARTS[index["_class_name"]]
+    return {name: _part(given, index, name) for name in wanted if name != "vae" or not without_vae}
+
+
+def _part(given: str, index: Mapping[str, Any], name: str) -> Part:
+    value = index.get(name)
+    if value is None or value == [None, None]:
+        raise LoadError(
+            f"{given}: model_index.json names no {name}, which a {index['_class_name']} is made "
+            "with: fetch or save it again"
+        )
+    if (
+        not isinstance(value, list)
+        or len(value) != len(Part._fields)
+        or not all(isinstance(each, str) for each in value)
+        or not value[1].isidentifier()
+    ):
+        raise LoadError(
+            f"{given}: model_index.json says {str(value)[:60]!r} of its {name}, not a library and "
+            "a class of it: fetch or save it again"
+        )
+    part = Part(*value)
+    if part.library not in LIBRARIES:
+        raise LoadError(
+            f"{given}: its {name} is {part.library}.{part.class_name}; only classes of diffusers "
+            "and transformers are loaded, never a repository's own code"
+        )
+    return part
 
 
 def _check_component(given: str, folder: Path, variant: str | None) -> None:
@@ -362,62 +339,13 @@ def _check_component(given: str, folder: Path, variant: str | None) -> None:
         present = any(folder.glob("*.json"))
         wanted = "tokenizer files"
     else:
-        wanted = _CONFIGS.get(component, "config.json")
+        wanted = "config.json" if _has_weights(component) else SCHEDULER_CONFIG
         present = (folder / wanted).is_file()
     if not present:
         raise LoadError(
             f"{given}: {folder} lacks its {wanted}, so the folder is incomplete: fetch or save it "
             "again"
         )
-    if component.startswith("tokenizer") or component in _CONFIGS:
-        _refuse_code(given, folder)
-    else:
-        _check_weights(given, folder, variant)
-
-
-def _refuse_code(given: str, folder: Path) -> None:
-    if any(folder.glob("*.py")):
-        raise LoadError(
-            f"{given}: {folder} holds Python code, which is never run: use a pipeline of "
-            "diffusers' own classes"
-        )
-    for file in folder.glob("*config.json"):
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise LoadError(
-                f"{given}: {file} cannot be read ({first_line(error, 120)}): fetch it again"
-            ) from error
-        if isinstance(config, dict) and "auto_map" in config:
-            raise LoadError(
-                f"{given}: {file} asks for code of its own (auto_map), which is never run: use a "
-                "pipeline of diffusers' own classes"
-            )
-
-
-def _check_weights(given: str, folder: Path, variant: str | None) -> list[Path]:
-    """Return the files of a component's weights, all of which are there."""
-    _refuse_code(given, folder)
-    names = [file.name for file in folder.iterdir() if file.is_file()]
-    weights = _weights(names, variant)
-    if not weights:
-        raise _no_weights(given, folder, names)
-    wanted = set(weights)
-    if all(_WEIGHTS.fullmatch(name)[2] for name in weights):  # type: ignore[index]
-        index = _shard_indices(names, weights) or ["its index of shards"]
-        wanted = _shards(given, folder / index[0]) if index[0] in names else set(index)
-    missing = sorted(name for name in wanted if name not in names)
-    if missing:
-        raise LoadError(
-            f"{given}: {folder} lacks {missing[0]}, so the folder is incomplete: fetch or save it "
-            "again"
-        )
-    return [folder / name for name in sorted(wanted)]
-
-
-def _shards(given: str, index: Path) -> set[str]:
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return {str(each) for each in named}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LoadError(f"{given}: {index} cannot be read: fetch it again") from error
+    refuse_code(given, folder)
+    if _has_weights(component):
+        check_weights(given, folder, variant)

@@ -20,13 +20,20 @@ from accel_search.runtime.devices import (
     resolve_device,
     resolve_dtype,
 )
-from accel_search.runtime.folders import PipelineFolder, VaeFolder, find_pipeline
+from accel_search.runtime.folders import PipelineFolder, find_pipeline
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
+from accel_search.runtime.parts import load_model, load_part
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
 
 GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
 """Guidance scale that each class uses unless told otherwise."""
+
+NO_SAFETY_CHECKER: dict[str, Any] = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
 
 OFFLOADED = (
     "--offload: parts wait in main memory until they are called; moving them to the GPU is part of "
@@ -75,34 +82,36 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
 
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
+    given = f"--pipe {settings.pipe}"
     with quiet_libraries():
         folder = find_pipeline(settings, half=dtype is not torch.float32, log=log)
         xl = folder.pipeline_class == "StableDiffusionXLPipeline"
-        cls = getattr(diffusers, folder.pipeline_class)
-        options: dict[str, Any] = (
-            {"add_watermarker": False}
-            if xl
-            else {"safety_checker": None, "requires_safety_checker": False}
-        )
-        if folder.vae is not None:
-            options["vae"] = _load_vae(folder.vae, dtype)
         try:
-            pipe = cls.from_pretrained(
-                folder.path,
-                dtype=dtype,  # Named, or transformers would keep the text encoder's own.
-                variant=folder.variant,
-                use_safetensors=True,
-                local_files_only=True,
-                **options,
+            parts = {
+                name: load_part(given, folder.path / name, name, part, folder.variant, dtype)
+                for name, part in folder.parts.items()
+            }
+            if folder.vae is not None:
+                cls, vae = diffusers.AutoencoderKL, folder.vae
+                parts["vae"] = load_model(
+                    f"--vae {settings.vae}", vae.path, cls, vae.variant, dtype
+                )
+            pipe = getattr(diffusers, folder.pipeline_class)(
+                **parts,
+                **({"add_watermarker": False} if xl else NO_SAFETY_CHECKER),
+                **folder.options,
             )
+            pipe.register_to_config(_name_or_path=str(folder.path))
             pipe.scheduler = build_scheduler(settings.scheduler_class, pipe.scheduler)
             _place(pipe, device, offload=settings.offload)
-        except Exception as error:  # Broken files raise errors of six libraries.
+        except LoadError:
+            raise
+        except Exception as error:  # What does not fit together fails in ways of its own.
             if is_out_of_memory(error):
                 raise weights_do_not_fit(settings.pipe, device, error) from error
             raise LoadError(
-                f"--pipe {settings.pipe}: {folder.path} could not be loaded "
-                f"({first_line(error)}): fetch or save it again"
+                f"{given}: {folder.path} could not be loaded ({first_line(error)}): fetch or save "
+                "it again"
             ) from error
     if folder.has_safety_checker and not xl:
         log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
@@ -117,24 +126,6 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
     _check_vae_fits(pipe, settings, folder)
     _make_bare(pipe)
     return pipe, folder
-
-
-def _load_vae(folder: VaeFolder, dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKL
-
-    try:
-        return AutoencoderKL.from_pretrained(
-            folder.path,
-            dtype=dtype,
-            variant=folder.variant,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except Exception as error:  # As for a pipeline.
-        raise LoadError(
-            f"--vae {folder.name}: {folder.path} could not be loaded ({first_line(error)}): fetch "
-            "or save it again"
-        ) from error
 
 
 def _check_vae_fits(pipe: Any, settings: Settings, folder: PipelineFolder) -> None:
