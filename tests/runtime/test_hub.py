@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -183,7 +186,7 @@ def test_what_was_fetched_before_a_failure_is_not_fetched_again(
     served, sd15, settings_for, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    name = "vae/diffusion_pytorch_model.fp16.safetensors"
+    name = "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors"
     sd15.dies[name] = 100
     with pytest.raises(LoadError, match=r"could not be fetched \(.*run the same command again"):
         find_pipeline(settings(settings_for), half=True, log=LOG)
@@ -197,6 +200,55 @@ def test_what_was_fetched_before_a_failure_is_not_fetched_again(
     large = {file for file in before - {name} if file.endswith(".safetensors")}
     assert len(large) == 3
     assert not large & set(served.fetched())
+
+
+def test_an_interrupted_fetch_ends_at_once_and_goes_on_with_what_is_missing(
+    served, sd15, settings_for, monkeypatch
+):
+    """In the thread that signals come to: a pool of threads would first finish what it began."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sd15.pauses = 0.05
+    name = "text_encoder/model.fp16.safetensors"
+    pressed = []
+
+    def press():
+        while name not in served.fetched():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        pressed.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            find_pipeline(settings(settings_for), half=True, log=LOG)
+        assert time.monotonic() - pressed[0] < 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+        finger.join()
+
+    sd15.pauses = 0.0
+    arrived = served.fetched()[:-1]
+    served.requests.clear()
+    find_pipeline(settings(settings_for), half=True, log=LOG)
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in arrived
+    assert name in served.fetched() and not set(arrived) & set(served.fetched())
+
+
+def test_a_file_of_another_size_than_the_hubs_is_fetched_again(served, sd15, settings_for):
+    """A cache that was copied half, or met a full disk."""
+    found = find_pipeline(settings(settings_for), half=True, log=LOG)
+    weights = found.path / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    whole = weights.read_bytes()
+    weights.resolve().write_bytes(whole[:-100])
+    served.requests.clear()
+
+    pipe, again = load_pipeline(settings(settings_for, dtype="float16"), LOG)
+
+    assert again == found and weights.read_bytes() == whole
+    assert served.fetched() == ["vae/diffusion_pytorch_model.fp16.safetensors"]
 
 
 def test_too_small_a_disk_shows_before_anything_large_is_fetched(
@@ -525,6 +577,40 @@ def test_a_process_of_its_own_takes_the_hub_and_its_cache_from_the_environment(
     assert "Traceback" not in ran.stderr
     # HF_HOME is where the cache is.
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_fetch_ends_the_program_with_its_code(served, sd15, made, tmp_path):
+    sd15.pauses = 0.1
+    script = (
+        "import signal, sys; from accel_search.traversal_search import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # As in a terminal.
+        "sys.exit(main())\n"
+    )
+    program = subprocess.Popen(
+        [
+            sys.executable, "-c", script, "--pipe", "SD1.5", "--dtype", "float16",
+            "--device", "cpu", "--clip_model", str(made / "scorer"),
+            "--prompts", str(made / "prompts.txt"), "--num_samples", "4",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 120
+        while not any(name.endswith(".safetensors") for name in served.fetched()):
+            assert program.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(0.5)
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=5)
+    finally:
+        program.kill()
+    assert program.returncode == ExitCode.INTERRUPTED
+    assert said.splitlines()[-1].startswith("accel-search: interrupted; ")
+    assert "Traceback" not in said
 
 
 # Prompts

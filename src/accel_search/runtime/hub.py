@@ -8,7 +8,6 @@ environment (`HF_TOKEN`) and are read by the hub's client alone.
 from __future__ import annotations
 
 import errno
-import glob
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +107,7 @@ def _download(
     log: logging.Logger,
 ) -> Path:
     """Return the folder of the snapshot, with all that is needed in it."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     hub_id, api = repository.hub_id, HfApi()
 
@@ -130,16 +129,25 @@ def _download(
         info = list_files(commit)  # Someone pushed in between.
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
     needed = choose(entry.parent, list(sizes))
+    stale = {name for name in needed if _is_stale(entry.parent / name, sizes[name])}
     missing = {name: sizes[name] for name in needed if not (entry.parent / name).exists()}
     missing = {name: size for name, size in missing.items() if not _has_blob(entry, info, name)}
+    missing |= {name: sizes[name] for name in stale}
     if missing:
         _check_disk(repository, missing)
         log.info(
             "%s: fetching %d files, %.2f GB", repository, len(missing), sum(missing.values()) / 1e9
         )
-    # Names are exact: a bracket in one is no pattern.
-    patterns = [glob.escape(name) for name in needed]
-    return Path(snapshot_download(hub_id, revision=commit, allow_patterns=patterns))
+    # One after another, in this thread: of the pool that the client's own way to fetch a whole
+    # repository starts, Ctrl-C waits for every file that is begun, which takes minutes.
+    for name in needed:
+        hf_hub_download(hub_id, name, revision=commit, force_download=name in stale)
+    return entry.parent
+
+
+def _is_stale(file: Path, size: int) -> bool:
+    """Tell whether a file in the cache is not what the hub has: a copy of it was broken off."""
+    return file.exists() and file.stat().st_size != size
 
 
 def _has_blob(entry: Path, info: Any, name: str) -> bool:
