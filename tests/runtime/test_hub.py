@@ -22,7 +22,7 @@ from accel_search.runtime import hub
 from accel_search.runtime.folders import HUB_IDS, find_pipeline, find_vae
 from accel_search.runtime.pipelines import load_pipeline
 from tests.runtime.conftest import LOG
-from tests.runtime.hub import Hub, Repository
+from tests.runtime.hub import Repository
 from tests.runtime.making import without
 
 TOKEN = "hf_" + "s3cret" * 4
@@ -51,26 +51,6 @@ def published(tmp_path_factory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"never to be fetched")
     return folder
-
-
-@pytest.fixture
-def served(monkeypatch, tmp_path):
-    """A hub with nothing on it, in the place of the real one, and an empty cache."""
-    from huggingface_hub import constants
-
-    server = Hub()
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        server.url + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    yield server
-    server.close()
 
 
 @pytest.fixture

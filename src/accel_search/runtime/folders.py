@@ -336,8 +336,10 @@ def _check_component(given: str, folder: Path, variant: str | None) -> None:
     """Refuse a component without its files, with code of its own, or with pickled weights."""
     component = folder.name
     if component.startswith("tokenizer"):
-        present = any(folder.glob("*.json"))
-        wanted = "tokenizer files"
+        vocabulary = list(folder.glob("*.json"))
+        present, wanted = bool(vocabulary), "tokenizer files"
+        for file in vocabulary:
+            read_object(given, file)  # transformers does not say which one is damaged.
     else:
         wanted = "config.json" if _has_weights(component) else SCHEDULER_CONFIG
         present = (folder / wanted).is_file()
