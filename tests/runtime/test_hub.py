@@ -267,6 +267,7 @@ def _error(settings_for, pipe="SD1.5", **changes) -> str:
     assert caught.value.exit_code == ExitCode.NOT_LOADED
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"--pipe {pipe}: ")
+    assert TOKEN not in message
     return message
 
 
@@ -290,6 +291,18 @@ def _bad_token(served, repository, monkeypatch):
     served.status = 403
 
 
+def _busy(served, repository, monkeypatch):
+    served.status = 429
+
+
+def _another_hub(served, repository, monkeypatch):
+    served.status = 404
+
+
+def _odd_token(served, repository, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN + "é")
+
+
 def _unreachable(served, repository, monkeypatch):
     from huggingface_hub import constants
 
@@ -302,6 +315,9 @@ OBSTACLES = {
     "missing": (_missing, "does not exist, was removed or is private: check the spelling"),
     "failing": (_failing, "the hub fails (HTTP 503): try again later"),
     "bad token": (_bad_token, "may not be read (HTTP 403): set HF_TOKEN to a valid token"),
+    "busy": (_busy, "the hub was asked too often (HTTP 429): wait some minutes, or set HF_TOKEN"),
+    "another hub": (_another_hub, "does not exist, was removed or is private: check the spelling"),
+    "odd token": (_odd_token, "cannot be asked for: HF_TOKEN holds what no token does: set it"),
     "unreachable": (_unreachable, "could not be fetched (ConnectError: "),
     "offline": (lambda served, repository, patch: offline(patch), "in offline mode: unset HF_HUB_"),
 }
@@ -361,6 +377,67 @@ def test_a_repository_of_something_else_is_refused_before_it_is_fetched(
     index.write_text(json.dumps(json.loads(index.read_text()) | {"unet": ["os", "system"]}))
     assert "never a repository's own code" in _error(settings_for, "me/pickled")
     assert set(served.fetched()) == {"model_index.json"}
+
+
+def _without(*names):
+    def remove(folder):
+        for name in names:
+            place = folder / name
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    return remove
+
+
+INCOMPLETE = {
+    "config": (_without("unet/config.json"), "unet lacks its config.json, so it is incomplete"),
+    "tokenizer": (_without("tokenizer"), "tokenizer lacks its tokenizer files"),
+    "scheduler": (_without("scheduler"), "scheduler lacks its scheduler_config.json"),
+    "part": (_without("vae"), "vae lacks its config.json"),
+    "shard": (
+        _without("unet/diffusion_pytorch_model-00002-of-00003.safetensors"),
+        "unet lacks diffusion_pytorch_model-00002-of-00003.safetensors, so it is incomplete",
+    ),
+    "index of shards": (
+        _without("unet/diffusion_pytorch_model.safetensors.index.json"),
+        "unet lacks its index of shards",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_an_incomplete_repository_is_refused_before_it_is_fetched(
+    served, published, tmp_path, settings_for, name
+):
+    break_it, expected = INCOMPLETE[name]
+    break_it(shutil.copytree(published, tmp_path / "copy"))
+    served.repositories["me/copy"] = Repository(tmp_path / "copy")
+
+    assert expected in _error(settings_for, "me/copy")
+    assert served.fetched() == ["model_index.json"]
+
+
+def test_shards_that_another_size_left_behind_are_no_part_of_it(
+    served, published, tmp_path, settings_for
+):
+    unet = shutil.copytree(published, tmp_path / "copy") / "unet"
+    (unet / "custom.py").unlink()
+    (unet / "diffusion_pytorch_model-00001-of-00007.safetensors").write_bytes(b"left behind")
+    pipe, _ = load_pipeline(settings(settings_for, str(tmp_path / "copy")), LOG)
+    assert pipe.unet.dtype is torch.float32
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_line(
+    served, sd15, settings_for, monkeypatch, tmp_path
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file"))
+    message = _error(settings_for)
+    assert f"cannot be written to the cache {tmp_path / 'file'} (NotADirectoryError: " in message
+    assert message.endswith("set HF_HOME to a folder that you may write to")
+
+
+def test_a_revision_behind_an_id_is_one_line(served, settings_for):
+    assert "no such folder; give --pipe me/own --revision v1" in _error(settings_for, "me/own@v1")
 
 
 def test_a_malformed_id_is_one_line(served, settings_for):

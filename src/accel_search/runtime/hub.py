@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -230,7 +231,7 @@ def _explain(error: BaseException, repository: Repository) -> _Obstacle:
             ),
         ),
         (
-            isinstance(error, errors.RepositoryNotFoundError),
+            isinstance(error, errors.RepositoryNotFoundError) or status in (404, 410),
             _Obstacle(
                 "does not exist, was removed or is private",
                 "check the spelling, or set HF_TOKEN to a token that may read it",
@@ -248,6 +249,17 @@ def _explain(error: BaseException, repository: Repository) -> _Obstacle:
             ),
         ),
         (
+            status == HTTPStatus.TOO_MANY_REQUESTS,
+            _Obstacle(
+                "cannot be fetched now, the hub was asked too often (HTTP 429)",
+                "wait some minutes, or set HF_TOKEN to be allowed more",
+            ),
+        ),
+        (
+            isinstance(error, UnicodeEncodeError),  # Of a header: no other text is given to it.
+            _Obstacle("cannot be asked for", "HF_TOKEN holds what no token does: set it again"),
+        ),
+        (
             status is not None and status >= 500,
             _Obstacle(f"cannot be fetched, the hub fails (HTTP {status})", "try again later"),
         ),
@@ -256,6 +268,14 @@ def _explain(error: BaseException, repository: Repository) -> _Obstacle:
             _Obstacle(
                 f"does not fit the disk of {constants.HF_HUB_CACHE}",
                 "free disk space, or set HF_HOME to a folder on a larger disk",
+            ),
+        ),
+        (
+            isinstance(error, OSError) and error.filename is not None,  # No network has a name.
+            _Obstacle(
+                f"cannot be written to the cache {constants.HF_HUB_CACHE} "
+                f"({first_line(error, 160)})",
+                "mend that, or set HF_HOME to a folder that you may write to",
             ),
         ),
     ]
