@@ -17,6 +17,7 @@ from accel_search.runtime.provenance import describe
 from accel_search.runtime.scoring import ClipScorer, load_scorer
 from accel_search.settings import Settings
 from tests.runtime import making
+from tests.runtime.hub import Hub
 
 LOG = logging.getLogger("tests.runtime")
 CPU = torch.device("cpu")
@@ -38,6 +39,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     making.make_scorer(folder / "scorer")
     making.make_prompts(folder / "prompts.txt")
     return folder
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    """A hub with nothing on it, in the place of the real one, and an empty cache."""
+    from huggingface_hub import constants
+
+    server = Hub()
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        server.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

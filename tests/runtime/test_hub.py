@@ -6,8 +6,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from accel_search.runtime import hub
 from accel_search.runtime.folders import HUB_IDS, find_pipeline, find_vae
 from accel_search.runtime.pipelines import load_pipeline
 from tests.runtime.conftest import LOG
-from tests.runtime.hub import Hub, Repository
+from tests.runtime.hub import Repository
 from tests.runtime.making import without
 
 TOKEN = "hf_" + "s3cret" * 4
@@ -48,26 +51,6 @@ def published(tmp_path_factory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"never to be fetched")
     return folder
-
-
-@pytest.fixture
-def served(monkeypatch, tmp_path):
-    """A hub with nothing on it, in the place of the real one, and an empty cache."""
-    from huggingface_hub import constants
-
-    server = Hub()
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        server.url + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -183,7 +166,7 @@ def test_what_was_fetched_before_a_failure_is_not_fetched_again(
     served, sd15, settings_for, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    name = "vae/diffusion_pytorch_model.fp16.safetensors"
+    name = "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors"
     sd15.dies[name] = 100
     with pytest.raises(LoadError, match=r"could not be fetched \(.*run the same command again"):
         find_pipeline(settings(settings_for), half=True, log=LOG)
@@ -197,6 +180,55 @@ def test_what_was_fetched_before_a_failure_is_not_fetched_again(
     large = {file for file in before - {name} if file.endswith(".safetensors")}
     assert len(large) == 3
     assert not large & set(served.fetched())
+
+
+def test_an_interrupted_fetch_ends_at_once_and_goes_on_with_what_is_missing(
+    served, sd15, settings_for, monkeypatch
+):
+    """In the thread that signals come to: a pool of threads would first finish what it began."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sd15.pauses = 0.05
+    name = "text_encoder/model.fp16.safetensors"
+    pressed = []
+
+    def press():
+        while name not in served.fetched():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        pressed.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            find_pipeline(settings(settings_for), half=True, log=LOG)
+        assert time.monotonic() - pressed[0] < 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+        finger.join()
+
+    sd15.pauses = 0.0
+    arrived = served.fetched()[:-1]
+    served.requests.clear()
+    find_pipeline(settings(settings_for), half=True, log=LOG)
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in arrived
+    assert name in served.fetched() and not set(arrived) & set(served.fetched())
+
+
+def test_a_file_of_another_size_than_the_hubs_is_fetched_again(served, sd15, settings_for):
+    """A cache that was copied half, or met a full disk."""
+    found = find_pipeline(settings(settings_for), half=True, log=LOG)
+    weights = found.path / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    whole = weights.read_bytes()
+    weights.resolve().write_bytes(whole[:-100])
+    served.requests.clear()
+
+    pipe, again = load_pipeline(settings(settings_for, dtype="float16"), LOG)
+
+    assert again == found and weights.read_bytes() == whole
+    assert served.fetched() == ["vae/diffusion_pytorch_model.fp16.safetensors"]
 
 
 def test_too_small_a_disk_shows_before_anything_large_is_fetched(
@@ -235,6 +267,7 @@ def _error(settings_for, pipe="SD1.5", **changes) -> str:
     assert caught.value.exit_code == ExitCode.NOT_LOADED
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"--pipe {pipe}: ")
+    assert TOKEN not in message
     return message
 
 
@@ -258,6 +291,18 @@ def _bad_token(served, repository, monkeypatch):
     served.status = 403
 
 
+def _busy(served, repository, monkeypatch):
+    served.status = 429
+
+
+def _another_hub(served, repository, monkeypatch):
+    served.status = 404
+
+
+def _odd_token(served, repository, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN + "é")
+
+
 def _unreachable(served, repository, monkeypatch):
     from huggingface_hub import constants
 
@@ -270,6 +315,9 @@ OBSTACLES = {
     "missing": (_missing, "does not exist, was removed or is private: check the spelling"),
     "failing": (_failing, "the hub fails (HTTP 503): try again later"),
     "bad token": (_bad_token, "may not be read (HTTP 403): set HF_TOKEN to a valid token"),
+    "busy": (_busy, "the hub was asked too often (HTTP 429): wait some minutes, or set HF_TOKEN"),
+    "another hub": (_another_hub, "does not exist, was removed or is private: check the spelling"),
+    "odd token": (_odd_token, "cannot be asked for: HF_TOKEN holds what no token does: set it"),
     "unreachable": (_unreachable, "could not be fetched (ConnectError: "),
     "offline": (lambda served, repository, patch: offline(patch), "in offline mode: unset HF_HUB_"),
 }
@@ -329,6 +377,67 @@ def test_a_repository_of_something_else_is_refused_before_it_is_fetched(
     index.write_text(json.dumps(json.loads(index.read_text()) | {"unet": ["os", "system"]}))
     assert "never a repository's own code" in _error(settings_for, "me/pickled")
     assert set(served.fetched()) == {"model_index.json"}
+
+
+def _without(*names):
+    def remove(folder):
+        for name in names:
+            place = folder / name
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    return remove
+
+
+INCOMPLETE = {
+    "config": (_without("unet/config.json"), "unet lacks its config.json, so it is incomplete"),
+    "tokenizer": (_without("tokenizer"), "tokenizer lacks its tokenizer files"),
+    "scheduler": (_without("scheduler"), "scheduler lacks its scheduler_config.json"),
+    "part": (_without("vae"), "vae lacks its config.json"),
+    "shard": (
+        _without("unet/diffusion_pytorch_model-00002-of-00003.safetensors"),
+        "unet lacks diffusion_pytorch_model-00002-of-00003.safetensors, so it is incomplete",
+    ),
+    "index of shards": (
+        _without("unet/diffusion_pytorch_model.safetensors.index.json"),
+        "unet lacks its index of shards",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_an_incomplete_repository_is_refused_before_it_is_fetched(
+    served, published, tmp_path, settings_for, name
+):
+    break_it, expected = INCOMPLETE[name]
+    break_it(shutil.copytree(published, tmp_path / "copy"))
+    served.repositories["me/copy"] = Repository(tmp_path / "copy")
+
+    assert expected in _error(settings_for, "me/copy")
+    assert served.fetched() == ["model_index.json"]
+
+
+def test_shards_that_another_size_left_behind_are_no_part_of_it(
+    served, published, tmp_path, settings_for
+):
+    unet = shutil.copytree(published, tmp_path / "copy") / "unet"
+    (unet / "custom.py").unlink()
+    (unet / "diffusion_pytorch_model-00001-of-00007.safetensors").write_bytes(b"left behind")
+    pipe, _ = load_pipeline(settings(settings_for, str(tmp_path / "copy")), LOG)
+    assert pipe.unet.dtype is torch.float32
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_line(
+    served, sd15, settings_for, monkeypatch, tmp_path
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file"))
+    message = _error(settings_for)
+    assert f"cannot be written to the cache {tmp_path / 'file'} (NotADirectoryError: " in message
+    assert message.endswith("set HF_HOME to a folder that you may write to")
+
+
+def test_a_revision_behind_an_id_is_one_line(served, settings_for):
+    assert "no such folder; give --pipe me/own --revision v1" in _error(settings_for, "me/own@v1")
 
 
 def test_a_malformed_id_is_one_line(served, settings_for):
@@ -525,6 +634,40 @@ def test_a_process_of_its_own_takes_the_hub_and_its_cache_from_the_environment(
     assert "Traceback" not in ran.stderr
     # HF_HOME is where the cache is.
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_fetch_ends_the_program_with_its_code(served, sd15, made, tmp_path):
+    sd15.pauses = 0.1
+    script = (
+        "import signal, sys; from accel_search.traversal_search import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # As in a terminal.
+        "sys.exit(main())\n"
+    )
+    program = subprocess.Popen(
+        [
+            sys.executable, "-c", script, "--pipe", "SD1.5", "--dtype", "float16",
+            "--device", "cpu", "--clip_model", str(made / "scorer"),
+            "--prompts", str(made / "prompts.txt"), "--num_samples", "4",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 120
+        while not any(name.endswith(".safetensors") for name in served.fetched()):
+            assert program.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(0.5)
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=5)
+    finally:
+        program.kill()
+    assert program.returncode == ExitCode.INTERRUPTED
+    assert said.splitlines()[-1].startswith("accel-search: interrupted; ")
+    assert "Traceback" not in said
 
 
 # Prompts

@@ -378,6 +378,10 @@ BROKEN = {
         "lacks its scheduler_config.json",
     ),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "lacks its tokenizer files"),
+    "broken vocabulary": (
+        lambda f: (f / "tokenizer" / "tokenizer.json").write_text('{"model": '),
+        "tokenizer.json cannot be read",
+    ),
     "no weights": (
         lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
         "no .safetensors weights",

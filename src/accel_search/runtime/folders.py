@@ -18,7 +18,12 @@ from accel_search.options import local_folder
 from accel_search.runtime.configs import read_object, refuse_code
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import Repository, fetch
-from accel_search.runtime.weights import check_weights, choose_variant, weight_files
+from accel_search.runtime.weights import (
+    check_weights,
+    choose_variant,
+    lacks,
+    weight_files,
+)
 from accel_search.settings import Settings
 
 HUB_IDS = {
@@ -139,6 +144,9 @@ def check_name(pipe: str) -> None:
             f"--pipe {pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
             "a pipeline folder or a hub id (owner/name)"
         )
+    if "@" in hub_id and local_folder(pipe) is None:  # As --vae takes it.
+        name, _, revision = pipe.partition("@")
+        raise LoadError(f"--pipe {pipe}: no such folder; give --pipe {name} --revision {revision}")
 
 
 def _is_hub_id(name: str) -> bool:
@@ -213,16 +221,17 @@ def _needed(given: str, files: Sequence[str], parts: Collection[str], half: bool
     """Return what is to be fetched of a pipeline's repository: weights once, no pickles, no code.
 
     Raises:
-        LoadError: A component has no safetensors weights.
+        LoadError: A component lacks files, or has pickled weights alone.
     """
     own = [file for file in files if file.partition("/")[0] in parts]
     variant = choose_variant(own, half)
     needed = []
     for part in parts:
+        inside = [file for file in own if file.rpartition("/")[0] == part]
+        _check_names(given, part, [file.rpartition("/")[2] for file in inside])
         if _has_weights(part):
             needed += _component_files(given, part, files, variant)
         else:
-            inside = [file for file in own if file.rpartition("/")[0] == part]
             needed += [file for file in inside if file.endswith((".json", ".txt"))]
     return needed
 
@@ -334,18 +343,22 @@ def _part(given: str, index: Mapping[str, Any], name: str) -> Part:
 
 def _check_component(given: str, folder: Path, variant: str | None) -> None:
     """Refuse a component without its files, with code of its own, or with pickled weights."""
-    component = folder.name
-    if component.startswith("tokenizer"):
-        present = any(folder.glob("*.json"))
-        wanted = "tokenizer files"
-    else:
-        wanted = "config.json" if _has_weights(component) else SCHEDULER_CONFIG
-        present = (folder / wanted).is_file()
-    if not present:
-        raise LoadError(
-            f"{given}: {folder} lacks its {wanted}, so the folder is incomplete: fetch or save it "
-            "again"
-        )
+    _check_names(given, folder, [file.name for file in folder.glob("*")])
     refuse_code(given, folder)
-    if _has_weights(component):
+    if _has_weights(folder.name):
         check_weights(given, folder, variant)
+    elif folder.name.startswith("tokenizer"):
+        for file in folder.glob("*.json"):
+            read_object(given, file)  # transformers does not say which one is damaged.
+
+
+def _check_names(given: str, where: str | Path, names: Sequence[str]) -> None:
+    """Refuse a component, in a repository or a folder, without its configuration."""
+    component = Path(where).name
+    if component.startswith("tokenizer"):
+        if not any(name.endswith(".json") for name in names):
+            raise lacks(given, where, "its tokenizer files")
+        return
+    wanted = "config.json" if _has_weights(component) else SCHEDULER_CONFIG
+    if wanted not in names:
+        raise lacks(given, where, f"its {wanted}")

@@ -8,11 +8,11 @@ environment (`HF_TOKEN`) and are read by the hub's client alone.
 from __future__ import annotations
 
 import errno
-import glob
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -108,7 +108,7 @@ def _download(
     log: logging.Logger,
 ) -> Path:
     """Return the folder of the snapshot, with all that is needed in it."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     hub_id, api = repository.hub_id, HfApi()
 
@@ -130,16 +130,25 @@ def _download(
         info = list_files(commit)  # Someone pushed in between.
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
     needed = choose(entry.parent, list(sizes))
+    stale = {name for name in needed if _is_stale(entry.parent / name, sizes[name])}
     missing = {name: sizes[name] for name in needed if not (entry.parent / name).exists()}
     missing = {name: size for name, size in missing.items() if not _has_blob(entry, info, name)}
+    missing |= {name: sizes[name] for name in stale}
     if missing:
         _check_disk(repository, missing)
         log.info(
             "%s: fetching %d files, %.2f GB", repository, len(missing), sum(missing.values()) / 1e9
         )
-    # Names are exact: a bracket in one is no pattern.
-    patterns = [glob.escape(name) for name in needed]
-    return Path(snapshot_download(hub_id, revision=commit, allow_patterns=patterns))
+    # One after another, in this thread: of the pool that the client's own way to fetch a whole
+    # repository starts, Ctrl-C waits for every file that is begun, which takes minutes.
+    for name in needed:
+        hf_hub_download(hub_id, name, revision=commit, force_download=name in stale)
+    return entry.parent
+
+
+def _is_stale(file: Path, size: int) -> bool:
+    """Tell whether a file in the cache is not what the hub has: a copy of it was broken off."""
+    return file.exists() and file.stat().st_size != size
 
 
 def _has_blob(entry: Path, info: Any, name: str) -> bool:
@@ -222,7 +231,7 @@ def _explain(error: BaseException, repository: Repository) -> _Obstacle:
             ),
         ),
         (
-            isinstance(error, errors.RepositoryNotFoundError),
+            isinstance(error, errors.RepositoryNotFoundError) or status in (404, 410),
             _Obstacle(
                 "does not exist, was removed or is private",
                 "check the spelling, or set HF_TOKEN to a token that may read it",
@@ -240,6 +249,17 @@ def _explain(error: BaseException, repository: Repository) -> _Obstacle:
             ),
         ),
         (
+            status == HTTPStatus.TOO_MANY_REQUESTS,
+            _Obstacle(
+                "cannot be fetched now, the hub was asked too often (HTTP 429)",
+                "wait some minutes, or set HF_TOKEN to be allowed more",
+            ),
+        ),
+        (
+            isinstance(error, UnicodeEncodeError),  # Of a header: no other text is given to it.
+            _Obstacle("cannot be asked for", "HF_TOKEN holds what no token does: set it again"),
+        ),
+        (
             status is not None and status >= 500,
             _Obstacle(f"cannot be fetched, the hub fails (HTTP {status})", "try again later"),
         ),
@@ -248,6 +268,14 @@ def _explain(error: BaseException, repository: Repository) -> _Obstacle:
             _Obstacle(
                 f"does not fit the disk of {constants.HF_HUB_CACHE}",
                 "free disk space, or set HF_HOME to a folder on a larger disk",
+            ),
+        ),
+        (
+            isinstance(error, OSError) and error.filename is not None,  # No network has a name.
+            _Obstacle(
+                f"cannot be written to the cache {constants.HF_HUB_CACHE} "
+                f"({first_line(error, 160)})",
+                "mend that, or set HF_HOME to a folder that you may write to",
             ),
         ),
     ]

@@ -66,7 +66,7 @@ def weight_files(given: str, where: object, names: Iterable[str], variant: str |
         The one file; or, where there is none, all shards, and behind them their index.
 
     Raises:
-        LoadError: It has no safetensors weights.
+        LoadError: It has no safetensors weights, or not all of them.
     """
     names = sorted(names)
     halves = [name for name in names if is_half(name)]
@@ -74,7 +74,28 @@ def weight_files(given: str, where: object, names: Iterable[str], variant: str |
     if not found:
         raise _no_weights(given, where, names)
     whole = [name for name in found if not _is_shard(name)]
-    return whole or found + _indices(names, half=found is halves)
+    return whole or found + _index_of(given, where, names, found)
+
+
+def _index_of(given: str, where: object, names: Sequence[str], shards: Sequence[str]) -> list[str]:
+    """Return the index of shards, none of which is missing by its own number.
+
+    A folder may hold shards of two sizes, one of which was left behind.
+    """
+    missing: dict[int, str] = {}
+    for shard in shards:
+        number, count = (int(each) for each in re.findall(r"\d{5}", shard))
+        for other in range(1, count + 1):
+            name = shard.replace(f"-{number:05}-of-", f"-{other:05}-of-")
+            if name not in shards:
+                missing[count] = name
+    counts = {int(re.findall(r"\d{5}", shard)[1]) for shard in shards}
+    if not counts - missing.keys():
+        raise lacks(given, where, min(missing.values()))
+    indices = _indices(names, half=bool(is_half(shards[0])))
+    if not indices:
+        raise lacks(given, where, "its index of shards")
+    return indices
 
 
 def _is_shard(name: str) -> bool:
@@ -98,6 +119,11 @@ def _no_weights(given: str, where: object, names: Iterable[str]) -> LoadError:
     )
 
 
+def lacks(given: str, where: object, what: str) -> LoadError:
+    """Return the error that says that a component is without one of its files."""
+    return LoadError(f"{given}: {where} lacks {what}, so it is incomplete: fetch or save it again")
+
+
 def check_weights(given: str, folder: Path, variant: str | None) -> list[Path]:
     """Return the files of a component's weights, each of which is there and whole.
 
@@ -111,21 +137,13 @@ def check_weights(given: str, folder: Path, variant: str | None) -> list[Path]:
     """
     names = [file.name for file in folder.iterdir() if file.is_file()]
     found = weight_files(given, folder, names, variant)
-    wanted = {name for name in found if is_half(name) is not None}
-    if all(map(_is_shard, wanted)) and len(wanted) == len(found):
-        raise _lacks(given, folder, "its index of shards")
-    # Also of an index beside a single file: diffusers reads the shards where both are there.
+    wanted = {name for name in found if is_half(name) is not None and not _is_shard(name)}
+    # Beside a single file too: diffusers reads the shards where both are there.
     for index in _indices(names, half=bool(is_half(found[0]))):
         wanted |= _shards(given, folder / index, names)
     for name in sorted(wanted):
         _check_header(given, folder / name)
     return [folder / name for name in sorted(wanted)]
-
-
-def _lacks(given: str, folder: Path, what: str) -> LoadError:
-    return LoadError(
-        f"{given}: {folder} lacks {what}, so the folder is incomplete: fetch or save it again"
-    )
 
 
 def _shards(given: str, index: Path, names: Sequence[str]) -> set[str]:
@@ -146,7 +164,7 @@ def _shards(given: str, index: Path, names: Sequence[str]) -> set[str]:
                 ".safetensors shards: fetch or save it again"
             )
         if shard not in names:
-            raise _lacks(given, index.parent, shard)
+            raise lacks(given, index.parent, shard)
     return shards
 
 
