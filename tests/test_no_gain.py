@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from accel_search import accelerators, no_gain
+from accel_search.records import Candidate
+from accel_search.results import entry_of
 from accel_search.search import Budget
+from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.speed_bound import SpeedBoundSearch
 from accel_search.statistics import Estimate
@@ -94,19 +98,33 @@ BOTH = JointSpace(
 """Of four points, two merge nothing."""
 
 
-def jointly(cost, monkeypatch):
-    """Return what is said where ToMe multiplies the speed by `cost`."""
+ALWAYS = JointSpace(
+    ("deepcache", "tome"),
+    WORKLOAD,
+    {
+        "deepcache": {"cache_interval": [2, 3], "cache_branch_id": [0]},
+        "tome": {"ratio": [0.3, 0.5], "max_downsample": [1]},
+    },
+)
+"""Each of its points merges."""
+
+
+def jointly(cost, monkeypatch, space=BOTH):
+    """Return the outcome, the calls, and what is said where ToMe multiplies the speed by `cost`."""
 
     def truth(candidate):
-        ratio = candidate["tome"]["ratio"]
-        return (candidate["deepcache"]["cache_interval"] * (cost if ratio else 1.0), 0.0)
+        interval = candidate["deepcache"]["cache_interval"] if "deepcache" in candidate else 1
+        merges = "tome" in candidate and candidate["tome"]["ratio"] > 0
+        return interval * (cost if merges else 1.0), 0.0
 
-    monkeypatch.setattr("tests.test_search.JointSpace", lambda *_: BOTH)
-    return no_gain.of_search(run(FakeEvaluator(truth), targets=BOTH.targets), BOTH, FLASH)
+    monkeypatch.setattr("tests.test_search.JointSpace", lambda *_: space)
+    evaluator = FakeEvaluator(truth)
+    outcome = run(evaluator, targets=space.targets)
+    return outcome, evaluator.calls, no_gain.of_search(outcome, space, FLASH)
 
 
 def test_in_a_joint_search_the_target_that_costs_time_is_named(monkeypatch):
-    said = jointly(0.8, monkeypatch)
+    _, _, said = jointly(0.8, monkeypatch)
     assert said.startswith(
         "tome costs time here: deepcache(cache_interval=3, cache_branch_id=0) is"
     )
@@ -115,9 +133,36 @@ def test_in_a_joint_search_the_target_that_costs_time_is_named(monkeypatch):
     assert said.endswith("Search without it.") and "deepcache costs" not in said
 
 
+def test_the_winner_is_timed_without_each_target_where_no_candidate_goes_without(monkeypatch):
+    outcome, calls, said = jointly(0.8, monkeypatch, ALWAYS)
+    assert [each.target for each in outcome.ablations] == ["deepcache", "tome"]
+    alone = Candidate({"deepcache": outcome.winner.trial.candidate["deepcache"]})
+    assert [prompts for candidate, _, prompts in calls if candidate == alone] == [range(4)]
+    assert re.search(
+        r"^tome costs time here: deepcache\(cache_interval=3, .*\) is (3\.0|2\.9)\d times as fast "
+        r"as the bare pipeline, and with tome\(ratio=0\.[35], .*\) 2\.[34]\d times: matching ",
+        said,
+    )
+    assert "deepcache costs" not in said
+    settings = Settings(targets=ALWAYS.targets)
+    evidence = entry_of(outcome, settings, ALWAYS, FLASH, "study")["evidence"]
+    assert evidence["without"]["tome"]["speedup"] == pytest.approx(3.0, rel=0.05)
+    assert evidence["without"]["deepcache"]["speedup_interval"][1] < 0.9
+
+
+@pytest.mark.parametrize("space", [BOTH, ALWAYS])
 @pytest.mark.parametrize("cost", [1.0, 1.2])
-def test_in_a_joint_search_no_target_is_blamed_that_costs_none(monkeypatch, cost):
-    assert jointly(cost, monkeypatch) is None
+def test_in_a_joint_search_no_target_is_blamed_that_costs_none(monkeypatch, cost, space):
+    assert jointly(cost, monkeypatch, space)[2] is None
+
+
+def test_a_target_that_cannot_be_left_out_is_passed_over(monkeypatch):
+    alone = Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}})
+    monkeypatch.setattr(
+        "tests.test_no_gain.FakeEvaluator", partial(FakeEvaluator, fails=frozenset([alone]))
+    )
+    outcome, _, said = jointly(0.8, monkeypatch, ALWAYS)
+    assert [each.target for each in outcome.ablations] == ["deepcache"] and said is None
 
 
 def bound_of(timer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from accel_search import accelerators
 from accel_search.records import Candidate, Provenance
@@ -77,29 +78,60 @@ def _costs(
     name: str, outcome: Outcome, space: JointSpace, provenance: Provenance | None
 ) -> str | None:
     """Say that a target costs time, if the fastest with it is faster still without it."""
-    measured = {
+    pairs = [*_ablated(name, outcome), *_measured(name, outcome, space)]
+    costly = [pair for pair in pairs if pair.speedup.high < pair.without.low]
+    if not costly:
+        return None
+    found = costly[0]
+    reason = _reason(name, provenance)
+    return (
+        f"{name} costs time here: {found.rest or 'the bare pipeline'} is "
+        f"{found.without.value:.2f} times as fast as the bare pipeline, and with {found.part} "
+        f"{found.speedup.value:.2f} times{f': {reason}' if reason else ''}. Search without it."
+    )
+
+
+class _Pair(NamedTuple):
+    """A candidate with and without one of its targets."""
+
+    part: Candidate
+    """That target's settings alone."""
+    rest: Candidate
+    speedup: Estimate
+    without: Estimate
+
+
+def _ablated(name: str, outcome: Outcome) -> list[_Pair]:
+    """Return the winner and what it is without a target, which was timed to tell."""
+    winner = outcome.winner
+    return [
+        _Pair(
+            Candidate({name: winner.trial.candidate[name]}),
+            each.candidate,
+            _speedup(winner),
+            each.assessment.speedup,
+        )
+        for each in outcome.ablations
+        if each.target == name and winner is not None
+    ]
+
+
+def _measured(name: str, outcome: Outcome, space: JointSpace) -> list[_Pair]:
+    """Return the fastest trial whose computation without a target is another trial's, if any."""
+    trials = {
         space.key(each.trial.candidate): each
         for each in outcome.trials
         if each.assessment is not None
     }
     pairs = []
-    for key, each in measured.items():
-        without = tuple(part for part in key if part[0] != name)
-        if without != key and (without in measured or not without):
-            pairs.append((each, measured.get(without)))
-    if not pairs:
-        return None
-    one, other = max(pairs, key=lambda pair: _speedup(pair[0]).value)
-    if _speedup(one).high >= _speedup(other).low:
-        return None
-    alone = Candidate() if other is None else _without(one.trial.candidate, name)
-    reason = _reason(name, provenance)
-    return (
-        f"{name} costs time here: {alone or 'the bare pipeline'} is "
-        f"{_speedup(other).value:.2f} times as fast as the bare pipeline, and with "
-        f"{Candidate({name: one.trial.candidate[name]})} {_speedup(one).value:.2f} times"
-        f"{f': {reason}' if reason else ''}. Search without it."
-    )
+    for key, each in trials.items():
+        rest = tuple(part for part in key if part[0] != name)
+        if rest != key and (rest in trials or not rest):
+            other = trials.get(rest)
+            alone = Candidate() if other is None else _without(other.trial.candidate, name)
+            part = Candidate({name: each.trial.candidate[name]})
+            pairs.append(_Pair(part, alone, _speedup(each), _speedup(other)))
+    return sorted(pairs, key=lambda pair: -pair.speedup.value)[:1]
 
 
 def _without(candidate: Candidate, name: str) -> Candidate:

@@ -48,6 +48,13 @@ def entry_of(
         "held_out": None if outcome.held_out is None else figures(outcome.held_out),
         "noise_floor": rounded(assessment.noise_floor),
         "fewer_steps": rivals,
+        "without": {
+            each.target: {
+                "speedup": rounded(each.assessment.speedup.value),
+                "speedup_interval": [rounded(end) for end in each.assessment.speedup.as_list()],
+            }
+            for each in outcome.ablations
+        },
         "baseline_score": rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
         "refuted_on_held_out": [each.as_dict() for each in outcome.refuted],
         "strategy": settings.strategy,

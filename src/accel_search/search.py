@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from accel_search.errors import ConfigurationError, TrialFailure
 from accel_search.records import (
@@ -156,6 +156,20 @@ class Rival:
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """The winner of a joint search without one of its targets, timed on a few prompts."""
+
+    target: str
+    """What is left out."""
+    candidate: Candidate
+    measurement: Measurement
+    assessment: Assessment
+
+
+TimedBeside = TypeVar("TimedBeside", Rival, Ablation)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a search found."""
 
@@ -178,6 +192,8 @@ class Outcome:
     """Candidates that could still have won when a budget ended the search."""
     seconds: float
     """Seconds measured, over every run of this study."""
+    ablations: tuple[Ablation, ...] = ()
+    """What each target of a joint search is worth; without those that could not be measured."""
 
 
 class Search:
@@ -243,6 +259,7 @@ class Search:
         winner, held_out, stopped, settled = self._find(baseline)
         could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
         rivals = () if winner is None else self._rivals(winner, held_out)
+        ablations = () if winner is None else self._ablations(winner.trial.candidate)
         self._check()
         # Everything was timed by now: the intervals that are reported are all of one pool.
         self._beside = self._store.remembered()
@@ -250,9 +267,8 @@ class Search:
         if winner is not None:
             winner = self._trials[winner.trial.candidate]
             held_out = None if held_out is None else self._held_out(winner.trial.candidate)
-            rivals = tuple(
-                replace(each, assessment=self._assessment(each.measurement)) for each in rivals
-            )
+            rivals = tuple(self._reassessed(each) for each in rivals)
+            ablations = tuple(self._reassessed(each) for each in ablations)
         if winner is not None and winner.trial.measurement is not None:
             baseline = self._baseline_beside(winner.trial.measurement)
         trials = tuple(self._trials.values())
@@ -269,6 +285,7 @@ class Search:
             could_win=could_win,
             seconds=sum(each.trial.seconds for each in trials)
             + sum(measurement.seconds for measurement in self._beside.values()),
+            ablations=ablations,
         )
 
     def _find(
@@ -494,7 +511,30 @@ class Search:
             guess = steps - math.ceil((1 - 1 / target) / per_step)
         return tuple(rivals[key] for key in sorted(rivals))
 
-    def _recall(self, name: str, candidate: Candidate, split: Split = "search") -> Measurement:
+    def _ablations(self, winner: Candidate) -> tuple[Ablation, ...]:
+        """Time a winner of several targets without each of them: one may cost what others gain."""
+        found = []
+        for target in winner if len(winner) > 1 else ():
+            rest = Candidate({name: params for name, params in winner.items() if name != target})
+            few = min(self._evaluator.chunk, self._prompts)
+            try:
+                measured = self._recall(f"without:{rest}", rest, prompts=range(few))
+            except TrialFailure:
+                continue
+            found.append(Ablation(target, rest, measured, self._assessment(measured)))
+        return tuple(found)
+
+    def _reassessed(self, each: TimedBeside) -> TimedBeside:
+        """Return the same with its interval made of all pairs timed by now."""
+        return replace(each, assessment=self._assessment(each.measurement))
+
+    def _recall(
+        self,
+        name: str,
+        candidate: Candidate,
+        split: Split = "search",
+        prompts: range | None = None,
+    ) -> Measurement:
         """Return what is stored under a name, or measure the candidate and store it.
 
         Raises:
@@ -505,9 +545,9 @@ class Search:
             failed = self._store.failure_of(name)
             if failed is not None:
                 raise TrialFailure(failed.message, failed.kind, failed.seconds)
-            pictures = self._evaluator.prompt_count
+            pictures = self._evaluator.prompt_count if prompts is None else len(prompts)
             with self._watchdog.over(candidate, pictures, self._hung_as(name)):
-                kept = self._evaluator.measure(candidate, split)
+                kept = self._evaluator.measure(candidate, split, prompts)
             self._spent += kept.seconds
             self._remember(name, kept)
         return kept

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -507,10 +508,11 @@ def prompts_of(path, count=1):
 def test_each_format_gives_back_every_prompt_that_it_can_hold(tmp_path, suffix):
     texts = list(NASTY.values())
     if suffix in (".txt", ".tsv"):  # A prompt is a line there.
-        texts = [each for each in texts if len(each.splitlines()) == 1 and "\t" not in each]
+        texts = [each for each in texts if not {"\n", "\r", "\t"}.intersection(each)]
     path = write_prompts(tmp_path / f"p{suffix}", texts)
     found = prompts_of(path, len(texts))
-    assert {prompt.text for prompt in found.search} == {each.strip() for each in texts}
+    expected = {unicodedata.normalize("NFC", each).strip() for each in texts}
+    assert {prompt.text for prompt in found.search} == expected
     assert len(found.digest) == 16
 
 
