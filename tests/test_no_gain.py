@@ -10,6 +10,7 @@ import pytest
 
 from accel_search import accelerators, no_gain
 from accel_search.records import Candidate
+from accel_search.report.summary import stored_summary
 from accel_search.results import entry_of
 from accel_search.search import Budget
 from accel_search.settings import Settings
@@ -145,7 +146,10 @@ def test_the_winner_is_timed_without_each_target_where_no_candidate_goes_without
     )
     assert "deepcache costs" not in said
     settings = Settings(targets=ALWAYS.targets)
-    evidence = entry_of(outcome, settings, ALWAYS, FLASH, "study")["evidence"]
+    entry = entry_of(outcome, settings, ALWAYS, FLASH, "study")
+    assert entry["no_gain"] == said
+    assert said in " ".join(stored_summary(entry, settings).split())
+    evidence = entry["evidence"]
     assert evidence["without"]["tome"]["speedup"] == pytest.approx(3.0, rel=0.05)
     assert evidence["without"]["deepcache"]["speedup_interval"][1] < 0.9
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError
+from accel_search.no_gain import of_search
 from accel_search.records import Provenance, Workload
 from accel_search.result_files import (
     are_numbers,
@@ -80,6 +81,7 @@ def entry_of(
         "score_loss": rounded(assessment.score_loss.value),
         **winner.trial.candidate.flat(),
         "settings": winner.trial.candidate.as_dict(),
+        "no_gain": of_search(outcome, space, provenance),
         "evidence": evidence,
         "provenance": None
         if provenance is None

@@ -103,8 +103,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
         tracking.end(entry, outcome, [*stored, *trials, *written])
     if settings.json:
-        found = entry or {"speedup": None, "stopped": outcome.stopped}
-        print(json.dumps(found | {"no_gain": story["no_gain"]}, allow_nan=False))
+        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": story["no_gain"]}
+        print(json.dumps(entry or nothing, allow_nan=False))
     else:
         colour = takes_colour(sys.stdout)
         print("\n" + summary(outcome, settings, space, no_gain=story["no_gain"], colour=colour))

@@ -235,12 +235,18 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         f"  speedup: {entry['speedup']:.2f}",
         f"  score loss: {shown}  {evidence.get('verdict', '')}",
         "",
+        *_paragraph(entry.get("no_gain")),
         "Use it:",
         *(f"  {line}" for line in snippet(settings)),
         "",
         "--verify measures it again, --force searches again.",
     ]
     return "\n".join(lines)
+
+
+def _paragraph(text: object) -> list[str]:
+    """Return a stored text's lines and an empty one; nothing where nothing is to be said."""
+    return [*textwrap.wrap(str(text), WIDTH), ""] if text else []
 
 
 def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
@@ -260,11 +266,8 @@ def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         "",
         f"  speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]",
         f"  taken as the bound, with a margin of 10 %: {entry['max_speedup']:.2f}",
-    ]
-    if entry["no_gain"] is not None:
-        lines += ["", *textwrap.wrap(entry["no_gain"], WIDTH)]
-    lines += [
         "",
+        *_paragraph(entry["no_gain"]),
         f"{evidence['space_points']:,} points, {evidence['space_distinct']:,} distinct; "
         f"{evidence['trials_measured']} timed, in {duration(evidence['seconds'])}, the rest "
         "predicted."
