@@ -83,12 +83,17 @@ def check_text(name: str, text: str, *, is_path: bool = True) -> None:
         )
 
 
+def local_path(name: str) -> Path:
+    """Return a name as a path, a leading `~` or `~user` replaced where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def local_folder(name: str) -> Path | None:
     """Return the folder that a name of a pipeline or a part is; None where there is none."""
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError:  # `~someone`, where there is no such user.
-        return None
+    path = local_path(name)
     return path if path.is_dir() else None
 
 

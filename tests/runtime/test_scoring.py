@@ -229,8 +229,13 @@ def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
 
 
 def test_names_that_are_not_known_say_what_is(settings_for):
-    with pytest.raises(LoadError, match="--clip_model ViT-X: neither a folder nor one of"):
-        load_scorer(settings_for(clip_model="ViT-X"), CPU)
+    for name in ("ViT-X", "~no-one/scorer"):
+        with pytest.raises(LoadError, match=f"--clip_model {name}: neither a folder nor one of"):
+            load_scorer(settings_for(clip_model=name), CPU)
+    with pytest.raises(LoadError, match="local-dir:~no-one/x: .*open_clip_config.json is missing"):
+        load_scorer(settings_for(clip_model="local-dir:~no-one/x"), CPU)
+    with pytest.raises(LoadError, match="--clip_pretrained ~no-one/w.pt: for ViT-L-14 give one"):
+        load_scorer(settings_for(clip_model=None, clip_pretrained="~no-one/w.pt"), CPU)
     with pytest.raises(LoadError, match="--clip_pretrained mine: for ViT-L-14 give one of openai"):
         load_scorer(settings_for(clip_model=None, clip_pretrained="mine"), CPU)
     with pytest.raises(ConfigurationError, match="ViT-H-14 needs --clip_pretrained: laion2b_s32b"):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
+from accel_search.options import local_path
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
 from accel_search.runtime.precision import whole_float32
@@ -158,7 +159,7 @@ def _find(settings: Settings, device: torch.device) -> ClipScorer:
     if model is None and pretrained is None and settings.pipe == "demo":
         return _from_folder(demo_part("scorer"), "demo", device)
     if model is not None:
-        folder = Path(model.removeprefix(LOCAL_DIR)).expanduser()
+        folder = local_path(model.removeprefix(LOCAL_DIR))
         if model.startswith(LOCAL_DIR) or folder.is_dir():
             if pretrained is not None:
                 raise ConfigurationError(
@@ -217,7 +218,7 @@ def _from_name(model: str, pretrained: str | None, device: torch.device) -> Clip
         pretrained = DEFAULT_PRETRAINED
     name = f"{model}/{pretrained}"
     if pretrained not in tags:
-        file = Path(pretrained).expanduser()
+        file = local_path(pretrained)
         if not file.is_file():
             raise LoadError(
                 f"--clip_pretrained {pretrained}: for {model} give one of {', '.join(tags)}, or "
