@@ -155,9 +155,27 @@ def test_the_winner_is_timed_without_each_target_where_no_candidate_goes_without
 
 
 @pytest.mark.parametrize("space", [BOTH, ALWAYS])
-@pytest.mark.parametrize("cost", [1.0, 1.2])
-def test_in_a_joint_search_no_target_is_blamed_that_costs_none(monkeypatch, cost, space):
-    assert jointly(cost, monkeypatch, space)[2] is None
+def test_in_a_joint_search_a_target_that_gains_is_not_spoken_of(monkeypatch, space):
+    assert jointly(1.2, monkeypatch, space)[2] is None
+
+
+def test_a_target_that_the_winner_is_as_fast_without_is_not_shown_to_pay(monkeypatch):
+    outcome, _, said = jointly(1.0, monkeypatch, ALWAYS)
+    with_it, without = outcome.winner.assessment.speedup, outcome.ablations[1].assessment.speedup
+    assert with_it.low <= without.high
+    figures = [f"{each.value:.2f} [{each.low:.2f}, {each.high:.2f}]" for each in (without, with_it)]
+    assert said.startswith(
+        f"tome is not shown to pay here: without it the winner is {figures[0]} times as fast as "
+        f"the bare pipeline, and with it {figures[1]}, which may be noise (more --timing_pairs"
+    )
+    assert " It may gain nothing: matching tokens takes time" in said and "deepcache" not in said
+
+
+def test_a_target_that_the_winner_makes_no_use_of_is_named(monkeypatch):
+    # It costs no more than noise, so that no figure tells.
+    outcome, _, said = jointly(0.999, monkeypatch, BOTH)
+    assert outcome.winner.trial.candidate["tome"]["ratio"] == 0.0
+    assert said == ("tome adds nothing to the winner: its settings there change no computation.")
 
 
 def test_a_target_that_cannot_be_left_out_is_passed_over(monkeypatch):

@@ -20,7 +20,7 @@ def of_search(outcome: Outcome, space: JointSpace, provenance: Provenance | None
     """Return what is to be said of targets that gain nothing; None where there is nothing to say.
 
     Of a single target, that none of its settings is faster. Of several, which one takes time that
-    the others gain, where what was measured shows it.
+    the others gain, where what was measured shows it, and which one is not shown to gain any.
 
     Args:
         outcome: What a search found.
@@ -30,8 +30,8 @@ def of_search(outcome: Outcome, space: JointSpace, provenance: Provenance | None
     if len(space.targets) == 1:
         found = [each.assessment.speedup for each in outcome.trials if each.assessment is not None]
         return _of_one(space.targets[0], found, len(found), outcome.settled, provenance)
-    costly = [_costs(name, outcome, space, provenance) for name in space.targets]
-    return " ".join(each for each in costly if each is not None) or None
+    said = [_of_several(name, outcome, space, provenance) for name in space.targets]
+    return " ".join(each for each in said if each is not None) or None
 
 
 def of_bound(
@@ -74,21 +74,38 @@ def _of_one(
     )
 
 
-def _costs(
+def _of_several(
     name: str, outcome: Outcome, space: JointSpace, provenance: Provenance | None
 ) -> str | None:
-    """Say that a target costs time, if the fastest with it is faster still without it."""
-    pairs = [*_ablated(name, outcome), *_measured(name, outcome, space)]
+    """Say that a target costs time, changes nothing in the winner, or is not shown to help it."""
+    ablated = _ablated(name, outcome)
+    pairs = [*ablated, *_measured(name, outcome, space)]
     costly = [pair for pair in pairs if pair.speedup.high < pair.without.low]
-    if not costly:
-        return None
-    found = costly[0]
     reason = _reason(name, provenance)
+    if costly:
+        found = costly[0]
+        return (
+            f"{name} costs time here: {found.rest or 'the bare pipeline'} is "
+            f"{found.without.value:.2f} times as fast as the bare pipeline, and with {found.part} "
+            f"{found.speedup.value:.2f} times{f': {reason}' if reason else ''}. Search without it."
+        )
+    if outcome.winner is None:
+        return None
+    if name not in dict(space.key(outcome.winner.trial.candidate)):
+        return f"{name} adds nothing to the winner: its settings there change no computation."
+    unclear = [pair for pair in ablated if pair.speedup.low <= pair.without.high]
+    if not unclear:
+        return None
+    found = unclear[0]
     return (
-        f"{name} costs time here: {found.rest or 'the bare pipeline'} is "
-        f"{found.without.value:.2f} times as fast as the bare pipeline, and with {found.part} "
-        f"{found.speedup.value:.2f} times{f': {reason}' if reason else ''}. Search without it."
+        f"{name} is not shown to pay here: without it the winner is {_shown(found.without)} times "
+        f"as fast as the bare pipeline, and with it {_shown(found.speedup)}, which may be noise "
+        f"(more --timing_pairs tell).{f' It may gain nothing: {reason}.' if reason else ''}"
     )
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 class _Pair(NamedTuple):
