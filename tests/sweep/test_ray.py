@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 
 import pytest
 
 from accel_search.sweep.driver import Sweep
-from accel_search.sweep.ray_workers import RayWorker
+from accel_search.sweep.ray_workers import RayWorker, ray_workers
 from accel_search.sweep.settings import SweepSettings
 from tests.sweep.run_fake import COMMAND, ROOT
 from tests.sweep.test_driver import Observer
@@ -27,6 +28,7 @@ def cluster(monkeypatch, tmp_path):
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # The nodes' own processes find the fake worker.
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # As a cluster has it that is started for us.
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     plan = dict.fromkeys(("demo", "SDXL"), f"wait {tmp_path / 'go'}")
     monkeypatch.setenv("FAKE_PLAN", json.dumps(plan))
@@ -81,6 +83,17 @@ def test_a_lost_node_costs_no_configuration(cluster, tmp_path):
     assert len(set(observer.of("on_done"))) == 4
     assert is_taken_over()
     assert len(measuring()) == 5  # Four configurations, one of them twice.
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_started_here_gives_way_to_nobody(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "15")  # Ray's own choice; undone after the test.
+    monkeypatch.delenv("RAY_worker_niceness")
+    common = {"device": "cpu", "run_dir": str(tmp_path / "runs")}
+    with ray_workers(SweepSettings(executor="ray", common=common)) as workers:
+        assert len(workers) == 1
+        there = ray.get(ray.remote(lambda: os.nice(0)).remote(), timeout=120)
+    assert there == os.nice(0)
 
 
 def test_an_executor_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import socket
@@ -166,6 +167,8 @@ def ray_workers(settings: SweepSettings) -> Iterator[Sequence[RayWorker]]:
     if settings.gpus is not None:
         raise ConfigurationError("--gpus: is for --executor local; Ray gives out its GPUs itself")
     address = settings.ray_address
+    # Ray has its workers give way to whatever else runs, and what gives way is timed too slow.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         _knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
