@@ -110,7 +110,7 @@ ALWAYS = JointSpace(
 """Each of its points merges."""
 
 
-def jointly(cost, monkeypatch, space=BOTH):
+def jointly(cost, monkeypatch, space=BOTH, url=None):
     """Return the outcome, the calls, and what is said where ToMe multiplies the speed by `cost`."""
 
     def truth(candidate):
@@ -120,7 +120,7 @@ def jointly(cost, monkeypatch, space=BOTH):
 
     monkeypatch.setattr("tests.test_search.JointSpace", lambda *_: space)
     evaluator = FakeEvaluator(truth)
-    outcome = run(evaluator, targets=space.targets)
+    outcome = run(evaluator, targets=space.targets, url=url)
     return outcome, evaluator.calls, no_gain.of_search(outcome, space, FLASH)
 
 

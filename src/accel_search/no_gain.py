@@ -145,14 +145,10 @@ def _measured(name: str, outcome: Outcome, space: JointSpace) -> list[_Pair]:
         rest = tuple(part for part in key if part[0] != name)
         if rest != key and (rest in trials or not rest):
             other = trials.get(rest)
-            alone = Candidate() if other is None else _without(other.trial.candidate, name)
+            alone = Candidate() if other is None else other.trial.candidate.without(name)
             part = Candidate({name: each.trial.candidate[name]})
             pairs.append(_Pair(part, alone, _speedup(each), _speedup(other)))
     return sorted(pairs, key=lambda pair: -pair.speedup.value)[:1]
-
-
-def _without(candidate: Candidate, name: str) -> Candidate:
-    return Candidate({each: params for each, params in candidate.items() if each != name})
 
 
 def _speedup(each: AssessedTrial | None) -> Estimate:

@@ -56,6 +56,10 @@ class Candidate(Mapping[str, Params]):
     def __repr__(self) -> str:
         return f"Candidate({self.as_dict()})"
 
+    def without(self, name: str) -> Candidate:
+        """Return the same with one accelerator less."""
+        return Candidate({each: params for each, params in self.items() if each != name})
+
     def as_dict(self) -> dict[str, dict[str, Value]]:
         """Return plain JSON types: `{"deepcache": {"cache_interval": 2, ...}}`."""
         return {name: dict(params) for name, params in self._items}

@@ -121,6 +121,9 @@ class Observer(Protocol):
     def on_rival(self, rival: Rival) -> None:
         """Tell what the bare pipeline does with fewer steps."""
 
+    def on_ablation(self, ablation: Ablation) -> None:
+        """Tell what the winner does without one of its targets."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -167,6 +170,11 @@ class Ablation:
 
 
 TimedBeside = TypeVar("TimedBeside", Rival, Ablation)
+
+
+def ablation_name(rest: Candidate) -> str:
+    """Return the name under which a store keeps what was timed of a winner without a target."""
+    return f"without:{rest}"
 
 
 @dataclass(frozen=True)
@@ -515,13 +523,14 @@ class Search:
         """Time a winner of several targets without each of them: one may cost what others gain."""
         found = []
         for target in winner if len(winner) > 1 else ():
-            rest = Candidate({name: params for name, params in winner.items() if name != target})
+            rest = winner.without(target)
             few = min(self._evaluator.chunk, self._prompts)
             try:
-                measured = self._recall(f"without:{rest}", rest, prompts=range(few))
+                measured = self._recall(ablation_name(rest), rest, prompts=range(few))
             except TrialFailure:
                 continue
             found.append(Ablation(target, rest, measured, self._assessment(measured)))
+            self._observer.on_ablation(found[-1])
         return tuple(found)
 
     def _reassessed(self, each: TimedBeside) -> TimedBeside:

@@ -12,7 +12,7 @@ from accel_search.errors import first_line
 from accel_search.logging_utils import without_secrets
 from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
 from accel_search.report.progress import Progress
-from accel_search.search import Outcome, Rival
+from accel_search.search import Ablation, Outcome, Rival
 from accel_search.settings import Settings
 from accel_search.statistics import AssessedTrial, Assessment, Estimate
 from accel_search.trackers import asked_for
@@ -145,3 +145,8 @@ class Observers:
         """Tell what the bare pipeline does with fewer steps."""
         self._progress.on_rival(rival)
         self._tell("on_rival", rival)
+
+    def on_ablation(self, ablation: Ablation) -> None:
+        """Tell what the winner does without one of its targets."""
+        self._progress.on_ablation(ablation)
+        self._tell("on_ablation", ablation)

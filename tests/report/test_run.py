@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import runpy
 import shutil
 import subprocess
@@ -20,10 +21,14 @@ from accel_search.report import export
 from accel_search.report.page import search_page
 from accel_search.report.reading import of_outcome, read_run
 from accel_search.report.sweep_page import read_bounds, sweep_page
-from accel_search.story import story_path, to_picture
+from accel_search.report.wording import factor
+from accel_search.settings import Settings
+from accel_search.store import default_url
+from accel_search.story import story_of, story_path, to_picture, write_story
 from accel_search.write_report import main
-from tests.fakes import FakeEvaluator
+from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.report.pages import EVIL, add_failure, make_run_dir, search
+from tests.test_no_gain import ALWAYS, jointly
 
 ROOT = Path(__file__).parents[2]
 WINNER = Candidate({"deepcache": {"cache_interval": 4, "cache_branch_id": 3}})
@@ -110,6 +115,22 @@ def test_what_gains_nothing_is_said_on_the_page_as_text():
     outcome, story = search()
     assert story["no_gain"] is None
     assert 'role="note"' not in search_page(of_outcome(outcome, story, {}, None))
+
+
+def test_the_page_says_what_the_winner_of_a_joint_search_is_without_each_target(
+    tmp_path, monkeypatch, caplog
+):
+    with caplog.at_level(logging.INFO, "test"):
+        outcome, _, _ = jointly(0.8, monkeypatch, ALWAYS, default_url(tmp_path))
+    settings = Settings(targets=ALWAYS.targets)
+    write_story(tmp_path, story_of(outcome, settings, ALWAYS, WORKLOAD, PROVENANCE, "study-run1"))
+    without = read_run(tmp_path).without
+    assert without == {each.target: each.assessment.speedup for each in outcome.ablations}
+    page = search_page(read_run(tmp_path))
+    for name, speedup in without.items():
+        assert f"without it {factor(speedup)}</span>" in page
+        assert f"winner without {name}: speedup: " in caplog.text
+    assert page.count("without it ") == len(without) == 2
 
 
 def test_a_sweeps_page_says_where_nothing_is_gained_and_why(tmp_path):

@@ -9,11 +9,13 @@ import pytest
 from accel_search.records import Candidate
 from accel_search.report.colour import takes_colour
 from accel_search.report.summary import summary
+from accel_search.report.wording import factor
 from accel_search.search import Budget
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.statistics import Estimate
 from tests.fakes import WORKLOAD, FakeEvaluator
+from tests.test_no_gain import ALWAYS, jointly
 from tests.test_search import point, run
 
 SPACE = JointSpace(("deepcache",), WORKLOAD)
@@ -150,3 +152,16 @@ def test_what_gains_nothing_is_said_between_the_trials_and_the_rival(found):
     assert said.index("verdict") < said.index("tome costs") < said.index("fewer steps")
     assert max(map(len, said.splitlines())) <= 90
     assert "\n\n\n" not in text(found)  # Nothing to say leaves no gap.
+
+
+def test_what_each_target_of_a_joint_search_is_worth_is_said(found, monkeypatch):
+    outcome, _, _ = jointly(0.8, monkeypatch, ALWAYS)
+    said = summary(outcome, Settings(targets=ALWAYS.targets), ALWAYS)
+    figures = [factor(each.assessment.speedup) for each in outcome.ablations]
+    assert (
+        "\n\nThe winner without one of its targets, on 4 prompts:\n"
+        f"  without deepcache  speedup: {figures[0]}\n"
+        f"  without tome       speedup: {figures[1]}\n\n"
+    ) in said
+    assert figures[1].startswith("3.0") or figures[1].startswith("2.9")
+    assert "without one of its targets" not in text(found)

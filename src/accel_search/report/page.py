@@ -113,7 +113,7 @@ def headline(run: Run) -> dict[str, Any]:
         "loss": f"{100 * winner.score_loss.value + 0.0:.1f} %",
         "loss_interval": _ends(winner.score_loss, 100, 1),
         "settings": [
-            (name, [f"{key} = {value}" for key, value in params.items()])
+            (name, [f"{key} = {value}" for key, value in params.items()], run.without.get(name))
             for name, params in winner.candidate.items()
         ],
         "state": STATES[winner.state],

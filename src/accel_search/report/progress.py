@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.report.bar import WithBar
 from accel_search.report.wording import factor, figures, percent
-from accel_search.search import Rival
+from accel_search.search import Ablation, Rival
 from accel_search.statistics import AssessedTrial, Assessment, Estimate, noise_floor
 
 
@@ -98,6 +98,12 @@ class Progress(WithBar):
             rival.steps,
             factor(rival.assessment.speedup),
             percent(rival.assessment.score_loss),
+        )
+
+    def on_ablation(self, ablation: Ablation) -> None:
+        """Write what the winner does without one of its targets."""
+        self._logger.info(
+            "winner without %s: speedup: %s", ablation.target, factor(ablation.assessment.speedup)
         )
 
     def _take(self, assessed: AssessedTrial) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from accel_search.errors import LoadError, first_line
 from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.report.wording import verdict
+from accel_search.search import ablation_name
 from accel_search.statistics import (
     AssessedTrial,
     Assessment,
@@ -97,6 +98,8 @@ class Run:
     """Measurements that are no trials, by name."""
     rivals: tuple[Rival, ...] = ()
     winner: Row | None = None
+    without: Mapping[str, Estimate] = field(default_factory=dict)
+    """The winner's speedup without each of several targets, of those that it was timed without."""
     is_confirmed: bool = False
     """Whether a search named the winner; otherwise it is only the fastest within the bound."""
     pictures: Pictures | None = None
@@ -191,6 +194,7 @@ def build(
         beside=beside,
         rivals=_rivals(story, beside, baseline, noises, goal),
         winner=winner,
+        without={} if winner is None else _without(winner.candidate, beside, noises),
         is_confirmed=named is not None,
     )
 
@@ -265,3 +269,14 @@ def _rivals(
         steps = int(text)
         found.append(Rival(steps, each.speedup, each.score_loss, bool(as_well.get(steps))))
     return tuple(sorted(found, key=lambda rival: rival.steps))
+
+
+def _without(
+    winner: Candidate, beside: Mapping[str, Measurement], noises: Mapping[int, TimingNoise]
+) -> dict[str, Estimate]:
+    found = {name: beside.get(ablation_name(winner.without(name))) for name in winner}
+    return {
+        name: speedup(measured, noises[measured.batch_size])
+        for name, measured in found.items()
+        if measured is not None
+    }

@@ -44,6 +44,7 @@ def summary(
         for part in (
             _headline(outcome, settings),
             _best_few(outcome, settings, colour),
+            _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
             _rival(outcome),
             _coverage(outcome, space),
@@ -170,6 +171,20 @@ def short(candidate: Candidate) -> str:
         f"{name}({', '.join(str(value) for value in params.values())})"
         for name, params in candidate.items()
     )
+
+
+def _ablations(outcome: Outcome) -> str:
+    """Say what each target of a joint search is worth: the winner's speedup without it."""
+    if not outcome.ablations:
+        return ""
+    prompts = max(each.assessment.prompts for each in outcome.ablations)
+    lines = [f"The winner without one of its targets, on {prompts} prompts:"]
+    width = max(len(each.target) for each in outcome.ablations)
+    lines += [
+        f"  without {each.target:{width}}  speedup: {factor(each.assessment.speedup)}"
+        for each in outcome.ablations
+    ]
+    return "\n".join(lines)
 
 
 def _rival(outcome: Outcome) -> str:

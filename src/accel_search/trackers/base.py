@@ -13,7 +13,7 @@ from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
 
 if TYPE_CHECKING:
-    from accel_search.search import Rival
+    from accel_search.search import Ablation, Rival
     from accel_search.statistics import AssessedTrial, Assessment, Estimate
 
 
@@ -113,3 +113,6 @@ class Tracker(ABC):
 
     def on_rival(self, rival: Rival) -> None:  # noqa: B027
         """Tell what the bare pipeline does with fewer steps."""
+
+    def on_ablation(self, ablation: Ablation) -> None:  # noqa: B027
+        """Tell what the winner does without one of its targets, timed on a few prompts."""

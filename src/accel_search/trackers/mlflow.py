@@ -13,7 +13,7 @@ from accel_search.records import Candidate, Measurement, Trial
 from accel_search.trackers.base import Ending, Subject, Tracker
 
 if TYPE_CHECKING:
-    from accel_search.search import Rival
+    from accel_search.search import Ablation, Rival
     from accel_search.statistics import AssessedTrial, Assessment, Estimate
 
 EXPERIMENT = "accel-search"
@@ -130,6 +130,11 @@ class MLflow(Tracker):
         candidate = Candidate({"steps": {"num_inference_steps": rival.steps}})
         trial = Trial(candidate, rival.measurement)
         self._write(trial, _figures(rival.assessment), "rival", rival.assessment.prompts)
+
+    def on_ablation(self, ablation: Ablation) -> None:
+        """Write the winner without one of its targets as a candidate of its own, of its speed."""
+        trial = Trial(ablation.candidate, ablation.measurement)
+        self._write(trial, _ends("speedup", ablation.assessment.speedup), "ablation")
 
     def end(self, ending: Ending) -> None:
         """Write the final figures, the result and the files."""
