@@ -340,7 +340,10 @@ class Search:
         proposal = self._strategy.ask(self._history(baseline))
         begins = proposal is not None and proposal.candidate not in self._trials
         if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
-            return f"--max_trials {budget.max_trials} was reached", None
+            # The fastest may be among those that were only looked at.
+            proposal = self._strategy.finish(self._history(baseline))
+            reached = f"--max_trials {budget.max_trials} was reached"
+            return (reached if proposal is None else None), proposal
         return None, proposal
 
     def _history(self, baseline: Measurement) -> History:

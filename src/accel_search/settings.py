@@ -138,7 +138,7 @@ class Settings:
     min_ssim: float | None = declare(
         None, "least structural similarity to them, 0 to 1 (default: none)", parse=float
     )
-    max_trials: int | None = declare(None, "stop after this many measured candidates", parse=int)
+    max_trials: int | None = declare(None, "begin no more than this many candidates", parse=int)
     time_budget: float | None = declare(
         None, "stop after this long, e.g. 90s, 30m, 2h", parse=parse_seconds, metavar="TIME"
     )

@@ -128,9 +128,9 @@ def test_the_page_says_what_the_winner_of_a_joint_search_is_without_each_target(
     assert without == {each.target: each.assessment.speedup for each in outcome.ablations}
     page = search_page(read_run(tmp_path))
     for name, speedup in without.items():
-        assert f"without it {factor(speedup)}</span>" in page
+        assert f"speedup without it {factor(speedup)}</span>" in page
         assert f"winner without {name}: speedup: " in caplog.text
-    assert page.count("without it ") == len(without) == 2
+    assert page.count("speedup without it ") == len(without) == 2
 
 
 def test_a_sweeps_page_says_where_nothing_is_gained_and_why(tmp_path):

@@ -156,6 +156,16 @@ def test_a_budget_that_ends_it_says_what_could_still_win():
     assert 0 < outcome.could_win < len(space) and not outcome.settled
 
 
+def test_what_is_begun_is_finished_where_nothing_else_may_begin():
+    recorded, space = table("deepcache-tgate")
+    recorded, _ = timed(recorded, space, 0.005, seed=0)
+    outcome, _ = search(recorded, space, Goal(0.5), Budget(max_trials=3))
+    assert len(outcome.trials) == 3 and outcome.stopped == "--max_trials 3 was reached"
+    # All three are within so wide a bound, so the fastest of them is the answer.
+    fastest = max(outcome.trials, key=lambda each: each.assessment.speedup.value)
+    assert outcome.winner == fastest and fastest.assessment.is_complete
+
+
 @cache
 def finished():
     run = Run(get("guided"), JointSpace(("deepcache", "tome"), WORKLOAD))

@@ -83,6 +83,10 @@ class Strategy(ABC):
         all prompts, was given up at an early look, or failed, for it would fail again.
         """
 
+    def finish(self, history: History) -> Proposal | None:
+        """Return the next look at what is begun, as `ask` does when nothing else may begin."""
+        return self.race(history)
+
     def why_done(self, history: History) -> str:
         """Return, in a few words, why `ask` returns None."""
         return "every distinct candidate was measured"

@@ -90,7 +90,14 @@ class Guided(Strategy):
         standing = self._standing(history)
         if (position := self._calibration(history, standing)) is not None:
             return self.raced(self.space.candidate_at(position))
-        worthy = self._is_worthy(standing)
+        return self._best_look(standing, self._is_worthy(standing))
+
+    def finish(self, history: History) -> Proposal | None:
+        """Return the next look at the candidate that is worth most of those that are begun."""
+        standing = self._standing(history)
+        return self._best_look(standing, self._is_worthy(standing) & (standing.prompts > 0))
+
+    def _best_look(self, standing: Standing, worthy: NDArray[np.bool_]) -> Proposal | None:
         if not worthy.any():
             return None
         worth = np.where(worthy, self._gain(standing) / self._cost(standing), -1.0)
