@@ -144,6 +144,23 @@ def test_a_candidate_that_hung_after_its_first_look_is_a_failed_run_once_it_goes
     assert "did not end" in nested[str(hung)].data.tags["failure"]
 
 
+def test_the_winner_without_one_of_its_targets_is_a_run_of_its_speed(store, place):
+    def truth(candidate):
+        return (2.0 if "deepcache" in candidate else 1.0) * (0.8 if "tome" in candidate else 1), 0
+
+    values = {"deepcache": {"cache_interval": [2]}, "tome": {"ratio": [0.5], "max_downsample": [1]}}
+    searched(store, FakeEvaluator(truth), targets=("deepcache", "tome"), space=values)
+    _, _, nested = place()
+    found = {
+        name: run.data.metrics["speedup"]
+        for name, run in nested.items()
+        if run.data.tags["verdict"] == "ablation"
+    }
+    (alone,) = [name for name in found if name.startswith("deepcache")]
+    assert found.pop(alone) == pytest.approx(2.0, rel=0.05)
+    assert found == {"tome(ratio=0.5, max_downsample=1)": pytest.approx(0.8, rel=0.05)}
+
+
 def test_a_configuration_of_a_sweep_is_a_run_with_its_bound(store, place):
     settings = Settings(mlflow=store, latency_only=True, run_dir="runs", timing_pairs=2)
     found = explore(settings, FakeEvaluator(), LOG)
