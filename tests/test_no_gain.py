@@ -175,6 +175,7 @@ def test_a_target_that_the_winner_makes_no_use_of_is_named(monkeypatch):
     # It costs no more than noise, so that no figure tells.
     outcome, _, said = jointly(0.999, monkeypatch, BOTH)
     assert outcome.winner.trial.candidate["tome"]["ratio"] == 0.0
+    assert [each.target for each in outcome.ablations] == ["deepcache"]  # No need to time it.
     assert said == ("tome adds nothing to the winner: its settings there change no computation.")
 
 

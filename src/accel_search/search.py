@@ -201,7 +201,8 @@ class Outcome:
     seconds: float
     """Seconds measured, over every run of this study."""
     ablations: tuple[Ablation, ...] = ()
-    """What each target of a joint search is worth; without those that could not be measured."""
+    """What each target of a joint search is worth; without those that change nothing in the winner
+    or could not be measured."""
 
 
 class Search:
@@ -525,8 +526,11 @@ class Search:
     def _ablations(self, winner: Candidate) -> tuple[Ablation, ...]:
         """Time a winner of several targets without each of them: one may cost what others gain."""
         found = []
+        key = self._strategy.space.key
         for target in winner if len(winner) > 1 else ():
             rest = winner.without(target)
+            if key(rest) == key(winner):  # It changes nothing.
+                continue
             few = min(self._evaluator.chunk, self._prompts)
             try:
                 measured = self._recall(ablation_name(rest), rest, prompts=range(few))
