@@ -26,7 +26,7 @@ LAYERS = [
     {"records"},
     {"result_files", "accelerators", "statistics", "storage", "watchdog"},
     {"space"},
-    {"step_plans", "store", "trials_file"},
+    {"outcome", "step_plans", "store", "trials_file"},
     {"latency", "quality"},
     {"strategies", "trackers"},
     {"settings"},

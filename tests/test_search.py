@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from accel_search.errors import ContaminationError
+from accel_search.outcome import speed_of
 from accel_search.records import Candidate, Goal
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search, speed_of
+from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore
 from accel_search.strategies import all_strategies, get

@@ -14,10 +14,10 @@ from typing import Any
 
 from accel_search.logging_utils import without_secrets
 from accel_search.no_gain import of_bound
+from accel_search.outcome import Outcome
 from accel_search.records import Candidate, Provenance
 from accel_search.result_files import are_numbers, as_object, is_interval, update_json
 from accel_search.results import rounded
-from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, parse_key
 from accel_search.speed_bound import SpeedBound

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from accel_search import bounds, results
+from accel_search.outcome import Outcome
 from accel_search.report.progress import Progress
-from accel_search.search import Evaluator, Outcome
+from accel_search.search import Evaluator
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, search_key
 from accel_search.speed_bound import SpeedBoundSearch

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from accel_search import accelerators
+from accel_search.outcome import Outcome
 from accel_search.records import Candidate, Provenance
-from accel_search.search import Outcome
 from accel_search.space import JointSpace
 from accel_search.speed_bound import SpeedBound
 from accel_search.statistics import AssessedTrial, Estimate

@@ -8,6 +8,7 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.no_gain import of_search
+from accel_search.outcome import Outcome
 from accel_search.records import Provenance, Workload
 from accel_search.result_files import (
     are_numbers,
@@ -17,7 +18,6 @@ from accel_search.result_files import (
     read_json,
     update_json,
 )
-from accel_search.search import Outcome
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, parse_key, search_key
 from accel_search.statistics import Assessment, Verdict, prompts_needed

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.outcome import Ablation, Outcome, Rival, ablation_name, speed_of
 from accel_search.records import (
     Candidate,
     Failure,
@@ -22,7 +23,6 @@ from accel_search.statistics import (
     Assessment,
     TimingNoise,
     assess,
-    score_loss,
     speedup,
     timing_noises,
 )
@@ -133,76 +133,7 @@ class Budget:
     seconds: float | None = None
 
 
-@dataclass(frozen=True)
-class Rival:
-    """The bare pipeline with fewer steps."""
-
-    steps: int
-    measurement: Measurement
-    assessment: Assessment
-
-    def rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> bool:
-        """Tell whether it does as well as the winner, as far as these prompts can tell.
-
-        It must be as fast, noise apart, and its scores must not be shown to be lower than the
-        winner's, prompt by prompt.
-
-        Args:
-            winner: The search's.
-            held_out: The winner on held-out prompts; None if there were none.
-        """
-        assert winner.assessment is not None and winner.trial.measurement is not None
-        least = speed_of(winner, held_out) / (1 + winner.assessment.noise_floor)
-        if self.assessment.speedup.value < least:
-            return False
-        return score_loss(winner.trial.measurement.scores, self.measurement.scores).low <= 0
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """The winner of a joint search without one of its targets, timed on a few prompts."""
-
-    target: str
-    """What is left out."""
-    candidate: Candidate
-    measurement: Measurement
-    assessment: Assessment
-
-
 TimedBeside = TypeVar("TimedBeside", Rival, Ablation)
-
-
-def ablation_name(rest: Candidate) -> str:
-    """Return the name under which a store keeps what was timed of a winner without a target."""
-    return f"without:{rest}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search found."""
-
-    baseline: Measurement
-    winner: AssessedTrial | None
-    held_out: Assessment | None
-    """The winner on prompts that the search never saw; None if there were none."""
-    rivals: tuple[Rival, ...]
-    trials: tuple[AssessedTrial, ...]
-    resumed: int
-    """Trials that an earlier run had measured."""
-    refuted: tuple[Candidate, ...]
-    """Faster candidates that failed on held-out prompts."""
-    stopped: str
-    """Why no further candidate was measured."""
-    settled: bool
-    """Whether the strategy had nothing left that is worth measuring, so that the winner is the
-    upper bound as far as it can tell; every distinct candidate was measured by a grid search."""
-    could_win: int
-    """Candidates that could still have won when a budget ended the search."""
-    seconds: float
-    """Seconds measured, over every run of this study."""
-    ablations: tuple[Ablation, ...] = ()
-    """What each target of a joint search is worth; without those that change nothing in the winner
-    or could not be measured."""
 
 
 class Search:
@@ -572,13 +503,3 @@ class Search:
         self._store.remember(name, measured)
         self._beside[name] = measured
         self._pool([each.trial.measurement for each in self._trials.values()])
-
-
-def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:
-    """Return a winner's speedup by its timings in the search and, if there are any, after it.
-
-    It won by the first of them, which of several near-equals are mostly the lucky ones; the second
-    were made when it had won, as many of them, and count as much.
-    """
-    found = [each for each in (winner.assessment, held_out) if each is not None]
-    return math.prod(each.speedup.value for each in found) ** (1 / len(found))

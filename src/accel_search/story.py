@@ -16,10 +16,10 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.no_gain import of_search
+from accel_search.outcome import Outcome
 from accel_search.records import Candidate, Provenance, Workload
 from accel_search.result_files import write_atomically
 from accel_search.results import figures
-from accel_search.search import Outcome
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.statistics import Verdict

@@ -10,9 +10,9 @@ from typing import Any
 
 from accel_search.errors import first_line
 from accel_search.logging_utils import without_secrets
+from accel_search.outcome import Ablation, Outcome, Rival
 from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
 from accel_search.report.progress import Progress
-from accel_search.search import Ablation, Outcome, Rival
 from accel_search.settings import Settings
 from accel_search.statistics import AssessedTrial, Assessment, Estimate
 from accel_search.trackers import asked_for

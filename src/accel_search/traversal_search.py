@@ -15,7 +15,8 @@ from accel_search.program import run_program
 from accel_search.settings import Settings, from_command_line, search_parser
 
 if TYPE_CHECKING:
-    from accel_search.search import Evaluator, Outcome
+    from accel_search.outcome import Outcome
+    from accel_search.search import Evaluator
     from accel_search.space import JointSpace
     from accel_search.store import TrialStore
     from accel_search.watchdog import Watchdog

@@ -131,6 +131,18 @@ def test_it_ends_and_says_why(strategy, goal):
     assert why and "\n" not in why and why[0].islower()
 
 
+def test_what_is_begun_is_finished_and_nothing_else_begun(strategy):
+    run = Run(strategy, SPACES["deepcache,tome"]).go(5)
+    begun = set(run.trials)
+    for _ in range(60):
+        proposal = run.strategy.finish(run.history())
+        if proposal is None:
+            break
+        run.look(proposal)
+    assert run.strategy.finish(run.history()) is None
+    assert set(run.trials) == begun
+
+
 def test_bounds_on_likeness_are_heeded(strategy):
     class Measured(FakeEvaluator):
         def measure(self, candidate, *args, **kwargs):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from accel_search.outcome import Ablation, Rival
 from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.report.bar import WithBar
 from accel_search.report.wording import factor, figures, percent
-from accel_search.search import Ablation, Rival
 from accel_search.statistics import AssessedTrial, Assessment, Estimate, noise_floor
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.logging_utils import without_secrets
+from accel_search.outcome import Outcome
 from accel_search.records import Candidate, Measurement
 from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Column, Pictures, Run, build, damaged
 from accel_search.result_files import as_object, part_of
-from accel_search.search import Outcome
 from accel_search.store import DATABASE, default_url, read_study, study_names
 from accel_search.story import FORMAT, pictures_path, story_path
 from accel_search.trials_file import read_trials

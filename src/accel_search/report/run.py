@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import LoadError, first_line
+from accel_search.outcome import ablation_name
 from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.report.wording import verdict
-from accel_search.search import ablation_name
 from accel_search.statistics import (
     AssessedTrial,
     Assessment,

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from accel_search.outcome import Outcome
 from accel_search.records import Candidate
 from accel_search.report.colour import painted
 from accel_search.report.wording import UNSTEADY, duration, factor, percent, python_lines, verdict
 from accel_search.result_files import is_interval
-from accel_search.search import Outcome
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.statistics import AssessedTrial

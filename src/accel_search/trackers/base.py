@@ -13,7 +13,7 @@ from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
 
 if TYPE_CHECKING:
-    from accel_search.search import Ablation, Rival
+    from accel_search.outcome import Ablation, Rival
     from accel_search.statistics import AssessedTrial, Assessment, Estimate
 
 

@@ -13,7 +13,7 @@ from accel_search.records import Candidate, Measurement, Trial
 from accel_search.trackers.base import Ending, Subject, Tracker
 
 if TYPE_CHECKING:
-    from accel_search.search import Ablation, Rival
+    from accel_search.outcome import Ablation, Rival
     from accel_search.statistics import AssessedTrial, Assessment, Estimate
 
 EXPERIMENT = "accel-search"
