@@ -1,9 +1,11 @@
 """Recorded trials in place of a pipeline, through the whole program."""
 
+import ast
 import gzip
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,16 @@ def test_a_plain_file_is_searched(replay, capsys, strategy):
 def test_a_replay_never_writes_a_result_file(replay, tmp_path):
     assert replay(recorded(), "--quiet") == 0
     assert not (tmp_path / "search_params.json").exists()
+
+
+def test_what_a_replay_says_to_use_stands_in_what_it_says(replay, capsys):
+    assert replay(recorded(), "--strategy", "grid") == 0
+    said = capsys.readouterr().out
+    assert replay(recorded(), "--strategy", "grid", "--json") == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    call = ast.parse(textwrap.dedent(said.split("Use it:\n")[1])).body[-1].value
+    assert ast.literal_eval(call.args[1]) == settings
+    assert "search_params.json" not in said
 
 
 def test_nothing_within_the_bound_is_code_3(replay, capsys):

@@ -10,7 +10,7 @@ from tests.docs.pages import ROOT
 
 NOTEBOOK = ROOT / "docs" / "demo.ipynb"
 PARAMETERS = "SAMPLES = 8"
-SMALL = ["--height", "64", "--width", "64", "--held_out_samples", "0", "--timing_pairs", "1"]
+SMALL = ["--height", "64", "--width", "64", "--held_out_samples", "0", "--timing_pairs", "4"]
 SMALL += ["--strategy", "random", "--max_trials", "2", "--req_score_loss", "1"]
 
 

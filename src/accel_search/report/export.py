@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate
 from accel_search.report.html import render_text
 from accel_search.report.run import DAMAGED, Run, damaged
-from accel_search.report.wording import factor, percent, python_lines
+from accel_search.report.wording import factor, literal, percent, python_lines
 from accel_search.result_files import write_atomically
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
@@ -36,20 +34,6 @@ def file_lines(run: Run) -> list[str]:
 
 def _is_compiled(run: Run) -> bool:
     return bool((run.story.get("provenance") or {}).get("compiled"))
-
-
-def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
-    """Return settings as a Python literal, an accelerator a line where there are several."""
-    parts = [
-        f"{json.dumps(name)}: {{"
-        + ", ".join(f"{json.dumps(key)}: {value!r}" for key, value in params.items())
-        + "}"
-        for name, params in settings.items()
-    ]
-    if len(parts) == 1 and len(parts[0]) + indent < 45:
-        return "{" + parts[0] + "}"
-    pad = " " * (indent + 4)
-    return "{\n" + "".join(f"{pad}{part},\n" for part in parts) + " " * indent + "}"
 
 
 def write_script(run: Run, path: Path) -> None:

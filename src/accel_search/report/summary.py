@@ -9,7 +9,15 @@ from typing import Any
 from accel_search.outcome import Outcome
 from accel_search.records import Candidate
 from accel_search.report.colour import painted
-from accel_search.report.wording import UNSTEADY, duration, factor, percent, python_lines, verdict
+from accel_search.report.wording import (
+    UNSTEADY,
+    duration,
+    factor,
+    literal,
+    percent,
+    python_lines,
+    verdict,
+)
 from accel_search.result_files import is_interval
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -230,7 +238,10 @@ def _coverage(outcome: Outcome, space: JointSpace) -> str:
 def _use(outcome: Outcome, settings: Settings) -> str:
     if outcome.winner is None:
         return ""
-    return "\n".join(["Use it:", *(f"  {line}" for line in snippet(settings))])
+    lines = snippet(settings)
+    if settings.replay is not None:  # It writes no result file.
+        lines = python_lines(literal(outcome.winner.trial.candidate), compiled=settings.compile)
+    return "Use it:\n" + textwrap.indent("\n".join(lines), "  ")
 
 
 def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:

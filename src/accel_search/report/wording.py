@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from accel_search.statistics import Assessment, Estimate, Verdict
 
 
@@ -59,6 +63,20 @@ def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
         *(["compile_unet(pipe)"] if compiled else []),
         f"accelerate({call})",
     ]
+
+
+def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
+    """Return settings as a Python literal, an accelerator a line where there are several."""
+    parts = [
+        f"{json.dumps(name)}: {{"
+        + ", ".join(f"{json.dumps(key)}: {value!r}" for key, value in params.items())
+        + "}"
+        for name, params in settings.items()
+    ]
+    if len(parts) == 1 and len(parts[0]) + indent < 45:
+        return "{" + parts[0] + "}"
+    pad = " " * (indent + 4)
+    return "{\n" + "".join(f"{pad}{part},\n" for part in parts) + " " * indent + "}"
 
 
 UNSTEADY = (
