@@ -83,20 +83,38 @@ def main() -> None:
             attention=attention,
             compile=options.compile,
         )
+        cells = [
+            cell
+            for sched, steps, batch in itertools.product(
+                options.scheds.split(","), options.steps.split(","), options.batches.split(",")
+            )
+            if not table.holds(cell := cell_of(asked, sched, int(steps), int(batch)))
+        ]
+        if not cells:
+            continue
         try:
             bench = Bench(asked, options.settings.split(","), options.seconds)
         except AccelSearchError as error:
             print(f"{model} {dtype} {attention}: {error}", flush=True)
             continue
-        for sched, steps, batch in itertools.product(
-            options.scheds.split(","), options.steps.split(","), options.batches.split(",")
-        ):
-            cell = bench.cell(sched, int(steps), int(batch))
-            if not table.holds(cell):
-                table.add(bench.rows(cell), bench.device)
+        for cell in cells:
+            table.add(bench.rows(cell), bench.device)
         del bench
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def cell_of(asked: Settings, sched: str, steps: int, batch: int) -> dict[str, Any]:
+    """Return what identifies a cell."""
+    return {
+        "model": asked.pipe,
+        "scheduler": sched,
+        "steps": steps,
+        "batch": batch,
+        "dtype": asked.dtype,
+        "attention": asked.attention,
+        "compiled": asked.compile,
+    }
 
 
 class Table:
@@ -136,18 +154,6 @@ class Bench:
             compile_unet(self._pipe, asked.attention)
         self._caller = Caller(self._pipe, apply_candidate, Accounting(), compiled=asked.compile)
         self._met: set[tuple[int, str]] = set()
-
-    def cell(self, sched: str, steps: int, batch: int) -> dict[str, Any]:
-        """Return what identifies a cell."""
-        return {
-            "model": self._asked.pipe,
-            "scheduler": sched,
-            "steps": steps,
-            "batch": batch,
-            "dtype": self._asked.dtype,
-            "attention": self._asked.attention,
-            "compiled": self._asked.compile,
-        }
 
     def rows(self, cell: dict[str, Any]) -> list[dict[str, Any]]:
         """Return a row for each setting, or one with the error that ended the cell."""
