@@ -138,6 +138,7 @@ def test_the_table_at_full_size_is_made_cell_by_cell_and_goes_on(monkeypatch, tm
     more = json.loads(out.read_text())["rows"]
     assert more[:3] == rows and [row["batch"] for row in more[3:]] == [2, 2, 2]
     assert len(capsys.readouterr().out.splitlines()) == 3
-    monkeypatch.delattr(bench_full_size, "random_pipeline")  # None is built for cells that are held.
+    # No pipeline is built for cells that the file holds.
+    monkeypatch.delattr(bench_full_size, "random_pipeline")
     run(monkeypatch, bench_full_size, *options, "--batches", "1,2", "--out", out)
     assert json.loads(out.read_text())["rows"] == more
