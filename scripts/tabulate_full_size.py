@@ -3,8 +3,9 @@
 
     python scripts/tabulate_full_size.py docs/*.md
 
-A table stands between two comments, `<!-- timings FILE MODEL -->` or `<!-- kernels FILE -->` and
-`<!-- end -->`, FILE being one of `scripts/bench_full_size.py`, beside the page. A test compares.
+A table stands between a comment, `<!-- timings FILE MODEL -->`, `<!-- compiled FILE MODEL -->` or
+`<!-- kernels FILE -->`, and `<!-- end -->`, FILE being one of `scripts/bench_full_size.py`, beside
+the page. A test compares.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-MARKED = re.compile(r"(<!-- (timings|kernels) (\S+) ?(\S+)? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- (timings|compiled|kernels) (\S+) ?(\S+)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 SETTINGS = {
     "deepcache": "DeepCache",
     "tgate": "T-GATE",
@@ -38,18 +41,21 @@ def rewritten(page: Path) -> str:
     def table(match: re.Match[str]) -> str:
         begin, kind, file, model, end = match.groups()
         rows = json.loads((page.parent / file).read_text(encoding="utf-8"))["rows"]
-        lines = timings(rows, model) if kind == "timings" else kernels(rows)
+        if kind == "kernels":
+            lines = kernels(rows)
+        else:
+            lines = timings(rows, model, compiled=kind == "compiled")
         return begin + "\n" + "\n".join(lines) + "\n\n" + end
 
     return MARKED.sub(table, page.read_text(encoding="utf-8"))
 
 
-def timings(rows: Sequence[Row], model: str) -> list[str]:
-    """Return a line for each cell of a model, eager and under the kernel that torch chooses."""
+def timings(rows: Sequence[Row], model: str, *, compiled: bool = False) -> list[str]:
+    """Return a line for each cell of a model under the kernel that torch chooses."""
     cells = _cells(
         row
         for row in rows
-        if row["model"] == model and not row["compiled"] and row["attention"] == "auto"
+        if row["model"] == model and row["compiled"] == compiled and row["attention"] == "auto"
     )
     heads = ["scheduler", "steps", "batch", "dtype", "bare, s a call", "noise"]
     lines = _heading([*heads, *SETTINGS.values(), "peak GiB"])

@@ -28,6 +28,8 @@ def test_a_table_follows_its_file(tmp_path):
         row | {"setting": "tome", "seconds_a_call": [2.2, 2.2], "speedup": 0.95},
         row | {"steps": 50, "error": "CUDA out of memory"},
     ]
+    on_top = {"setting": "bare", "seconds_a_call": [1.8], "speedup": 1.0, "compiled": True}
+    rows += [row | on_top]
     heading, _, *lines = timings(rows, "SDXL")
     cells = [cell.strip() for cell in lines[0].strip("|").split("|")]
     table = dict(zip(heading.strip("| ").split(" | "), cells, strict=True))
@@ -35,9 +37,12 @@ def test_a_table_follows_its_file(tmp_path):
     assert table["bare, s a call"] == "2.10" and table["noise"] == "1.2 %"
     assert table["ToMe"] == "0.95 ×" and table["all three"] == "–" and table["peak GiB"] == "3.0"
     assert len(lines) == 1 and not timings(rows, "SD1.5")[2:]
+    assert [" 1.80 " in line for line in timings(rows, "SDXL", compiled=True)[2:]] == [True]
 
     page = tmp_path / "page.md"
-    page.write_text("<!-- timings rows.json SDXL -->\n\n| old |\n\n<!-- end -->\nText\n")
     (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
+    page.write_text("<!-- compiled rows.json SDXL -->\n\n| old |\n\n<!-- end -->\n")
+    assert "1.80" in rewritten(page) and "2.10" not in rewritten(page)
+    page.write_text("<!-- timings rows.json SDXL -->\n\n| old |\n\n<!-- end -->\nText\n")
     assert lines[0] in rewritten(page) and "old" not in rewritten(page)
     assert rewritten(page).endswith("<!-- end -->\nText\n")
