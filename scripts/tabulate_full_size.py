@@ -32,6 +32,7 @@ SETTINGS = {
     "tgate+tome": "TG + ToMe",
     "deepcache+tgate+tome": "all three",
 }
+DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPC")
 
 
@@ -61,22 +62,22 @@ def timings(rows: Sequence[Row], model: str, *, compiled: bool = False) -> list[
     lines = _heading([*heads, *SETTINGS.values(), "peak GiB"])
     for (_, scheduler, steps, batch, dtype, _), cell in sorted(cells.items(), key=_order):
         bare = cell["bare"]
-        values = [scheduler, str(steps), str(batch), dtype, _seconds(bare), _noise(bare)]
-        values += [_times(cell[name]) if name in cell else "–" for name in SETTINGS]
+        values = [scheduler, str(steps), str(batch), DTYPES[dtype], _seconds(bare), _noise(bare)]
+        values += [_speedup(cell[name]) if name in cell else "–" for name in SETTINGS]
         lines.append(_line([*values, f"{bare['peak_memory_bytes'] / 2**30:.1f}"]))
     return lines
 
 
 def kernels(rows: Sequence[Row]) -> list[str]:
     """Return a line for each workload and kernel, with what ToMe gives under it."""
-    lines = _heading(["", "batch", "kernel", "bare, s a call", "noise", "ToMe"])
+    lines = _heading(["", "batch", "kernel", "bare, s a call", "noise", "speedup of ToMe"])
     by_workload = sorted(_cells(rows).items(), key=lambda item: (item[0][0], item[0][3]))
     for (model, _, _, batch, _, kernel), cell in by_workload:
         name = kernel.removeprefix("native (").removesuffix(")")
         if cell["bare"]["attention"] == "auto":
             name += ", torch's choice"
         bare = cell["bare"]
-        values = [model, str(batch), name, _seconds(bare), _noise(bare), _times(cell["tome"])]
+        values = [model, str(batch), name, _seconds(bare), _noise(bare), _speedup(cell["tome"])]
         lines.append(_line(values))
     return lines
 
@@ -93,7 +94,7 @@ def _cells(rows: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
 
 def _order(item: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
     (_, scheduler, steps, batch, dtype, _), _ = item
-    return dtype != "float16", SCHEDULERS.index(scheduler), steps, batch
+    return list(DTYPES).index(dtype), SCHEDULERS.index(scheduler), steps, batch
 
 
 def _seconds(bare: Row) -> str:
@@ -101,11 +102,11 @@ def _seconds(bare: Row) -> str:
 
 
 def _noise(bare: Row) -> str:
-    return f"{bare['bare_spread']:.1%}".replace("%", " %")
+    return f"{bare['bare_spread']:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 
-def _times(row: Row) -> str:
-    return f"{row['speedup']:.2f} ×"
+def _speedup(row: Row) -> str:
+    return f"{row['speedup']:.2f}"
 
 
 def _heading(names: Sequence[str]) -> list[str]:

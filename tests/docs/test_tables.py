@@ -34,8 +34,9 @@ def test_a_table_follows_its_file(tmp_path):
     cells = [cell.strip() for cell in lines[0].strip("|").split("|")]
     table = dict(zip(heading.strip("| ").split(" | "), cells, strict=True))
     assert table["scheduler"] == "DDIM" and table["steps"] == "20" and table["batch"] == "4"
-    assert table["bare, s a call"] == "2.10" and table["noise"] == "1.2 %"
-    assert table["ToMe"] == "0.95 ×" and table["all three"] == "–" and table["peak GiB"] == "3.0"
+    assert table["bare, s a call"] == "2.10" and table["noise"] == "1.2\N{NO-BREAK SPACE}%"
+    assert table["ToMe"] == "0.95" and table["all three"] == "–"
+    assert table["dtype"] == "fp16" and table["peak GiB"] == "3.0"
     assert len(lines) == 1 and not timings(rows, "SD1.5")[2:]
     assert [" 1.80 " in line for line in timings(rows, "SDXL", compiled=True)[2:]] == [True]
 
