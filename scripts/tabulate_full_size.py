@@ -32,7 +32,7 @@ SETTINGS = {
     "tgate+tome": "TG + ToMe",
     "deepcache+tgate+tome": "all three",
 }
-DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
+DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPC")
 
 

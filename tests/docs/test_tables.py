@@ -38,6 +38,8 @@ def test_a_table_follows_its_file(tmp_path):
     assert table["ToMe"] == "0.95" and table["all three"] == "–"
     assert table["dtype"] == "fp16" and table["peak GiB"] == "3.0"
     assert len(lines) == 1 and not timings(rows, "SD1.5")[2:]
+    for dtype, short in {"bfloat16": "bf16", "float32": "fp32"}.items():
+        assert f"| {short} |" in timings([rows[0] | {"dtype": dtype}], "SDXL")[2]
     assert [" 1.80 " in line for line in timings(rows, "SDXL", compiled=True)[2:]] == [True]
 
     page = tmp_path / "page.md"
