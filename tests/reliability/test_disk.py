@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -33,7 +34,7 @@ from accel_search.sweep.status import status_of
 from accel_search.trials_file import read_trials
 from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.reliability.evidence import journal, lasting, nothing_lost, stored
-from tests.reliability.processes import ROOT, Run, beside, wait_for
+from tests.reliability.processes import ROOT, SECONDS, Run, beside, wait_for
 from tests.reliability.recorded import PAUSE, TABLES, search, sweep
 from tests.reliability.wrong_types import wrong_types
 from tests.test_replay import recorded
@@ -41,6 +42,7 @@ from tests.test_replay import recorded
 SEARCH = ["--targets", "deepcache"]
 NOBODY = 65534
 MEGABYTE = 2**20
+FILLING = 2**14
 
 
 def mounted(folder: Path, size: int):
@@ -77,6 +79,25 @@ def fill(folder: Path, but: int) -> Path:
     path = folder / "filler"
     free = shutil.disk_usage(folder).free
     path.write_bytes(b"\0" * max(0, free - but))
+    return path
+
+
+def keep_full(folder: Path, run: Run) -> Path:
+    """Take whatever a run leaves or gives back of a disk until it ends; return the file.
+
+    The run writes, and removes its database's journal, meanwhile: how much is free is known to
+    nobody, so bytes are added until the disk takes no more.
+    """
+    path = folder / "filler"
+    end = time.monotonic() + SECONDS
+    with path.open("wb", buffering=0) as filler:
+        while run.wait(0.005) is None:
+            assert time.monotonic() < end, "the run does not end"
+            try:
+                while filler.write(bytes(FILLING)):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
     return path
 
 
@@ -251,8 +272,7 @@ def test_a_sweep_is_refused_a_read_only_folder_before_it_begins(disk, tmp_path):
 def test_a_disk_that_fills_in_the_middle(disk, tmp_path):
     run = Run(disk, search, SEARCH, {PAUSE: "0.1"})
     wait_for(lambda: len(journal(disk)) >= 5, "a few trials")
-    filler = fill(disk, 0)
-    run.wait()
+    filler = keep_full(disk, run)
     assert "disk is full" in is_told(run)
     before = stored(disk)
     filler.unlink()
