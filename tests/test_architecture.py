@@ -20,7 +20,7 @@ TORCH_FREE = [name for name in MODULES if not name.startswith("accel_search.runt
 
 #: Layers, from the ground up: a module imports, at its top, only from its own layer or below.
 LAYERS = [
-    {"errors", "logging_utils", "nvidia_smi", "turns"},
+    {"errors", "interrupts", "logging_utils", "nvidia_smi", "turns"},
     {"anew", "discovery", "completion", "program", "racing"},
     {"options"},
     {"records"},

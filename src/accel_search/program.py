@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from accel_search.errors import AccelSearchError, ExitCode
+from accel_search.interrupts import interruptible
 from accel_search.logging_utils import without_secrets
 
 S = TypeVar("S")
@@ -51,13 +51,12 @@ def run_program(
     """
     debug = False
     try:
-        # A polite kill ends as Ctrl-C does: what is finished is stored, nothing is half done.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        settings = parse()
-        debug = log_level(settings) == "DEBUG"
-        code = run(settings)
-        sys.stdout.flush()  # What it refuses is told here, not by the interpreter as it ends.
-        return code
+        with interruptible():
+            settings = parse()
+            debug = log_level(settings) == "DEBUG"
+            code = run(settings)
+            sys.stdout.flush()  # What it refuses is told here, not by the interpreter as it ends.
+            return code
     except AccelSearchError as error:
         print(f"{name}: error: {in_one_line(without_secrets(str(error)))}", file=sys.stderr)
         if debug or error.exit_code == ExitCode.UNEXPECTED:

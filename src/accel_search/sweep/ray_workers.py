@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError, first_line
+from accel_search.interrupts import end_as_interrupted
 from accel_search.settings import Settings
 from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.child import Stopped
@@ -178,7 +179,7 @@ def ray_workers(settings: SweepSettings) -> Iterator[Sequence[RayWorker]]:
         ) from error
     if threading.current_thread() is threading.main_thread():
         # Ray takes SIGTERM for itself, and would end this process with a code of its own.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        end_as_interrupted(signal.SIGTERM)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if settings.common.get("device") == "cpu":
         gpus = 0
