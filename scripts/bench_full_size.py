@@ -31,9 +31,10 @@ from accel_search.runtime.attention import describe_attention, use_kernel
 from accel_search.runtime.calls import Accounting, Caller
 from accel_search.runtime.compiling import compile_unet
 from accel_search.runtime.memory import PeakMeter
-from accel_search.runtime.pipelines import build_scheduler, describe_workload, random_pipeline
+from accel_search.runtime.pipelines import describe_workload, random_pipeline
 from accel_search.runtime.provenance import machine
 from accel_search.runtime.quiet import quiet_libraries
+from accel_search.runtime.schedulers import build_scheduler
 from accel_search.runtime.workbench import timing_prompts
 from accel_search.settings import Settings
 
@@ -147,7 +148,7 @@ class Bench:
         self._enough_seconds = enough_seconds
         with quiet_libraries():
             self._pipe = random_pipeline(asked)
-        self._scheduler = self._pipe.scheduler
+        self._scheduler = self._pipe.scheduler.config
         self.device = torch.device(self._pipe.device)
         use_kernel(self._pipe, asked.attention)
         if asked.compile:
@@ -164,7 +165,9 @@ class Bench:
             batch_size=cell["batch"],
             latency_only=True,
         )
-        self._pipe.scheduler = build_scheduler(settings.scheduler_class, self._scheduler)
+        self._pipe.scheduler = build_scheduler(
+            settings.scheduler_class, self._scheduler, type(self._pipe).__name__
+        )
         workload = describe_workload(self._pipe, settings, None)
         cell = cell | {
             "height": workload.height,

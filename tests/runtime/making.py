@@ -55,15 +55,15 @@ def make_vae(**options: Any) -> Any:
     """Return a random VAE with factor 2."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=[8, 16],
-        norm_num_groups=4,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-        sample_size=32,
-        **options,
-    ).eval()
+    usual: dict[str, Any] = {
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "latent_channels": 4,
+        "sample_size": 32,
+    }
+    return AutoencoderKL(**{**usual, **options}).eval()
 
 
 def make_scheduler() -> Any:

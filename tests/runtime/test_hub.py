@@ -87,7 +87,8 @@ def test_the_half_precision_variant_and_nothing_else_is_fetched(served, sd15, se
         "vae/config.json",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     ]
-    assert (folder.variant, folder.revision) == ("fp16", sd15.commit)
+    assert folder.half_parts == ("vae", "text_encoder", "unet")
+    assert folder.revision == sd15.commit
     assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.float16
     assert pipe.safety_checker is None
     assert "its safety checker is left out" in caplog.text
@@ -100,7 +101,7 @@ def test_plain_files_are_fetched_for_full_precision_and_kept_for_offline_use(
     first = find_pipeline(settings(settings_for), half=False, log=LOG)
     assert not any(".fp16" in name for name in served.fetched())
     assert "unet/diffusion_pytorch_model-00003-of-00003.safetensors" in served.fetched()
-    assert first.variant is None
+    assert first.half_parts == ()
 
     served.requests.clear()
     assert find_pipeline(settings(settings_for), half=False, log=LOG) == first
@@ -121,7 +122,7 @@ def test_plain_files_are_taken_where_there_are_no_others(served, tmp_path, setti
 
     pipe, folder = load_pipeline(settings(settings_for, "SD2.1", dtype="float16"), LOG)
 
-    assert folder.variant is None
+    assert folder.half_parts == ()
     assert pipe.unet.dtype == torch.float16
 
 
@@ -134,7 +135,7 @@ def test_a_part_without_half_precision_files_is_taken_in_plain_ones(
 
     pipe, found = load_pipeline(settings(settings_for, "me/mixed", dtype="float16"), LOG)
 
-    assert found.variant == "fp16"
+    assert found.half_parts == ("vae", "unet")
     assert "text_encoder/model.safetensors" in served.fetched()
     assert pipe.text_encoder.dtype == torch.float16
 
@@ -390,7 +391,7 @@ def _without(*names):
 
 INCOMPLETE = {
     "config": (_without("unet/config.json"), "unet lacks its config.json, so it is incomplete"),
-    "tokenizer": (_without("tokenizer"), "tokenizer lacks its tokenizer files"),
+    "tokenizer": (_without("tokenizer"), "tokenizer lacks its tokenizer_config.json"),
     "scheduler": (_without("scheduler"), "scheduler lacks its scheduler_config.json"),
     "part": (_without("vae"), "vae lacks its config.json"),
     "shard": (

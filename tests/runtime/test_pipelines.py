@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,8 +121,8 @@ def test_half_precision_files_are_loaded_in_the_dtype_asked_for(
 
     pipe, folder = load_pipeline(settings_for(pipe=str(tmp_path)), LOG)
 
-    assert folder.variant == "fp16"
-    assert "--dtype float32 computes with rounded weights" in caplog.text
+    assert folder.half_parts == ("vae", "text_encoder", "unet")
+    assert "of its vae, text_encoder, unet there are half-precision files alone" in caplog.text
     dtypes = {p.dtype for m in (pipe.unet, pipe.vae, pipe.text_encoder) for p in m.parameters()}
     assert dtypes == {torch.float32}
 
@@ -128,14 +130,14 @@ def test_half_precision_files_are_loaded_in_the_dtype_asked_for(
 @pytest.mark.parametrize(
     "files, half, expected",
     [
-        (["unet/model.safetensors", "unet/model.fp16.safetensors"], True, "fp16"),
-        (["unet/model.safetensors", "unet/model.fp16.safetensors"], False, None),
-        (["unet/model.fp16.safetensors"], False, "fp16"),
-        (["unet/model.safetensors", "vae/model.fp16.safetensors"], False, "fp16"),
-        (["unet/model.fp16-00001-of-00002.safetensors", "vae/model.safetensors"], True, "fp16"),
-        (["unet/model.safetensors", "unet/model.non_ema.fp16.safetensors"], True, None),
-        (["unet/model.safetensors", "unet/model-00001-of-00001.fp16.safetensors"], True, "fp16"),
-        (["unet/model.safetensors", "unet/model.fp16-00001-of-1.fp16.safetensors"], True, None),
+        (["model.safetensors", "model.fp16.safetensors"], True, "fp16"),
+        (["model.safetensors", "model.fp16.safetensors"], False, None),
+        (["model.fp16.safetensors"], False, "fp16"),
+        (["model.safetensors"], True, None),
+        (["model.fp16-00001-of-00002.safetensors", "model.safetensors"], True, "fp16"),
+        (["model.safetensors", "model.non_ema.fp16.safetensors"], True, None),
+        (["model.safetensors", "model-00001-of-00001.fp16.safetensors"], True, "fp16"),
+        (["model.safetensors", "model.fp16-00001-of-1.fp16.safetensors"], True, None),
     ],
 )
 def test_the_half_precision_variant_is_chosen_where_it_serves(files, half, expected):
@@ -193,7 +195,7 @@ def test_shards_are_read_whichever_way_their_variant_is_named(
 
     pipe, found = load_pipeline(settings_for(pipe=str(folder)), LOG)
 
-    assert found.variant == ("fp16" if half else None)
+    assert found.half_parts == (("text_encoder", "unet") if half else ())
     whole, _ = loaded("sd")
     for part in ("unet", "text_encoder"):
         expected = getattr(whole, part).state_dict()
@@ -337,7 +339,7 @@ BROKEN = {
     ),
     "component of another kind": (
         lambda f: _edit(f / "model_index.json", scheduler=["diffusers", "AutoencoderKL"]),
-        "its scheduler is diffusers.AutoencoderKL, which is no SchedulerMixin of",
+        "its scheduler is AutoencoderKL, which is no scheduler of diffusers",
     ),
     "null component": (
         lambda f: _edit(f / "model_index.json", text_encoder=[None, None]),
@@ -377,7 +379,7 @@ BROKEN = {
         lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
         "lacks its scheduler_config.json",
     ),
-    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "lacks its tokenizer files"),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "lacks its tokenizer_config.json"),
     "broken vocabulary": (
         lambda f: (f / "tokenizer" / "tokenizer.json").write_text('{"model": '),
         "tokenizer.json cannot be read",
@@ -403,6 +405,34 @@ BROKEN = {
         "model-00002-of-00002.safetensors is cut off or damaged",
     ),
     "cut-off weights": (_truncate, "diffusion_pytorch_model.safetensors is cut off or damaged"),
+    "vocabulary": (
+        lambda f: (f / "tokenizer" / "tokenizer.json").unlink(),
+        "tokenizer lacks its vocabulary (tokenizer.json, or vocab.json and merges.txt)",
+    ),
+    "half a vocabulary": (
+        lambda f: (f / "tokenizer" / "tokenizer.json").rename(f / "tokenizer" / "vocab.json"),
+        "tokenizer lacks its vocabulary",
+    ),
+    "no longest prompt": (
+        lambda f: _edit(f / "tokenizer" / "tokenizer_config.json", model_max_length=10**30),
+        "gives no model_max_length of up to 24, the tokens that its text encoder takes",
+    ),
+    "noise of another kind": (
+        lambda f: _edit(
+            f / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]
+        ),
+        "its scheduler is FlowMatchEulerDiscreteScheduler, so the model was trained with noise",
+    ),
+    "flow": (
+        lambda f: _edit(
+            f / "scheduler" / "scheduler_config.json", prediction_type="flow_prediction"
+        ),
+        "with prediction_type 'flow_prediction', so the model was trained with noise",
+    ),
+    "scheduler of words": (
+        lambda f: _edit(f / "scheduler" / "scheduler_config.json", beta_start="low"),
+        "its scheduler configuration makes no DDIMScheduler (",
+    ),
     "weights of another shape": (
         lambda f: _edit(f / "unet" / "config.json", block_out_channels=[8, 16, 32]),
         "could not be loaded",
@@ -424,6 +454,41 @@ def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
     assert message.startswith(f"--pipe {tmp_path / 'sd'}: ")
     assert "\n" not in message
     assert caught.value.exit_code == ExitCode.NOT_LOADED
+
+
+def test_a_checkpoint_in_one_file_is_told_how_to_become_a_folder(tmp_path, settings_for):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(LoadError, match=r"is a file; .*from_single_file\(FILE\)"):
+        load_pipeline(settings_for(pipe=str(tmp_path / "model.safetensors")), LOG)
+
+
+def test_each_part_is_read_in_full_precision_where_it_can_be(
+    made, loaded, tmp_path, settings_for, caplog
+):
+    folder = shutil.copytree(made / "sd", tmp_path / "sd")
+    for part in ("unet", "vae"):
+        whole = getattr(loaded("sd")[0], part)
+        copy.deepcopy(whole).half().save_pretrained(folder / part, variant="fp16")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+
+    pipe, found = load_pipeline(settings_for(pipe=str(folder)), LOG)
+
+    assert found.half_parts == ("vae",)
+    assert "of its vae there are half-precision files alone" in caplog.text
+    expected = loaded("sd")[0]
+    assert torch.equal(pipe.unet.conv_in.weight, expected.unet.conv_in.weight)
+    assert not torch.equal(pipe.vae.quant_conv.weight, expected.vae.quant_conv.weight)
+
+
+def test_a_unet_that_does_not_say_its_size_is_given_one(made, tmp_path, settings_for):
+    folder = shutil.copytree(made / "sd", tmp_path / "sd")
+    _edit(folder / "unet" / "config.json", sample_size=None)
+    settings = settings_for(pipe=str(folder), height=16, width=32)
+    pipe, found = load_pipeline(settings, LOG)
+    workload = describe_workload(pipe, settings, found)
+    assert (workload.height, workload.width) == (16, 32)
+    with pytest.raises(ConfigurationError, match=r"does not say .* give --height and --width"):
+        describe_workload(pipe, replace(settings, width=None), found)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/b/c", "/no/where", "~no-one/x"])

@@ -254,7 +254,7 @@ def test_a_published_repository_is_fetched_and_loaded(served, published, setting
     # SDXL's two tokenizers share files here, which are fetched once.
     assert set(served.fetched()) <= needed(name, half) == arrived(folder.path)
     assert len(served.fetched()) == len(set(served.fetched()))
-    assert folder.variant == ("fp16" if half else None)
+    assert bool(folder.half_parts) is half
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     assert len(parts) == (4 if name == "SDXL" else 3)
     assert {each.dtype for part in parts for each in part.parameters()} == {getattr(torch, dtype)}
@@ -301,7 +301,7 @@ def test_a_mirror_without_half_precision_files_serves_too(
 
     pipe, folder = load_pipeline(settings_for(pipe="SD2.1", dtype="float16"), LOG)
 
-    assert folder.variant is None and arrived(folder.path) == needed("SD2.1", half=False)
+    assert not folder.half_parts and arrived(folder.path) == needed("SD2.1", half=False)
     assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.float16
 
 
@@ -309,7 +309,7 @@ def test_a_mirror_without_half_precision_files_serves_too(
 def test_a_repository_cloned_into_a_folder_is_loaded_from_it(published, settings_for, name):
     """With all that is beside what is needed, unreadable as it is."""
     pipe, folder = load_pipeline(settings_for(pipe=str(published / name)), LOG)
-    assert folder.variant is None and pipe.unet.dtype is torch.float32
+    assert not folder.half_parts and pipe.unet.dtype is torch.float32
 
 
 def test_published_weights_that_lack_a_tensor_are_refused(

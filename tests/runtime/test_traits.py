@@ -15,7 +15,8 @@ from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import generate
-from accel_search.runtime.pipelines import build_scheduler, describe_workload, load_pipeline
+from accel_search.runtime.pipelines import describe_workload, load_pipeline
+from accel_search.runtime.schedulers import build_scheduler
 from accel_search.runtime.workbench import Workbench
 from accel_search.settings import SCHEDULERS
 from tests.runtime.conftest import LOG, prompt_set
@@ -56,7 +57,7 @@ def test_v_prediction_is_kept_under_every_scheduler(tiny, settings_for, name):
 
     # And it is acted on: taken for noise, the same outputs make another picture.
     picture = generate(pipe, workload, prompt_set(1).search)
-    pipe.scheduler = build_scheduler(SCHEDULERS[name], pipe.scheduler)
+    pipe.scheduler = build_scheduler(SCHEDULERS[name], folder.scheduler, type(pipe).__name__)
     assert torch.equal(generate(pipe, workload, prompt_set(1).search), picture)
     pipe.scheduler.register_to_config(prediction_type="epsilon")
     assert not torch.allclose(generate(pipe, workload, prompt_set(1).search), picture, atol=1e-2)

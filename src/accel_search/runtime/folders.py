@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accel_search.errors import LoadError
-from accel_search.options import local_folder
+from accel_search.options import local_folder, local_path
 from accel_search.runtime.configs import read_object, refuse_code
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import Repository, fetch
-from accel_search.runtime.weights import (
-    check_weights,
-    choose_variant,
-    lacks,
-    weight_files,
-)
+from accel_search.runtime.schedulers import check_class, check_config
+from accel_search.runtime.weights import check_weights, lacks, variant_of, weight_files
 from accel_search.settings import Settings
 
 HUB_IDS = {
@@ -33,6 +29,7 @@ HUB_IDS = {
 }
 """Short name -> hub repository."""
 SCALING_FACTORS = {"StableDiffusionPipeline": 0.18215, "StableDiffusionXLPipeline": 0.13025}
+PIXELS_PER_LATENT = 8
 PIPELINE_CLASSES = tuple(SCALING_FACTORS)
 VAE_CLASS = "AutoencoderKL"
 LIBRARIES = ("diffusers", "transformers")
@@ -63,12 +60,14 @@ class PipelineFolder:
     path: Path
     pipeline_class: str
     """One of `PIPELINE_CLASSES`."""
-    variant: str | None
-    """`fp16` if those files are to be read, None for the plain ones."""
     revision: str | None
     """Commit of a hub repository; None for a local folder."""
     parts: Mapping[str, Part]
     """Component -> what it is; each lies in a folder of its name."""
+    half_parts: tuple[str, ...]
+    """Those whose weights are read from files of half precision."""
+    scheduler: Mapping[str, Any]
+    """Content of its `scheduler_config.json`, with the class that `model_index.json` names."""
     options: Mapping[str, bool]
     """What the pipeline is made with, beside its parts."""
     has_safety_checker: bool
@@ -79,9 +78,20 @@ class PipelineFolder:
     def scaling_factor(self) -> float:
         """Return that of the pipeline's latents: its own VAE's, else the one of its class."""
         try:
-            return float(read_object("vae", self.path / "vae" / "config.json")["scaling_factor"])
+            return float(self._own_vae()["scaling_factor"])
         except (LoadError, ValueError, KeyError, TypeError):
             return SCALING_FACTORS[self.pipeline_class]
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Return how many pixels a side of a latent stands for, by its own VAE, else 8."""
+        try:
+            return int(2 ** (len(self._own_vae()["block_out_channels"]) - 1))
+        except (LoadError, KeyError, TypeError):
+            return PIXELS_PER_LATENT
+
+    def _own_vae(self) -> dict[str, Any]:
+        return read_object("vae", self.path / "vae" / "config.json")
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,8 @@ class VaeFolder:
     """A folder with a VAE alone that is checked and complete."""
 
     path: Path
-    variant: str | None
-    """As in `PipelineFolder`."""
+    is_half: bool
+    """Whether its weights are read from files of half precision."""
     name: str
     """What identifies it, for the provenance: id and commit, or folder and digest of weights."""
 
@@ -128,17 +138,28 @@ def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> Pipeli
         "model_index.json",
         "a diffusers pipeline",
     )
-    return fetch(
-        repository,
-        choose,
-        lambda folder: check_folder(folder, settings.pipe, half, folder.name, vae),
-        log,
-    )
+    try:
+        return fetch(
+            repository,
+            choose,
+            lambda folder: check_folder(folder, settings.pipe, half, folder.name, vae),
+            log,
+        )
+    except LoadError as error:
+        if local_path(settings.pipe).parent.is_dir() and settings.pipe not in HUB_IDS:
+            raise LoadError(f"{error}; nor is there a folder {settings.pipe}") from error
+        raise
 
 
 def check_name(pipe: str) -> None:
     """Raise LoadError unless `pipe` can be a pipeline at all; nothing is fetched or read."""
     hub_id = HUB_IDS.get(pipe, pipe)
+    if local_path(pipe).is_file():
+        raise LoadError(
+            f"--pipe {pipe}: is a file; pipelines are loaded from folders: convert it with "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), for SDXL "
+            "with StableDiffusionXLPipeline, and give the folder"
+        )
     if pipe != "demo" and local_folder(pipe) is None and not _is_hub_id(hub_id):
         raise LoadError(
             f"--pipe {pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
@@ -180,8 +201,7 @@ def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
 
     def choose(folder: Path, files: Sequence[str]) -> list[str]:
         _check_vae_class(f"--vae {name}", folder)
-        roots = [file for file in files if "/" not in file]
-        return _component_files(f"--vae {name}", "", files, choose_variant(roots, half))
+        return _component_files(f"--vae {name}", "", files, half)
 
     return fetch(repository, choose, lambda folder: _check_vae(folder, name, half, hub_id), log)
 
@@ -197,15 +217,14 @@ def _check_vae(path: Path, name: str, half: bool, hub_id: str | None) -> VaeFold
         )
     _check_vae_class(given, path)
     refuse_code(given, path)
-    files = [file.name for file in path.iterdir() if file.is_file()]
-    variant = choose_variant(files, half)
-    weights = check_weights(given, path, variant)
+    weights = check_weights(given, path, half)
+    is_half = variant_of(path, half) is not None
     if hub_id is not None:  # Its folder is named after the commit.
-        return VaeFolder(path, variant, f"{hub_id}@{path.name[:12]}")
+        return VaeFolder(path, is_half, f"{hub_id}@{path.name[:12]}")
     digest = hashlib.sha256()
     for file in weights:
         digest.update(file.read_bytes())
-    return VaeFolder(path, variant, f"{path.resolve().name}@{digest.hexdigest()[:12]}")
+    return VaeFolder(path, is_half, f"{path.resolve().name}@{digest.hexdigest()[:12]}")
 
 
 def _check_vae_class(given: str, path: Path) -> None:
@@ -217,34 +236,30 @@ def _check_vae_class(given: str, path: Path) -> None:
         )
 
 
-def _needed(given: str, files: Sequence[str], parts: Collection[str], half: bool) -> list[str]:
+def _needed(given: str, files: Sequence[str], parts: Mapping[str, Part], half: bool) -> list[str]:
     """Return what is to be fetched of a pipeline's repository: weights once, no pickles, no code.
 
     Raises:
         LoadError: A component lacks files, or has pickled weights alone.
     """
-    own = [file for file in files if file.partition("/")[0] in parts]
-    variant = choose_variant(own, half)
     needed = []
-    for part in parts:
-        inside = [file for file in own if file.rpartition("/")[0] == part]
-        _check_names(given, part, [file.rpartition("/")[2] for file in inside])
-        if _has_weights(part):
-            needed += _component_files(given, part, files, variant)
+    for name, part in parts.items():
+        inside = [file for file in files if file.rpartition("/")[0] == name]
+        _check_names(given, name, part, [file.rpartition("/")[2] for file in inside])
+        if _has_weights(name):
+            needed += _component_files(given, name, files, half)
         else:
             needed += [file for file in inside if file.endswith((".json", ".txt"))]
     return needed
 
 
-def _component_files(
-    given: str, component: str, files: Sequence[str], variant: str | None
-) -> list[str]:
+def _component_files(given: str, component: str, files: Sequence[str], half: bool) -> list[str]:
     """Return configuration and weights of one component; an empty name is the root."""
     prefix = f"{component}/" if component else ""
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
     names = [name for name in names if "/" not in name]
     config = ["config.json"] if "config.json" in names else []
-    weights = weight_files(given, component or "the repository", names, variant)
+    weights = weight_files(given, component or "the repository", names, half)
     return [prefix + name for name in config + weights]
 
 
@@ -270,18 +285,19 @@ def check_folder(
     given = f"--pipe {name}"
     index = _read_index(given, path)
     parts = _parts(given, index, vae is not None)
-    files = [file.relative_to(path).as_posix() for file in path.glob("*/*") if file.is_file()]
-    variant = choose_variant([file for file in files if file.partition("/")[0] in parts], half)
-    for part in parts:
-        _check_component(given, path / part, variant)
+    for component, part in parts.items():
+        _check_component(given, path / component, part, half)
+    scheduler = read_object(given, path / "scheduler" / SCHEDULER_CONFIG)
+    check_config(given, parts["scheduler"].class_name, scheduler)
     zeros = index.get("force_zeros_for_empty_prompt")
     safety_checker = index.get("safety_checker")
     return PipelineFolder(
         path,
         index["_class_name"],
-        variant,
         revision,
         parts,
+        tuple(each for each in parts if _has_weights(each) and variant_of(path / each, half)),
+        {**scheduler, "_class_name": parts["scheduler"].class_name},
         {"force_zeros_for_empty_prompt": zeros} if isinstance(zeros, bool) else {},
         isinstance(safety_checker, list) and safety_checker[:1] not in ([], [None]),
         vae,
@@ -338,27 +354,34 @@ def _part(given: str, index: Mapping[str, Any], name: str) -> Part:
             f"{given}: its {name} is {part.library}.{part.class_name}; only classes of diffusers "
             "and transformers are loaded, never a repository's own code"
         )
+    if name == "scheduler":
+        check_class(given, part.class_name)
     return part
 
 
-def _check_component(given: str, folder: Path, variant: str | None) -> None:
+def _check_component(given: str, folder: Path, part: Part, half: bool) -> None:
     """Refuse a component without its files, with code of its own, or with pickled weights."""
-    _check_names(given, folder, [file.name for file in folder.glob("*")])
+    _check_names(given, folder, part, [file.name for file in folder.glob("*")])
     refuse_code(given, folder)
     if _has_weights(folder.name):
-        check_weights(given, folder, variant)
+        check_weights(given, folder, half)
     elif folder.name.startswith("tokenizer"):
         for file in folder.glob("*.json"):
             read_object(given, file)  # transformers does not say which one is damaged.
 
 
-def _check_names(given: str, where: str | Path, names: Sequence[str]) -> None:
-    """Refuse a component, in a repository or a folder, without its configuration."""
+def _check_names(given: str, where: str | Path, part: Part, names: Collection[str]) -> None:
+    """Refuse a component, in a repository or a folder, without its configuration.
+
+    Without its vocabulary transformers makes a tokenizer up, of three tokens, without a word.
+    """
     component = Path(where).name
-    if component.startswith("tokenizer"):
-        if not any(name.endswith(".json") for name in names):
-            raise lacks(given, where, "its tokenizer files")
-        return
     wanted = "config.json" if _has_weights(component) else SCHEDULER_CONFIG
+    if component.startswith("tokenizer"):
+        wanted = "tokenizer_config.json"
     if wanted not in names:
         raise lacks(given, where, f"its {wanted}")
+    if part.class_name.startswith("CLIPTokenizer") and not any(
+        set(names) >= files for files in ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+    ):
+        raise lacks(given, where, "its vocabulary (tokenizer.json, or vocab.json and merges.txt)")

@@ -22,16 +22,16 @@ SHOWN = 3
 
 
 def load_part(
-    given: str, folder: Path, name: str, part: Part, variant: str | None, dtype: torch.dtype
+    given: str, folder: Path, name: str, part: Part, half: bool, dtype: torch.dtype
 ) -> Any:
-    """Return a component of a pipeline.
+    """Return a component of a pipeline, any but its scheduler.
 
     Args:
         given: Option and value, for messages.
         folder: The component's own, checked by `folders.check_folder`.
         name: The component's, as `model_index.json` has it.
         part: What it is.
-        variant: As in `PipelineFolder`.
+        half: As in `find_pipeline`.
         dtype: Of its weights, if it has any.
 
     Raises:
@@ -43,7 +43,6 @@ def load_part(
     kinds = {
         "unet": diffusers.UNet2DConditionModel,
         "vae": diffusers.ModelMixin,
-        "scheduler": diffusers.SchedulerMixin,
         "tokenizer": transformers.PreTrainedTokenizerBase,
         "text_encoder": transformers.PreTrainedModel,
     }
@@ -57,14 +56,14 @@ def load_part(
             f"or install the version of {part.library} that it was saved with"
         )
     if issubclass(cls, torch.nn.Module):
-        return load_model(given, folder, cls, variant, dtype)
+        return load_model(given, folder, cls, half, dtype)
     try:
         return cls.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
     except Exception as error:  # Broken files raise errors of six libraries.
         raise _not_loaded(given, folder, error) from error
 
 
-def load_model(given: str, folder: Path, cls: Any, variant: str | None, dtype: torch.dtype) -> Any:
+def load_model(given: str, folder: Path, cls: Any, half: bool, dtype: torch.dtype) -> Any:
     """Return a model of diffusers or transformers, all of whose weights are in its files.
 
     Raises:
@@ -75,7 +74,7 @@ def load_model(given: str, folder: Path, cls: Any, variant: str | None, dtype: t
         model, info = cls.from_pretrained(
             folder,
             dtype=dtype,  # Named, or transformers would keep the text encoder's own.
-            variant=variant_of(folder, variant),
+            variant=variant_of(folder, half),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
-import math
 from typing import Any
 
 import torch
@@ -20,10 +18,12 @@ from accel_search.runtime.devices import (
     resolve_device,
     resolve_dtype,
 )
+from accel_search.runtime.fitting import check_fits
 from accel_search.runtime.folders import PipelineFolder, find_pipeline
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
 from accel_search.runtime.parts import load_model, load_part
 from accel_search.runtime.quiet import quiet_libraries
+from accel_search.runtime.schedulers import build_scheduler
 from accel_search.settings import Settings
 
 GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
@@ -82,27 +82,29 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
 
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
+    half = dtype is not torch.float32
     given = f"--pipe {settings.pipe}"
     with quiet_libraries():
-        folder = find_pipeline(settings, half=dtype is not torch.float32, log=log)
+        folder = find_pipeline(settings, half, log)
         xl = folder.pipeline_class == "StableDiffusionXLPipeline"
         try:
             parts = {
-                name: load_part(given, folder.path / name, name, part, folder.variant, dtype)
+                name: load_part(given, folder.path / name, name, part, half, dtype)
                 for name, part in folder.parts.items()
+                if name != "scheduler"
             }
+            parts["scheduler"] = build_scheduler(
+                settings.scheduler_class, folder.scheduler, folder.pipeline_class, given
+            )
             if folder.vae is not None:
                 cls, vae = diffusers.AutoencoderKL, folder.vae
-                parts["vae"] = load_model(
-                    f"--vae {settings.vae}", vae.path, cls, vae.variant, dtype
-                )
+                parts["vae"] = load_model(f"--vae {settings.vae}", vae.path, cls, half, dtype)
             pipe = getattr(diffusers, folder.pipeline_class)(
                 **parts,
                 **({"add_watermarker": False} if xl else NO_SAFETY_CHECKER),
                 **folder.options,
             )
             pipe.register_to_config(_name_or_path=str(folder.path))
-            pipe.scheduler = build_scheduler(settings.scheduler_class, pipe.scheduler)
             _place(pipe, device, offload=settings.offload)
         except LoadError:
             raise
@@ -115,35 +117,19 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
             ) from error
     if folder.has_safety_checker and not xl:
         log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
-    if folder.variant is not None and dtype is torch.float32:
+    rounded = [*folder.half_parts, *(["vae"] if folder.vae and folder.vae.is_half else [])]
+    if rounded and not half:
         log.warning(
-            "--pipe %s: there are half-precision files alone, so --dtype float32 computes with "
-            "rounded weights",
+            "--pipe %s: of its %s there are half-precision files alone, so --dtype float32 "
+            "computes with rounded weights",
             settings.pipe,
+            ", ".join(rounded),
         )
     if settings.offload:
         log.info(OFFLOADED)
-    _check_vae_fits(pipe, settings, folder)
+    check_fits(pipe, given, settings.vae, folder)
     _make_bare(pipe)
     return pipe, folder
-
-
-def _check_vae_fits(pipe: Any, settings: Settings, folder: PipelineFolder) -> None:
-    """Refuse a VAE that was trained for other latents: its pictures would be noise."""
-    if settings.vae is None:
-        return
-    made, taken = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
-    if made != taken:
-        raise LoadError(
-            f"--vae {settings.vae}: it decodes latents of {taken} channels, but the UNet of --pipe "
-            f"{settings.pipe} makes {made}: give one made for this pipeline"
-        )
-    own, other = folder.scaling_factor, pipe.vae.config.scaling_factor
-    if not math.isclose(own, other, rel_tol=1e-3):
-        raise LoadError(
-            f"--vae {settings.vae}: its latents are scaled by {other}, those of --pipe "
-            f"{settings.pipe} by {own}: give one made for this pipeline"
-        )
 
 
 def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
@@ -189,24 +175,6 @@ def weights_do_not_fit(
     )
 
 
-def build_scheduler(class_name: str, own: Any) -> Any:
-    """Return a scheduler of another class, configured as the pipeline's own one.
-
-    DDIM clips the predicted sample unless told not to, and configurations of other classes do
-    not tell; the pipelines forbid it, but only look at the scheduler that they are made with.
-
-    Args:
-        class_name: diffusers class.
-        own: The pipeline's own scheduler.
-    """
-    import diffusers
-
-    cls = getattr(diffusers, class_name)
-    takes_it = "clip_sample" in inspect.signature(cls.__init__).parameters
-    options = {"clip_sample": False} if takes_it and "clip_sample" not in own.config else {}
-    return cls.from_config(own.config, **options)
-
-
 def _make_bare(pipe: Any) -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.disable_attention_slicing()
@@ -229,8 +197,10 @@ def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | No
             the pipeline.
     """
     factor = pipe.vae_scale_factor
-    height, width = _default_size(pipe)
-    height, width = settings.height or height, settings.width or width
+    height, width = settings.height, settings.width
+    if height is None or width is None:
+        own = _default_size(pipe, settings.pipe)
+        height, width = height or own[0], width or own[1]
     for name, value in (("height", height), ("width", width)):
         multiple = max(factor, 8)
         if value % multiple:
@@ -260,9 +230,18 @@ def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | No
     )
 
 
-def _default_size(pipe: Any) -> tuple[int, int]:
-    """Return the height and width in pixels that the UNet was made for."""
+def _default_size(pipe: Any, name: str) -> tuple[int, int]:
+    """Return the height and width in pixels that the UNet was made for.
+
+    Raises:
+        ConfigurationError: Its configuration does not say.
+    """
     size = pipe.unet.config.sample_size
+    if not size:
+        raise ConfigurationError(
+            f"--pipe {name}: its UNet does not say for which size it was made: give --height and "
+            "--width"
+        )
     height, width = (size, size) if isinstance(size, int) else size
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 

@@ -35,6 +35,8 @@ def quiet_libraries() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         # SDXL calls its own deprecated method in every half-precision decode.
         warnings.filterwarnings("ignore", message=".*upcast_vae.*", category=FutureWarning)
+        # What older configurations say otherwise diffusers mends, and tells at length.
+        warnings.filterwarnings("ignore", message="(?s).*update the config.*")
         yield
 
 

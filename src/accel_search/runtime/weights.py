@@ -31,36 +31,30 @@ def is_half(name: str) -> bool | None:
     return None if match is None else bool(match["half"] or match["half_shard"])
 
 
-def choose_variant(files: Iterable[str], half: bool) -> str | None:
-    """Return `fp16` if those files are to be read, where a component has them.
+def choose_variant(names: Iterable[str], half: bool) -> str | None:
+    """Return `fp16` if those of a component's files are to be read, None for the plain ones.
 
     Args:
-        files: Paths relative to the folder of a pipeline or of a component.
+        names: Of its files.
         half: Whether half precision is preferred where both are there.
     """
-    folders: dict[bool, set[str]] = {True: set(), False: set()}
-    for file in files:
-        folder, _, name = file.rpartition("/")
-        found = is_half(name)
-        if found is not None:
-            folders[found].add(folder)
-    halves, plain = folders[True], folders[False]
-    return VARIANT if halves and (half or halves - plain) else None
+    found = {is_half(name) for name in names}
+    return VARIANT if True in found and (half or False not in found) else None
 
 
-def variant_of(folder: Path, variant: str | None) -> str | None:
-    """Return the variant if a component has files of it, else None, for the plain ones."""
-    return variant if any(is_half(file.name) for file in folder.iterdir()) else None
+def variant_of(folder: Path, half: bool) -> str | None:
+    """Return the variant of a component's folder, as `choose_variant` does."""
+    return choose_variant((file.name for file in folder.iterdir()), half)
 
 
-def weight_files(given: str, where: object, names: Iterable[str], variant: str | None) -> list[str]:
-    """Return the weights among a component's files: of the variant if it has any, else plain ones.
+def weight_files(given: str, where: object, names: Iterable[str], half: bool) -> list[str]:
+    """Return the weights among a component's files.
 
     Args:
         given: Option and value, for messages.
         where: Component or folder, for messages.
         names: All files of the component.
-        variant: As `choose_variant` returned it.
+        half: As in `choose_variant`.
 
     Returns:
         The one file; or, where there is none, all shards, and behind them their index.
@@ -69,8 +63,8 @@ def weight_files(given: str, where: object, names: Iterable[str], variant: str |
         LoadError: It has no safetensors weights, or not all of them.
     """
     names = sorted(names)
-    halves = [name for name in names if is_half(name)]
-    found = halves if variant and halves else [name for name in names if is_half(name) is False]
+    wanted = choose_variant(names, half) is not None
+    found = [name for name in names if is_half(name) is wanted]
     if not found:
         raise _no_weights(given, where, names)
     whole = [name for name in found if not _is_shard(name)]
@@ -124,19 +118,19 @@ def lacks(given: str, where: object, what: str) -> LoadError:
     return LoadError(f"{given}: {where} lacks {what}, so it is incomplete: fetch or save it again")
 
 
-def check_weights(given: str, folder: Path, variant: str | None) -> list[Path]:
+def check_weights(given: str, folder: Path, half: bool) -> list[Path]:
     """Return the files of a component's weights, each of which is there and whole.
 
     Args:
         given: Option and value, for messages.
         folder: The component's.
-        variant: As `choose_variant` returned it.
+        half: As in `choose_variant`.
 
     Raises:
         LoadError: One is not.
     """
     names = [file.name for file in folder.iterdir() if file.is_file()]
-    found = weight_files(given, folder, names, variant)
+    found = weight_files(given, folder, names, half)
     wanted = {name for name in found if is_half(name) is not None and not _is_shard(name)}
     # Beside a single file too: diffusers reads the shards where both are there.
     for index in _indices(names, half=bool(is_half(found[0]))):

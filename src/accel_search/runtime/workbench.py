@@ -17,7 +17,6 @@ from accel_search.runtime.evaluator import PipelineEvaluator
 from accel_search.runtime.folders import PipelineFolder, check_name
 from accel_search.runtime.memory import free_bytes
 from accel_search.runtime.pipelines import (
-    build_scheduler,
     describe_workload,
     import_libraries,
     load_pipeline,
@@ -25,6 +24,7 @@ from accel_search.runtime.pipelines import (
 )
 from accel_search.runtime.prompts import load_prompts
 from accel_search.runtime.provenance import RANDOM_WEIGHTS, describe
+from accel_search.runtime.schedulers import build_scheduler
 from accel_search.runtime.scoring import ClipScorer, load_scorer, weight_bytes
 from accel_search.settings import Settings
 from accel_search.turns import Turns
@@ -77,7 +77,9 @@ class Workbench:
             self._pipe = random_pipeline(settings)
         else:
             self._pipe, self._folder = load_pipeline(settings, self._log)
-        self._own_scheduler = self._pipe.scheduler
+        self._own_scheduler = (
+            self._folder.scheduler if self._folder else self._pipe.scheduler.config
+        )
         use_kernel(self._pipe, settings.attention)
         if settings.compile:
             compile_unet(self._pipe, settings.attention)
@@ -95,7 +97,12 @@ class Workbench:
             ConfigurationError: The pipeline cannot make such images.
         """
         pipe = self._pipe
-        pipe.scheduler = build_scheduler(settings.scheduler_class, self._own_scheduler)
+        pipe.scheduler = build_scheduler(
+            settings.scheduler_class,
+            self._own_scheduler,
+            type(pipe).__name__,
+            f"--pipe {settings.pipe}",
+        )
         workload = describe_workload(pipe, settings, self._folder)
         provenance = describe(
             pipe,

@@ -1,0 +1,108 @@
+"""The scheduler that was asked for, made from the noise that the pipeline was trained with.
+
+Only the numbers of a pipeline's own scheduler are wanted. It is never made itself: its class may be
+one that needs another package, and may refuse numbers that the one asked for takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from accel_search.errors import LoadError, first_line
+
+_BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_PLUS_PLUS = ("dpmsolver++", "sde-dpmsolver++")
+
+
+def check_class(given: str, name: str) -> None:
+    """Raise LoadError for a scheduler whose noise is not that of DDIM; nothing else is read.
+
+    Args:
+        given: Option and value, for messages.
+        name: Class that `model_index.json` names; one that diffusers lacks is refused as well.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if cls is None:
+        raise LoadError(
+            f"{given}: its scheduler is {name}, which is no scheduler of diffusers "
+            f"{diffusers.__version__}: give a pipeline with one, or install the version of "
+            "diffusers that it was saved with"
+        )
+    if not _is_placeholder(cls) and not {"beta_start", "trained_betas"} & _parameters(cls):
+        raise _other_noise(given, name)
+
+
+def check_config(given: str, name: str, config: Mapping[str, Any]) -> None:
+    """Raise LoadError for the content of a `scheduler_config.json` of which no DDIM can be made."""
+    import diffusers
+
+    says = any(key in config for key in _BETAS)
+    if not says and _is_placeholder(getattr(diffusers, name)):
+        raise _other_noise(given, name)
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS or config.get("use_flow_sigmas"):
+        raise _other_noise(given, f"{name} with prediction_type {str(prediction)[:40]!r}")
+
+
+def build_scheduler(
+    class_name: str, own: Mapping[str, Any], pipeline_class: str, given: str = "the pipeline"
+) -> Any:
+    """Return a scheduler for a pipeline whose own one has another configuration, or another class.
+
+    Where that configuration is silent, the default would be that of the class asked for, and DDIM
+    clips the predicted sample unless told not to. The pipelines forbid it, as they want SD1.5's
+    timesteps one later, but only look at the scheduler that they are made with.
+
+    Args:
+        class_name: diffusers class.
+        own: Content of the pipeline's `scheduler_config.json`, or its scheduler's `config`.
+        pipeline_class: The pipeline's.
+        given: Option and value that named the pipeline, for messages.
+
+    Raises:
+        LoadError: That configuration does not make one.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, class_name)
+    parameters = _parameters(cls)
+    stated = own.keys() - set(own.get("_use_default_values", ()))
+    options: dict[str, Any] = {}
+    if "clip_sample" not in stated or pipeline_class == "StableDiffusionPipeline":
+        options["clip_sample"] = False
+    if pipeline_class == "StableDiffusionPipeline":
+        options["steps_offset"] = 1
+    if own.get("algorithm_type") not in _PLUS_PLUS:  # DPM-Solver and DEIS know others.
+        options["algorithm_type"] = _PLUS_PLUS[0]
+    try:
+        return cls.from_config(
+            dict(own), **{key: value for key, value in options.items() if key in parameters}
+        )
+    except Exception as error:  # What numbers of other types raise.
+        raise LoadError(
+            f"{given}: its scheduler configuration makes no {class_name} ({first_line(error)}): "
+            "choose another --sched, or fetch or save it again"
+        ) from error
+
+
+def _other_noise(given: str, name: str) -> LoadError:
+    return LoadError(
+        f"{given}: its scheduler is {name}, so the model was trained with noise that neither DDIM "
+        "nor DPM-Solver++ nor UniPC takes away: it cannot be searched"
+    )
+
+
+def _parameters(cls: Any) -> set[str]:
+    return set(inspect.signature(cls.__init__).parameters)
+
+
+def _is_placeholder(cls: Any) -> bool:
+    """Tell whether diffusers has but a name for a class, whose package is not installed."""
+    from diffusers.utils.import_utils import DummyObject
+
+    return isinstance(cls, DummyObject)
