@@ -20,7 +20,7 @@ def main() -> None:
     from tests.report.pages import many_trials
 
     from accel_search.report.page import search_page
-    from accel_search.report.run import read_run
+    from accel_search.report.reading import read_run
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2000)

@@ -74,6 +74,12 @@ def test_a_search_ends_with_a_result_that_is_reused_and_applied_in_two_lines(fol
     assert json.loads(capsys.readouterr().out) == entry
     assert not trials_in_new_lines(folder, lines)
 
+    assert main([*command, "--trials_out", "again.json"]) == 0
+    captured = capsys.readouterr()
+    said = "--trials_out again.json: not written, since a stored result answers; --force searches"
+    assert (captured.out + captured.err).count(said) == 1
+    assert not (folder / "again.json").exists()
+
 
 def trials_in_new_lines(folder, before):
     return [line for line in log_lines(folder)[before:] if "trial " in line]

@@ -291,6 +291,11 @@ def _answer_from(entry: dict[str, Any], settings: Settings, logger: logging.Logg
         print(json.dumps(entry, allow_nan=False))
     else:
         print(stored_summary(entry, settings))
+    if settings.trials_out is not None:
+        logger.warning(
+            "--trials_out %s: not written, since a stored result answers; --force searches again",
+            settings.trials_out,
+        )
     if settings.report is not None or settings.export is not None:
         from accel_search.report.reading import read_run
         from accel_search.report.writing import write_of
