@@ -14,6 +14,7 @@ from accel_search.report.reading import read_run
 from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Row, Run, damaged
 from accel_search.space import parse_key
 from accel_search.statistics import Estimate
+from accel_search.sweep.table import Configuration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,12 +151,14 @@ def _results(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for entry in (value.get("by_model") or {"": value}).values():
             yield parts | (_bound(entry) if "max_speedup" in entry else _found(entry))
     for name, failure in (content.get(FAILED) or {}).items():
-        model, scheduler, steps, method = name.rsplit("_", 3)
+        configuration = Configuration.from_failed_key(name)
+        if configuration is None:
+            continue
         yield {
-            "model": model,
-            "scheduler": scheduler,
-            "steps": int(steps),
-            "targets": method,
+            "model": configuration.model,
+            "scheduler": configuration.sched,
+            "steps": configuration.steps,
+            "targets": configuration.method,
             "failure": f"{failure['error']}: {failure.get('message', '')}",
             "date": failure.get("timestamp"),
         }

@@ -155,7 +155,7 @@ def test_a_sweeps_page_says_where_nothing_is_gained_and_why(tmp_path):
 def test_what_cannot_be_read_is_one_line_and_its_own_exit_code(tmp_path, capsys):
     bad = tmp_path / "trials.json"
     cases = {"{": 5, "[]": 5, '{"format": "other"}': 5, '{"failed_configs": {}}': 2}
-    cases |= {'{"failed_configs": {"x": 1}}': 5}
+    cases |= {'{"failed_configs": {"x": 1}}': 2, '{"failed_configs": {"x_DDIM_9_y": 1}}': 5}
     for text, code in cases.items():
         bad.write_text(text)
         assert main([str(bad)]) == code, text

@@ -202,6 +202,29 @@ def test_an_interrupt_ends_the_workers_and_loses_nothing(tmp_path, monkeypatch):
     assert len(content(tmp_path)) - 1 >= 1 and content(tmp_path)["failed_configs"] == {}
 
 
+FIRST = Configuration("SD1.5", "DDIM", 20, "tome")
+
+
+def test_a_failure_counts_for_the_options_that_it_was_asked_for_with(tmp_path):
+    short = failure("cuda_oom", "no room", seconds=1)
+    large = settings(tmp_path, common={"batch_size": 16})
+    run(large, Worker({ALL[0]: Answer(failure=short)}))
+    assert large.search_settings(FIRST).batch_size == 16
+
+    def found(which):
+        return status_of(content(tmp_path), FIRST, which.search_settings(FIRST), None)
+
+    assert found(large).state == "failed"
+    small = found(settings(tmp_path, common={"batch_size": 1}))
+    assert small.state == "open"
+    assert small.note == "failed when asked for with another batch_size"
+    # A failure of an earlier version does not say what it was asked for with.
+    kept = content(tmp_path)
+    del kept["failed_configs"][ALL[0]]["asked"]
+    (tmp_path / "bounds.json").write_text(json.dumps(kept))
+    assert found(settings(tmp_path, common={"batch_size": 1})).state == "failed"
+
+
 def test_a_winner_is_written_for_use_too(tmp_path):
     search = settings(tmp_path).search_settings(Configuration("SD1.5", "DDIM", 20, "tome"))
     from dataclasses import asdict, replace

@@ -65,9 +65,9 @@ def _explored(content: Mapping[str, Any]) -> Iterator[Explored]:
             configuration = Configuration(model, sched, int(key[2]), "+".join(key[5]))
             yield Explored(configuration, entry=entry)
     for name, failure in (content.get(FAILED) or {}).items():
-        # Only a model's name may hold the separator.
-        model, sched, steps, method = name.rsplit("_", 3)
-        yield Explored(Configuration(model, sched, int(steps), method), failure=dict(failure))
+        failed = Configuration.from_failed_key(name)
+        if failed is not None:
+            yield Explored(failed, failure=dict(failure))
 
 
 def sweep_page(explored: Sequence[Explored], links: Mapping[Configuration, str]) -> str:

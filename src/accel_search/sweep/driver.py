@@ -173,7 +173,10 @@ class Sweep:
         path, failed = Path(search.bounds), configuration.failed_key
         if answer.entry is None:
             assert answer.failure is not None
-            failure = dict(answer.failure) | {"latency_only": search.latency_only}
+            failure = dict(answer.failure) | {
+                "latency_only": search.latency_only,
+                "asked": bounds.asked(search),
+            }
             bounds.save_failure(path, failed, failure)
             with self._lock:
                 self._failed += 1

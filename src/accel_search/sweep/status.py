@@ -57,7 +57,10 @@ def status_of(
             return Status("done", entry=entry)
     failure = bounds.failures(content).get(configuration.failed_key)
     if failure is not None and bool(failure.get("latency_only")) == settings.latency_only:
-        return Status("failed", failure=failure)
+        others = bounds.asked_otherwise(settings, failure) if "asked" in failure else []
+        if not others:
+            return Status("failed", failure=failure)
+        note = f"failed when asked for with another {', '.join(others)}"
     return Status("open", note=note)
 
 

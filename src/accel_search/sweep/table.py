@@ -6,6 +6,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from accel_search.settings import SCHEDULERS
+
+_FAILED_KEY = re.compile(rf"(.+)_({'|'.join(map(re.escape, SCHEDULERS))})_(\d{{1,9}})_(.+)")
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -28,6 +32,15 @@ class Configuration:
     def failed_key(self) -> str:
         """Return its key in `failed_configs`."""
         return f"{self.model}_{self.sched}_{self.steps}_{self.method}"
+
+    @classmethod
+    def from_failed_key(cls, key: str) -> Configuration | None:
+        """Return the configuration of a key in `failed_configs`; None where it is none.
+
+        A model and a method may hold the separator; a scheduler, which stands between, does not.
+        """
+        found = _FAILED_KEY.fullmatch(key)
+        return None if found is None else cls(found[1], found[2], int(found[3]), found[4])
 
     @property
     def slug(self) -> str:
