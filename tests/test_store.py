@@ -7,7 +7,8 @@ from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate, Failure, Trial
 from accel_search.space import JointSpace
 from accel_search.statistics import assess
-from accel_search.store import TrialStore, default_url, study_name
+from accel_search.storage import sqlite_file
+from accel_search.store import DATABASE, TrialStore, default_url, study_name, study_names
 from tests.fakes import WORKLOAD, FakeEvaluator
 
 SPACE = JointSpace(("deepcache",), WORKLOAD)
@@ -47,6 +48,16 @@ def test_optunas_own_tools_read_the_study(tmp_path):
     assert study.metric_names == ["speedup", "score_loss"]
     states = [each.state.name for each in study.trials]
     assert states == ["COMPLETE", "FAIL"]
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "100 %", "ä#&b", "a b"])
+def test_a_run_folder_may_have_any_name(tmp_path, name):
+    url = default_url(tmp_path / name)
+    filled(url)
+    assert {each.name for each in tmp_path.iterdir()} == {name}
+    assert (tmp_path / name / DATABASE).stat().st_size
+    assert sqlite_file(url) == tmp_path / name / DATABASE
+    assert study_names(url) == ["study-run1"]
 
 
 def test_an_early_look_is_kept_as_pruned_and_the_farthest_one_counts(tmp_path):

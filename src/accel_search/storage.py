@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -54,8 +55,8 @@ def reason(error: BaseException) -> str:
 
 
 def sqlite_url(path: str | Path) -> str:
-    """Return the storage URL of an SQLite file."""
-    return f"sqlite:///{path}"
+    """Return the storage URL of an SQLite file, whatever its folder is called."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_file(url: str | None) -> Path | None:
@@ -63,7 +64,7 @@ def sqlite_file(url: str | None) -> Path | None:
     if url is None or not url.startswith("sqlite"):
         return None
     name = url.partition(":///")[2].partition("?")[0]
-    return None if name in ("", ":memory:") else Path(name)
+    return None if name in ("", ":memory:") else Path(unquote(name))
 
 
 @contextmanager
