@@ -17,7 +17,7 @@ from accel_search.store import TrialStore
 from accel_search.strategies import all_strategies, get
 from accel_search.strategies.base import Task
 from accel_search.watchdog import Watchdog
-from tests.fakes import FakeEvaluator
+from tests.fakes import FakeEvaluator, deepcache_truth
 
 
 def point(interval, branch):
@@ -114,6 +114,46 @@ def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next(strateg
     assert outcome.refuted == (lucky,)
     # What a strategy had left aside as slower than the first winner is taken up again.
     assert outcome.winner.trial.candidate == point(3, 1)
+
+
+class RefutedAbove(FakeEvaluator):
+    """Whatever is faster than `limit` and within the bound fails on held-out prompts."""
+
+    limit = 1.35
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        too_fast = "deepcache" in candidate and self._truth(candidate)[0] > self.limit
+        self._held_out_shift = 0.5 if too_fast and split == "held_out" else 0.0
+        measured = super().measure(candidate, split, prompts, pairs)
+        self._held_out_shift = 0.0
+        return measured
+
+
+def mild(candidate):
+    return deepcache_truth(candidate)[0], 0.001
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_what_was_not_tried_on_held_out_prompts_could_still_win(strategy):
+    outcome = run(RefutedAbove(mild), strategy=strategy)
+    tried = set(outcome.refuted)
+    assert outcome.winner is None and len(tried) == 5 and not outcome.settled
+    within = [
+        each
+        for each in outcome.trials
+        if each.is_feasible(Goal(0.02)) and each.trial.candidate not in tried
+    ]
+    assert within and outcome.could_win >= len(within)
+    assert outcome.stopped == (
+        f"5 candidates failed on held-out prompts; {len(within)} slower ones within the bound were "
+        "not tried"
+    )
+
+
+def test_five_refuted_ones_end_nothing_where_no_other_is_left():
+    outcome = run(RefutedAbove(lambda c: (mild(c)[0], 0.001 if mild(c)[0] > 2.15 else 0.3)))
+    assert len(outcome.refuted) == 5 and outcome.winner is None
+    assert outcome.settled and outcome.stopped == "every distinct candidate was measured"
 
 
 def test_bounds_on_likeness_hold_on_held_out_prompts_too():
