@@ -12,7 +12,9 @@ import time
 
 import pytest
 
+from accel_search.errors import TrialFailure
 from accel_search.traversal_search import main
+from tests.fakes import FakeEvaluator
 
 # Small pictures, two prompts; one thread, since two wait for each other on a busy machine.
 SMALL = ["--device", "cpu", "--threads", "1", "--batch_size", "2", "--timing_pairs", "2"]
@@ -150,6 +152,31 @@ def test_a_users_mistake_is_one_line_with_its_code(folder, capsys, arguments, co
     assert says in error
     assert [line for line in error.splitlines() if "Traceback" in line] == []
     assert error.strip().splitlines()[-1].startswith("accel-search: error: ")
+
+
+@pytest.mark.parametrize("kind", [["--strategy", "guided"], ["--latency_only"]], ids=str)
+def test_a_space_in_which_nothing_changes_the_pipeline_is_code_3(folder, capsys, kind):
+    # One step leaves nothing to be cached.
+    assert main([*SMALL, "--steps", "1", *kind]) == 3
+    out, error = capsys.readouterr()
+    assert "very point is the bare pipeline" in out and "Traceback" not in error
+    assert main([*SMALL, "--steps", "1", *kind, "--json"]) == 3
+    assert "very point is the bare pipeline" in json.loads(capsys.readouterr().out)["stopped"]
+    assert not (folder / "speedup_bounds.json").exists()
+
+
+@pytest.mark.parametrize("kind", [["--strategy", "grid"], ["--latency_only"]], ids=str)
+def test_every_candidate_failing_is_code_3_and_says_why(folder, capsys, monkeypatch, kind):
+    class AllFail(FakeEvaluator):
+        def measure(self, *arguments, **options):
+            raise TrialFailure("8 bytes do not fit", "cuda_oom")
+
+    opened = "accel_search.runtime.workbench.open_evaluator"
+    monkeypatch.setattr(opened, lambda settings, logger: AllFail())
+    assert main([*kind, "--pictures", "0"]) == 3
+    out, error = capsys.readouterr()
+    assert re.search(r"\d+ failed: cuda_oom: 8 bytes do not fit\b", " ".join(out.split()))
+    assert not error
 
 
 def start(folder, *arguments):

@@ -57,7 +57,7 @@ def explore(
         watchdog: Ends what hangs; None lets it hang.
 
     Raises:
-        TrialFailure: No candidate could be measured.
+        NothingMeasured: No candidate could be measured.
         AccelSearchError: As `Search.run` and `SpeedBoundSearch.run`.
     """
     space = JointSpace(settings.targets, evaluator.workload, settings.space)

@@ -10,7 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import AccelSearchError, ConfigurationError, ExitCode
+from accel_search.errors import (
+    AccelSearchError,
+    ConfigurationError,
+    ExitCode,
+    NothingMeasured,
+)
 from accel_search.program import run_program
 from accel_search.settings import Settings, from_command_line, search_parser
 
@@ -202,18 +207,23 @@ def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog)
     """Find the fastest candidate, quality aside, and return the exit code."""
     from accel_search.bounds import save
     from accel_search.exploration import explore
-    from accel_search.report.summary import bound_summary
+    from accel_search.report.summary import bound_summary, nothing_timed
     from accel_search.result_files import ensure_writable
     from accel_search.runtime.workbench import open_evaluator
 
     ensure_writable(Path(settings.bounds))
-    found = explore(
-        _going_on(settings, watchdog),
-        open_evaluator(settings, logger),
-        logger,
-        show_bar=_has_bar(settings),
-        watchdog=watchdog,
-    )
+    try:
+        found = explore(
+            _going_on(settings, watchdog),
+            open_evaluator(settings, logger),
+            logger,
+            show_bar=_has_bar(settings),
+            watchdog=watchdog,
+        )
+    except NothingMeasured as error:
+        nothing = {"measured_max_speedup": None, "stopped": str(error)}
+        print(json.dumps(nothing) if settings.json else f"\n{nothing_timed(error)}")
+        return ExitCode.NOTHING_FOUND
     save(Path(settings.bounds), found.key, found.label, found.entry)
     if settings.json:
         print(json.dumps(found.entry, allow_nan=False))
