@@ -179,6 +179,47 @@ def test_every_candidate_failing_is_code_3_and_says_why(folder, capsys, monkeypa
     assert not error
 
 
+class Interrupted(FakeEvaluator):
+    """Interrupted as a trial begins; notes in `seen` what was measured on the search's prompts."""
+
+    at, seen = None, []
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        if len(self.calls) == self.at:
+            raise KeyboardInterrupt
+        if split == "search" and "deepcache" in candidate:
+            self.seen.append(candidate)
+        return super().measure(candidate, split, prompts, pairs)
+
+
+@pytest.mark.parametrize("kind", [["--strategy", "grid"], ["--latency_only"]], ids=str)
+def test_a_forced_search_that_was_interrupted_goes_on_by_the_same_command(
+    folder, monkeypatch, kind
+):
+    def search(*options, at=None):
+        """Return the exit code and what was measured."""
+        seen = []
+
+        class Evaluator(Interrupted):
+            pass
+
+        Evaluator.at, Evaluator.seen = at, seen
+        monkeypatch.setattr(
+            "accel_search.runtime.workbench.open_evaluator", lambda settings, logger: Evaluator()
+        )
+        code = main([*kind, "--pictures", "0", "--quiet", *options])
+        return code, len(seen), len(set(seen))
+
+    # One that was not forced is no forced one to go on with.
+    assert search(at=2)[0] == 130
+    code, begun, _ = search("--force", at=3)
+    assert code == 130 and begun == 3
+    code, rest, distinct = search("--force")
+    assert code == 0 and rest == distinct
+    code, whole, distinct = search("--force")  # The last one has ended.
+    assert code == 0 and whole == distinct == begun + rest
+
+
 def start(folder, *arguments):
     """Start the program in a process of its own."""
     return subprocess.Popen(

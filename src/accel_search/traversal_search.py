@@ -104,6 +104,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
                 logger.debug("written to %s under %s", output, " and ".join(keys))
         # The result is safe before pictures are made, which may fail in ways of their own.
         story = keep(settings, logger, evaluator, space, store, outcome)
+        store.finish()
         written = _write_report(settings, outcome, story, store)
         stored = [output] if entry is not None and settings.replay is None else []
         trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
