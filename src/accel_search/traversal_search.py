@@ -197,7 +197,7 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
     if settings.replay is not None:
         from accel_search.replay import open_replay
 
-        return open_replay(Path(settings.replay), settings.targets)
+        return open_replay(Path(settings.replay), settings.targets, settings.goal)
     from accel_search.runtime.workbench import open_evaluator
 
     evaluator = open_evaluator(settings, logger)
