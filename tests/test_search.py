@@ -35,8 +35,9 @@ def run(
     targets=("deepcache",),
     min_psnr=None,
     watchdog=None,
+    space=None,
 ):
-    space = JointSpace(targets, evaluator.workload)
+    space = JointSpace(targets, evaluator.workload, space)
     store = TrialStore(url, "study", space)
     goal = Goal(bound, speedup, min_psnr)
     cls = get(strategy)
@@ -201,6 +202,15 @@ def test_a_time_budget_stops_before_the_space_is_exhausted():
     assert "45 s" in outcome.stopped and outcome.could_win == 12
 
 
+@pytest.mark.parametrize("strategy", ["grid", "random"])
+def test_a_time_budget_that_is_spent_as_the_last_candidate_ends_has_ended_nothing(strategy):
+    # The baseline and each of sixteen trials, of which none is given up early, are charged 10 s.
+    evaluator = FakeEvaluator(mild)
+    outcome = run(evaluator, budget=Budget(seconds=170.0), strategy=strategy)
+    assert len(outcome.trials) == 16 and outcome.settled and not outcome.could_win
+    assert outcome.stopped == "every distinct candidate was measured"
+
+
 def test_a_time_budget_counts_what_was_spent_before_a_hang():
     outcome = run(FakeEvaluator(), budget=Budget(seconds=45.0), watchdog=Watchdog(spent=20.0))
     assert len(outcome.trials) == 2 and "45 s" in outcome.stopped
@@ -334,6 +344,30 @@ def test_steps_are_searched_as_a_target_of_their_own():
     outcome = run(FakeEvaluator(), targets=("steps",), strategy="guided")
     # Fewer than 12 of 20 lose over 2 %.
     assert outcome.winner.trial.candidate == Candidate({"steps": {"num_inference_steps": 12}})
+    # Fewer steps cost nothing beside other accelerators; beside themselves they are no rival.
+    assert outcome.rivals == ()
+
+
+def test_fewer_steps_alone_that_win_a_joint_search_are_not_their_own_rival():
+    class Joint(FakeEvaluator):
+        """DeepCache costs time; fewer steps are as always."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            alone = {"steps": candidate["steps"]} if "steps" in candidate else dict(candidate)
+            measured = super().measure(Candidate(alone), split, prompts, pairs)
+            self.calls[-1] = (candidate, *self.calls[-1][1:])
+            if len(candidate) == 1 or candidate["deepcache"]["cache_interval"] == 1:
+                return measured
+            return replace(
+                measured, seconds_per_image=tuple(2 * each for each in measured.seconds_per_image)
+            )
+
+    space = {"deepcache": {"cache_interval": (1, 3), "cache_branch_id": (0,)}}
+    evaluator = Joint()
+    outcome = run(evaluator, targets=("deepcache", "steps"), space=space)
+    assert outcome.winner.trial.candidate["steps"] == {"num_inference_steps": 12}
+    assert outcome.winner.trial.candidate["deepcache"]["cache_interval"] == 1
+    assert 12 not in {rival.steps for rival in outcome.rivals}
 
 
 def test_all_intervals_of_an_outcome_are_of_one_pool_and_a_report_finds_the_same(tmp_path):

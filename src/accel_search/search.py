@@ -284,12 +284,14 @@ class Search:
         return f"{failed}; {untried:,} slower {ones} not tried"
 
     def _ask(self, baseline: Measurement) -> tuple[str | None, Proposal | None]:
-        """Return why the budget is over, or what the strategy asks for."""
+        """Return why the budget is over, or what the strategy asks for; neither if it is done."""
         budget = self._budget
+        proposal = self._strategy.ask(self._history(baseline))
+        if proposal is None:
+            return None, None  # A budget that is spent just now has ended nothing.
         if budget.seconds is not None and self._spent >= budget.seconds:
             return f"--time_budget of {budget.seconds:.0f} s was spent", None
-        proposal = self._strategy.ask(self._history(baseline))
-        begins = proposal is not None and proposal.candidate not in self._trials
+        begins = proposal.candidate not in self._trials
         if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
             # The fastest may be among those that were only looked at.
             proposal = self._strategy.finish(self._history(baseline))
@@ -456,6 +458,9 @@ class Search:
 
     def _rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> tuple[Rival, ...]:
         """Measure the bare pipeline at the step count that should be as fast as the winner."""
+        if self._strategy.space.targets == ("steps",):
+            return ()  # Fewer steps are what was searched.
+        key = self._strategy.space.key
         steps, target = self._evaluator.workload.steps, speed_of(winner, held_out)
         rivals: dict[int, Rival] = {}
         guess = math.floor(steps / target)
@@ -465,8 +470,10 @@ class Search:
             guess = min(max(guess, 1), steps - 1)
             if guess in rivals or guess < 1:
                 break
+            fewer = Candidate({"steps": {"num_inference_steps": guess}})
+            if key(fewer) == key(winner.trial.candidate):
+                break  # Nothing is its own rival.
             try:
-                fewer = Candidate({"steps": {"num_inference_steps": guess}})
                 measured = self._recall(f"steps:{guess}", fewer)
             except TrialFailure:
                 break
