@@ -13,6 +13,8 @@ import time
 import pytest
 
 from accel_search.errors import TrialFailure
+from accel_search.report.reading import read_run
+from accel_search.story import pictures_path
 from accel_search.traversal_search import main
 from tests.fakes import FakeEvaluator
 
@@ -218,6 +220,43 @@ def test_a_forced_search_that_was_interrupted_goes_on_by_the_same_command(
     assert code == 0 and rest == distinct
     code, whole, distinct = search("--force")  # The last one has ended.
     assert code == 0 and whole == distinct == begun + rest
+
+
+def test_a_search_that_goes_on_leaves_no_end_of_an_earlier_one(folder, monkeypatch):
+    def search(*options, at=None):
+        class Evaluator(Interrupted):
+            pass
+
+        Evaluator.at = at
+        monkeypatch.setattr(
+            "accel_search.runtime.workbench.open_evaluator", lambda settings, logger: Evaluator()
+        )
+        kind = ["--strategy", "grid", "--pictures", "0", "--quiet"]
+        return main([*kind, "--output", f"{len(options)}.json", *options])
+
+    assert search("--max_trials", "2") == 0
+    ended = read_run(folder / "accel_search_runs")
+    assert ended.is_confirmed and ended.story["stopped"] == "--max_trials 2 was reached"
+    pictured(ended, folder / "accel_search_runs")
+    assert read_run(folder / "accel_search_runs").pictures is not None
+    assert search(at=8) == 130
+    going_on = read_run(folder / "accel_search_runs")
+    assert len(going_on.rows) > 2 and not going_on.is_confirmed
+    assert "stopped" not in going_on.story and going_on.asked["max_trials"] is None
+    assert going_on.pictures is None
+    assert search() == 0
+    again = read_run(folder / "accel_search_runs")
+    assert again.is_confirmed and again.story["stopped"] == "every distinct candidate was measured"
+
+
+def pictured(run, run_dir):
+    """Leave a picture of a run's winner, as a search does."""
+    place = pictures_path(run_dir, run.story["study"])
+    place.mkdir(parents=True)
+    (place / "0.png").touch()
+    column = {"part": "winner", "candidate": run.story["winner"], "files": ["0.png"]}
+    content = {"prompts": [{"text": "a ring", "seed": 0}], "columns": [column]}
+    (place / "pictures.json").write_text(json.dumps(content))
 
 
 def start(folder, *arguments):
