@@ -12,7 +12,11 @@ import time
 
 import pytest
 
+from accel_search.errors import TrialFailure
+from accel_search.report.reading import read_run
+from accel_search.story import pictures_path
 from accel_search.traversal_search import main
+from tests.fakes import FakeEvaluator
 
 # Small pictures, two prompts; one thread, since two wait for each other on a busy machine.
 SMALL = ["--device", "cpu", "--threads", "1", "--batch_size", "2", "--timing_pairs", "2"]
@@ -156,6 +160,109 @@ def test_a_users_mistake_is_one_line_with_its_code(folder, capsys, arguments, co
     assert says in error
     assert [line for line in error.splitlines() if "Traceback" in line] == []
     assert error.strip().splitlines()[-1].startswith("accel-search: error: ")
+
+
+@pytest.mark.parametrize("kind", [["--strategy", "guided"], ["--latency_only"]], ids=str)
+def test_a_space_in_which_nothing_changes_the_pipeline_is_code_3(folder, capsys, kind):
+    # One step leaves nothing to be cached.
+    assert main([*SMALL, "--steps", "1", *kind]) == 3
+    out, error = capsys.readouterr()
+    assert "very point is the bare pipeline" in out and "Traceback" not in error
+    assert main([*SMALL, "--steps", "1", *kind, "--json"]) == 3
+    assert "very point is the bare pipeline" in json.loads(capsys.readouterr().out)["stopped"]
+    assert not (folder / "speedup_bounds.json").exists()
+
+
+@pytest.mark.parametrize("kind", [["--strategy", "grid"], ["--latency_only"]], ids=str)
+def test_every_candidate_failing_is_code_3_and_says_why(folder, capsys, monkeypatch, kind):
+    class AllFail(FakeEvaluator):
+        def measure(self, *arguments, **options):
+            raise TrialFailure("8 bytes do not fit", "cuda_oom")
+
+    opened = "accel_search.runtime.workbench.open_evaluator"
+    monkeypatch.setattr(opened, lambda settings, logger: AllFail())
+    assert main([*kind, "--pictures", "0"]) == 3
+    out, error = capsys.readouterr()
+    assert re.search(r"\d+ failed: cuda_oom: 8 bytes do not fit\b", " ".join(out.split()))
+    assert not error
+
+
+class Interrupted(FakeEvaluator):
+    """Interrupted as a trial begins; notes in `seen` what was measured on the search's prompts."""
+
+    at, seen = None, []
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        if len(self.calls) == self.at:
+            raise KeyboardInterrupt
+        if split == "search" and "deepcache" in candidate:
+            self.seen.append(candidate)
+        return super().measure(candidate, split, prompts, pairs)
+
+
+@pytest.mark.parametrize("kind", [["--strategy", "grid"], ["--latency_only"]], ids=str)
+def test_a_forced_search_that_was_interrupted_goes_on_by_the_same_command(
+    folder, monkeypatch, kind
+):
+    def search(*options, at=None):
+        """Return the exit code and what was measured."""
+        seen = []
+
+        class Evaluator(Interrupted):
+            pass
+
+        Evaluator.at, Evaluator.seen = at, seen
+        monkeypatch.setattr(
+            "accel_search.runtime.workbench.open_evaluator", lambda settings, logger: Evaluator()
+        )
+        code = main([*kind, "--pictures", "0", "--quiet", *options])
+        return code, len(seen), len(set(seen))
+
+    # One that was not forced is no forced one to go on with.
+    assert search(at=2)[0] == 130
+    code, begun, _ = search("--force", at=3)
+    assert code == 130 and begun == 3
+    code, rest, distinct = search("--force")
+    assert code == 0 and rest == distinct
+    code, whole, distinct = search("--force")  # The last one has ended.
+    assert code == 0 and whole == distinct == begun + rest
+
+
+def test_a_search_that_goes_on_leaves_no_end_of_an_earlier_one(folder, monkeypatch):
+    def search(*options, at=None):
+        class Evaluator(Interrupted):
+            pass
+
+        Evaluator.at = at
+        monkeypatch.setattr(
+            "accel_search.runtime.workbench.open_evaluator", lambda settings, logger: Evaluator()
+        )
+        kind = ["--strategy", "grid", "--pictures", "0", "--quiet"]
+        return main([*kind, "--output", f"{len(options)}.json", *options])
+
+    assert search("--max_trials", "2") == 0
+    ended = read_run(folder / "accel_search_runs")
+    assert ended.is_confirmed and ended.story["stopped"] == "--max_trials 2 was reached"
+    pictured(ended, folder / "accel_search_runs")
+    assert read_run(folder / "accel_search_runs").pictures is not None
+    assert search(at=8) == 130
+    going_on = read_run(folder / "accel_search_runs")
+    assert len(going_on.rows) > 2 and not going_on.is_confirmed
+    assert "stopped" not in going_on.story and going_on.asked["max_trials"] is None
+    assert going_on.pictures is None
+    assert search() == 0
+    again = read_run(folder / "accel_search_runs")
+    assert again.is_confirmed and again.story["stopped"] == "every distinct candidate was measured"
+
+
+def pictured(run, run_dir):
+    """Leave a picture of a run's winner, as a search does."""
+    place = pictures_path(run_dir, run.story["study"])
+    place.mkdir(parents=True)
+    (place / "0.png").touch()
+    column = {"part": "winner", "candidate": run.story["winner"], "files": ["0.png"]}
+    content = {"prompts": [{"text": "a ring", "seed": 0}], "columns": [column]}
+    (place / "pictures.json").write_text(json.dumps(content))
 
 
 def start(folder, *arguments):

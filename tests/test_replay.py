@@ -129,6 +129,29 @@ def test_a_compressed_file_is_written_and_read_and_is_the_same_each_time(replay,
         read_trials(tmp_path / "cut.json.gz")
 
 
+@pytest.mark.parametrize("strategy", ["guided", "bayes", "grid"])
+@pytest.mark.parametrize("name", ["psnr", "ssim"])
+def test_a_bound_on_what_was_not_recorded_is_refused(replay, capsys, strategy, name):
+    bound = {"psnr": ["--min_psnr", "20"], "ssim": ["--min_ssim", "0.5"]}[name]
+    content = recorded()
+    assert replay(content, *bound, "--strategy", strategy) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{' '.join(bound)}: trials.json has no {name.upper()}" in line
+    for trial in content["trials"]:
+        trial[name] = [30.0] * 3 if name == "psnr" else [0.9] * 3
+    assert replay(content, *bound, "--strategy", strategy, "--quiet") == 0
+    content["trials"][2][name].pop()  # One picture's is missing.
+    assert replay(content, *bound, "--strategy", strategy) == 2
+    assert "cache_interval=5" in capsys.readouterr().err
+    content["beside"] = {"held_out:deepcache(cache_interval=3, cache_branch_id=0)": {
+        **content["trials"][1], name: [], "batch_size": 4, "seconds": 1.0,
+        "baseline_seconds_per_image": [0.5],
+    }}  # fmt: skip
+    content["trials"][2][name] = [*content["trials"][1][name]]
+    assert replay(content, *bound, "--strategy", strategy) == 2
+    assert "cache_interval=3" in capsys.readouterr().err
+
+
 def test_an_early_look_is_answered_and_charged_in_part(tmp_path):
     path = tmp_path / "t.json"
     content = recorded(baseline={"seconds_per_image": [0.5, 0.5], "scores": [30.0] * 8})

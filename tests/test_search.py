@@ -17,7 +17,7 @@ from accel_search.store import TrialStore
 from accel_search.strategies import all_strategies, get
 from accel_search.strategies.base import Task
 from accel_search.watchdog import Watchdog
-from tests.fakes import FakeEvaluator
+from tests.fakes import FakeEvaluator, deepcache_truth
 
 
 def point(interval, branch):
@@ -35,8 +35,9 @@ def run(
     targets=("deepcache",),
     min_psnr=None,
     watchdog=None,
+    space=None,
 ):
-    space = JointSpace(targets, evaluator.workload)
+    space = JointSpace(targets, evaluator.workload, space)
     store = TrialStore(url, "study", space)
     goal = Goal(bound, speedup, min_psnr)
     cls = get(strategy)
@@ -116,6 +117,46 @@ def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next(strateg
     assert outcome.winner.trial.candidate == point(3, 1)
 
 
+class RefutedAbove(FakeEvaluator):
+    """Whatever is faster than `limit` and within the bound fails on held-out prompts."""
+
+    limit = 1.35
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        too_fast = "deepcache" in candidate and self._truth(candidate)[0] > self.limit
+        self._held_out_shift = 0.5 if too_fast and split == "held_out" else 0.0
+        measured = super().measure(candidate, split, prompts, pairs)
+        self._held_out_shift = 0.0
+        return measured
+
+
+def mild(candidate):
+    return deepcache_truth(candidate)[0], 0.001
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_what_was_not_tried_on_held_out_prompts_could_still_win(strategy):
+    outcome = run(RefutedAbove(mild), strategy=strategy)
+    tried = set(outcome.refuted)
+    assert outcome.winner is None and len(tried) == 5 and not outcome.settled
+    within = [
+        each
+        for each in outcome.trials
+        if each.is_feasible(Goal(0.02)) and each.trial.candidate not in tried
+    ]
+    assert within and outcome.could_win >= len(within)
+    assert outcome.stopped == (
+        f"5 candidates failed on held-out prompts; {len(within)} slower ones within the bound were "
+        "not tried"
+    )
+
+
+def test_five_refuted_ones_end_nothing_where_no_other_is_left():
+    outcome = run(RefutedAbove(lambda c: (mild(c)[0], 0.001 if mild(c)[0] > 2.15 else 0.3)))
+    assert len(outcome.refuted) == 5 and outcome.winner is None
+    assert outcome.settled and outcome.stopped == "every distinct candidate was measured"
+
+
 def test_bounds_on_likeness_hold_on_held_out_prompts_too():
     blurred = point(4, 3)
 
@@ -159,6 +200,15 @@ def test_a_time_budget_stops_before_the_space_is_exhausted():
     # The baseline and each trial are charged 10 s.
     assert len(outcome.trials) == 4 and not outcome.settled
     assert "45 s" in outcome.stopped and outcome.could_win == 12
+
+
+@pytest.mark.parametrize("strategy", ["grid", "random"])
+def test_a_time_budget_that_is_spent_as_the_last_candidate_ends_has_ended_nothing(strategy):
+    # The baseline and each of sixteen trials, of which none is given up early, are charged 10 s.
+    evaluator = FakeEvaluator(mild)
+    outcome = run(evaluator, budget=Budget(seconds=170.0), strategy=strategy)
+    assert len(outcome.trials) == 16 and outcome.settled and not outcome.could_win
+    assert outcome.stopped == "every distinct candidate was measured"
 
 
 def test_a_time_budget_counts_what_was_spent_before_a_hang():
@@ -294,6 +344,30 @@ def test_steps_are_searched_as_a_target_of_their_own():
     outcome = run(FakeEvaluator(), targets=("steps",), strategy="guided")
     # Fewer than 12 of 20 lose over 2 %.
     assert outcome.winner.trial.candidate == Candidate({"steps": {"num_inference_steps": 12}})
+    # Fewer steps cost nothing beside other accelerators; beside themselves they are no rival.
+    assert outcome.rivals == ()
+
+
+def test_fewer_steps_alone_that_win_a_joint_search_are_not_their_own_rival():
+    class Joint(FakeEvaluator):
+        """DeepCache costs time; fewer steps are as always."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            alone = {"steps": candidate["steps"]} if "steps" in candidate else dict(candidate)
+            measured = super().measure(Candidate(alone), split, prompts, pairs)
+            self.calls[-1] = (candidate, *self.calls[-1][1:])
+            if len(candidate) == 1 or candidate["deepcache"]["cache_interval"] == 1:
+                return measured
+            return replace(
+                measured, seconds_per_image=tuple(2 * each for each in measured.seconds_per_image)
+            )
+
+    space = {"deepcache": {"cache_interval": (1, 3), "cache_branch_id": (0,)}}
+    evaluator = Joint()
+    outcome = run(evaluator, targets=("deepcache", "steps"), space=space)
+    assert outcome.winner.trial.candidate["steps"] == {"num_inference_steps": 12}
+    assert outcome.winner.trial.candidate["deepcache"]["cache_interval"] == 1
+    assert 12 not in {rival.steps for rival in outcome.rivals}
 
 
 def test_all_intervals_of_an_outcome_are_of_one_pool_and_a_report_finds_the_same(tmp_path):

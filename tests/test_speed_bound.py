@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from accel_search.accelerators.computation import describe_steps
-from accel_search.errors import TrialFailure
+from accel_search.errors import NothingMeasured, TrialFailure
 from accel_search.records import Candidate, Measurement, Trial
 from accel_search.space import JointSpace
 from accel_search.speed_bound import MAX_RUNS, SpeedBoundSearch
@@ -133,8 +133,19 @@ def test_candidates_that_fail_are_records_and_the_others_go_on():
 
 
 def test_where_every_candidate_fails_its_reason_is_raised():
-    with pytest.raises(TrialFailure, match="no candidate could be measured: the pipeline said no"):
+    said = r"no candidate could be measured: \d+ failed: unknown_error: the pipeline said no"
+    with pytest.raises(NothingMeasured, match=said) as caught:
         search(Timer(fails=frozenset({"all"})))
+    assert caught.value.exit_code == 3 and caught.value.kind == "unknown_error"
+
+
+def test_a_space_in_which_every_point_is_the_bare_pipeline_has_no_fastest():
+    evaluator = Timer()
+    nothing = JointSpace(("deepcache",), WORKLOAD, {"deepcache": {"cache_interval": (1,)}})
+    store = TrialStore(None, "test", nothing)
+    with pytest.raises(NothingMeasured, match="every point is the bare pipeline") as caught:
+        SpeedBoundSearch(evaluator, nothing, store, Listener(), 1).run()
+    assert caught.value.exit_code == 3 and evaluator.calls == []
 
 
 def test_after_a_halved_batch_nothing_of_the_other_size_counts():

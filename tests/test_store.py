@@ -91,6 +91,25 @@ def test_a_candidate_that_failed_in_the_middle_of_a_race_has_failed(tmp_path):
     assert [each for each in store.trials() if each.candidate == CANDIDATES[2]] == [failed]
 
 
+def test_a_fresh_run_is_gone_on_with_until_it_is_finished(tmp_path):
+    url = default_url(tmp_path)
+    _, trials, _ = filled(url)  # Unfinished, but not begun as a fresh run.
+    begun = TrialStore(url, "study", SPACE, fresh=True)
+    begun.add(trials[1], None)
+    again = TrialStore(url, "study", SPACE, fresh=True)
+    assert again.name == begun.name == "study-run2" and again.trials() == [trials[1]]
+    again.finish()
+    assert TrialStore(url, "study", SPACE).name == "study-run2"
+    assert TrialStore(url, "study", SPACE, fresh=True).name == "study-run3"
+
+
+def test_whoever_finishes_a_fresh_run_it_is_finished(tmp_path):
+    url = default_url(tmp_path)
+    first = TrialStore(url, "study", SPACE, fresh=True).name
+    TrialStore(url, "study", SPACE).finish()
+    assert TrialStore(url, "study", SPACE, fresh=True).name != first
+
+
 def test_a_fresh_run_leaves_the_old_trials_alone_and_is_the_one_resumed(tmp_path):
     url = default_url(tmp_path)
     _, trials, _ = filled(url)

@@ -10,7 +10,8 @@
     ├── BaselineError               1  the bare pipeline or the scorer no longer works
     ├── AcceleratorError            2  an accelerator cannot be applied to this pipeline
     └── TrialFailure                -  one candidate failed; recorded, and the search goes on
-        └── InvalidImage
+        ├── InvalidImage
+        └── NothingMeasured         3  not one candidate could be measured, or there is none
 """
 
 from __future__ import annotations
@@ -116,6 +117,12 @@ class InvalidImage(TrialFailure):
     """An image holds NaN or a single value: never a score."""
 
     kind = "invalid_image"
+
+
+class NothingMeasured(TrialFailure):
+    """Not one candidate could be measured, or every point is the bare pipeline."""
+
+    exit_code = ExitCode.NOTHING_FOUND
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accel_search import bounds, results
+from accel_search.errors import NothingMeasured
 from accel_search.outcome import Outcome
 from accel_search.report.progress import Progress
 from accel_search.search import Evaluator
@@ -57,7 +58,7 @@ def explore(
         watchdog: Ends what hangs; None lets it hang.
 
     Raises:
-        TrialFailure: No candidate could be measured.
+        NothingMeasured: No candidate could be measured.
         AccelSearchError: As `Search.run` and `SpeedBoundSearch.run`.
     """
     space = JointSpace(settings.targets, evaluator.workload, settings.space)
@@ -82,13 +83,18 @@ def explore(
         with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
             observers = Observers(progress, tracking)
             timing = SpeedBoundSearch(evaluator, space, store, observers, pairs, watchdog)
-            bound = timing.run()
+            try:
+                bound = timing.run()
+            except NothingMeasured:  # Which is an end, too: what failed is tried again by --force.
+                store.finish()
+                raise
         winner = None
         if outcome is not None and outcome.winner is not None:
             winner = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
         entry = bounds.entry_of(
             settings, space, evaluator.provenance, store.name, bound, outcome, winner
         )
+        store.finish()
         tracking.end(dict(entry) | dict(winner or {}), outcome, ())
     return Exploration(
         key=search_key(evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets),

@@ -62,7 +62,16 @@ def run(settings: SweepSettings) -> int:
     ):
         sweep = Sweep(settings, workers, estimate.seconds, _machine(settings, workers))
         progress.expect(settings.table, len(workers))
-        failed = sweep.run(progress)
+        try:
+            failed = sweep.run(progress)
+        except KeyboardInterrupt:
+            if settings.common.get("force"):
+                # What was done before it began is not told from what it has done.
+                logger.warning(
+                    "--force: the same command explores those that are done once more; what was in "
+                    "hand goes on from its last trial"
+                )
+            raise
         statuses = sweep.statuses()
     print(f"\n{table(statuses)}\n\n{legend(settings.latency_only)}")
     if settings.report is not None:

@@ -70,7 +70,8 @@ class Outcome:
     """Whether the strategy had nothing left that is worth measuring, so that the winner is the
     upper bound as far as it can tell; every distinct candidate was measured by a grid search."""
     could_win: int
-    """Candidates that could still have won when a budget ended the search."""
+    """Candidates that could still have won when a budget, or the number of those that failed on
+    held-out prompts, ended the search."""
     seconds: float
     """Seconds measured, over every run of this study."""
     ablations: tuple[Ablation, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -256,6 +256,21 @@ class Failure:
     """At most 1,000 characters."""
     seconds: float
     """Wall seconds until it failed."""
+
+
+def commonest(failures: Sequence[Failure]) -> Failure:
+    """Return the first failure of the kind that most are of; of equals, of the earlier kind."""
+    kinds = [each.kind for each in failures]
+    kind = max(kinds, key=kinds.count)
+    return next(each for each in failures if each.kind == kind)
+
+
+def said_of(failures: Sequence[Failure]) -> str:
+    """Return in a line how many failed, and why most of them did."""
+    most = commonest(failures)
+    like_it = sum(each.kind == most.kind for each in failures)
+    share = "" if like_it == len(failures) else f", {like_it:,} of them"
+    return f"{len(failures):,} failed{share or ':'} {most.kind}: {most.message}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
+from accel_search.records import Candidate, Goal, Measurement, Provenance, Trial, Workload
 from accel_search.search import Split
 from accel_search.space import JointSpace, Key
 from accel_search.trials_file import TrialsFile, read_trials
@@ -123,11 +123,19 @@ class ReplayEvaluator:
         return trial.measurement
 
 
-def open_replay(path: Path, targets: tuple[str, ...]) -> tuple[ReplayEvaluator, JointSpace]:
+def open_replay(
+    path: Path, targets: tuple[str, ...], goal: Goal | None = None
+) -> tuple[ReplayEvaluator, JointSpace]:
     """Return an evaluator for a file of trials, and the space of its candidates.
 
+    Args:
+        path: The file.
+        targets: Those whose trials are searched.
+        goal: What is looked for in it; None where nothing is judged.
+
     Raises:
-        ConfigurationError: The file is not valid, or holds no trial of exactly `targets`.
+        ConfigurationError: The file is not valid, holds no trial of exactly `targets`, or lacks the
+            samples that a bound of the goal is on.
     """
     recorded = read_trials(path)
     if not any(set(trial.candidate) == set(targets) for trial in recorded.trials):
@@ -139,7 +147,30 @@ def open_replay(path: Path, targets: tuple[str, ...]) -> tuple[ReplayEvaluator, 
         space = replay_space(recorded, targets)
     except ConfigurationError as error:
         raise ConfigurationError(f"--replay {path}: {error}") from error
+    if goal is not None:
+        _refuse_unrecorded(path, recorded, targets, goal)
     return ReplayEvaluator(recorded, space), space
+
+
+def _refuse_unrecorded(
+    path: Path, recorded: TrialsFile, targets: tuple[str, ...], goal: Goal
+) -> None:
+    """Raise where a bound is on likeness that was not recorded: no candidate could be judged."""
+    measured = [(each.candidate, each.measurement) for each in recorded.trials]
+    measured += list(recorded.held_out.items())
+    for name, bound in (("psnr", goal.min_psnr), ("ssim", goal.min_ssim)):
+        lacking = [
+            str(candidate)
+            for candidate, each in measured
+            if set(candidate) == set(targets)
+            and each is not None
+            and len(getattr(each, name)) < len(each.scores)
+        ]
+        if bound is not None and lacking:
+            raise ConfigurationError(
+                f"--min_{name} {bound:g}: {path} has no {name.upper()} of every picture of "
+                f"{lacking[0]}: leave the bound out, or record the trials anew (--trials_out)"
+            )
 
 
 def replay_space(recorded: TrialsFile, targets: tuple[str, ...]) -> JointSpace:

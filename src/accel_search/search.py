@@ -34,7 +34,10 @@ Split = Literal["search", "held_out"]
 """Part of the prompts: those the search scores on, or those only the winner sees."""
 
 MAX_CONFIRMATIONS = 5
-"""Candidates tried on held-out prompts before the search gives up."""
+"""Candidates tried on held-out prompts before the search gives up.
+
+Each takes as long as a full trial; and of many that are tried there, one passes by luck.
+"""
 STALE = 1.1
 """Growth of the number of trials after which the intervals of all are made anew."""
 
@@ -198,6 +201,8 @@ class Search:
             self._check()
         winner, held_out, stopped, settled = self._find(baseline)
         could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
+        if winner is None:
+            could_win += len(self._feasible())  # With a winner, they are slower.
         rivals = () if winner is None else self._rivals(winner, held_out)
         ablations = () if winner is None else self._ablations(winner.trial.candidate)
         self._check()
@@ -251,26 +256,42 @@ class Search:
                 continue
             self._restate()
             best = self._fastest_feasible(baseline)
-            if best is None or len(self._refuted) >= MAX_CONFIRMATIONS:
+            if best is None:
                 reason = over or self._strategy.why_done(self._history(baseline))
                 return None, None, reason, over is None
             holds, held_out = self._confirm(best)
             if not holds:
-                # What it had left behind may win after all: the strategy is asked again.
                 self._refuted.append(best.trial.candidate)
+                if len(self._refuted) >= MAX_CONFIRMATIONS and self._is_any_left(baseline):
+                    return None, None, self._why_given_up(), False
+                # What it had left behind may win after all: the strategy is asked again.
                 continue
             if not asks_for_more:
                 return best, held_out, "the requirement was met", True
             reason = over or self._strategy.why_done(self._history(baseline))
             return best, held_out, reason, over is None
 
+    def _is_any_left(self, baseline: Measurement) -> bool:
+        """Tell whether a candidate is left that could win, untried on held-out prompts."""
+        return bool(self._feasible() or self._strategy.could_win(self._history(baseline)))
+
+    def _why_given_up(self) -> str:
+        failed = f"{len(self._refuted)} candidates failed on held-out prompts"
+        untried = len(self._feasible())
+        if not untried:
+            return failed
+        ones = "one within the bound was" if untried == 1 else "ones within the bound were"
+        return f"{failed}; {untried:,} slower {ones} not tried"
+
     def _ask(self, baseline: Measurement) -> tuple[str | None, Proposal | None]:
-        """Return why the budget is over, or what the strategy asks for."""
+        """Return why the budget is over, or what the strategy asks for; neither if it is done."""
         budget = self._budget
+        proposal = self._strategy.ask(self._history(baseline))
+        if proposal is None:
+            return None, None  # A budget that is spent just now has ended nothing.
         if budget.seconds is not None and self._spent >= budget.seconds:
             return f"--time_budget of {budget.seconds:.0f} s was spent", None
-        proposal = self._strategy.ask(self._history(baseline))
-        begins = proposal is not None and proposal.candidate not in self._trials
+        begins = proposal.candidate not in self._trials
         if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
             # The fastest may be among those that were only looked at.
             proposal = self._strategy.finish(self._history(baseline))
@@ -281,15 +302,20 @@ class Search:
     def _history(self, baseline: Measurement) -> History:
         return History(baseline, tuple(self._trials.values()), frozenset(self._refuted))
 
-    def _fastest_feasible(self, baseline: Measurement) -> AssessedTrial | None:
-        feasible = [
+    def _feasible(self) -> list[AssessedTrial]:
+        """Return what meets the goal, as far as the search's prompts and the held-out ones tell."""
+        return [
             each
             for each in self._trials.values()
             if each.is_feasible(self._goal) and each.trial.candidate not in self._refuted
         ]
+
+    def _fastest_feasible(self, baseline: Measurement) -> AssessedTrial | None:
         history = self._history(baseline)
         return max(
-            feasible, key=lambda each: self._strategy.speedup_of(each, history), default=None
+            self._feasible(),
+            key=lambda each: self._strategy.speedup_of(each, history),
+            default=None,
         )
 
     def _baseline(self, split: Split) -> Measurement:
@@ -432,6 +458,9 @@ class Search:
 
     def _rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> tuple[Rival, ...]:
         """Measure the bare pipeline at the step count that should be as fast as the winner."""
+        if self._strategy.space.targets == ("steps",):
+            return ()  # Fewer steps are what was searched.
+        key = self._strategy.space.key
         steps, target = self._evaluator.workload.steps, speed_of(winner, held_out)
         rivals: dict[int, Rival] = {}
         guess = math.floor(steps / target)
@@ -441,8 +470,10 @@ class Search:
             guess = min(max(guess, 1), steps - 1)
             if guess in rivals or guess < 1:
                 break
+            fewer = Candidate({"steps": {"num_inference_steps": guess}})
+            if key(fewer) == key(winner.trial.candidate):
+                break  # Nothing is its own rival.
             try:
-                fewer = Candidate({"steps": {"num_inference_steps": guess}})
                 measured = self._recall(f"steps:{guess}", fewer)
             except TrialFailure:
                 break

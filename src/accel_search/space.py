@@ -32,6 +32,9 @@ Key = tuple[tuple[str, Hashable], ...]
 Overrides = Mapping[str, Mapping[str, Sequence[Value]]]
 """Accelerator -> parameter -> values that replace the accelerator's own."""
 
+ALL_BARE = "every point is the bare pipeline"
+"""What is said of a space without a candidate: no point of it changes a computation."""
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.errors import ConfigurationError, NothingMeasured, TrialFailure
 from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
-from accel_search.records import Candidate, Failure, Measurement, Trial
+from accel_search.records import Candidate, Failure, Measurement, Trial, commonest, said_of
 from accel_search.search import Evaluator
-from accel_search.space import JointSpace
+from accel_search.space import ALL_BARE, JointSpace
 from accel_search.statistics import Estimate, TimingNoise, noise_floor, speedup
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
@@ -105,20 +106,21 @@ class SpeedBoundSearch:
         self._listener = listener
         self._pairs = pairs
         self._watchdog = watchdog or Watchdog()
-        self._model = LatencyModel(plans_in(space))
         self._standing = _Standing(len(space))
 
     def run(self) -> SpeedBound:
         """Time candidates until none promises to be faster than the fastest.
 
         Raises:
-            TrialFailure: No candidate could be measured; the first one's reason.
-            ConfigurationError: The space is empty, or the bare pipeline fails.
+            NothingMeasured: Every candidate failed, or there is none: every point is the baseline.
+            ConfigurationError: The bare pipeline fails.
             ContaminationError: An accelerator left the pipeline changed.
             OutOfMemoryError: The workload does not fit even at batch size 1.
         """
         if not len(self._space):
-            raise ConfigurationError(f"--targets {','.join(self._space.targets)}: nothing to time")
+            raise NothingMeasured(
+                f"{ALL_BARE}: nothing to time of {' + '.join(self._space.targets)}"
+            )
         baseline = self._baseline()
         self._watchdog.learn(baseline)
         self._listener.on_baseline(baseline)
@@ -138,12 +140,15 @@ class SpeedBoundSearch:
         self._check()
         return self._outcome(baseline, settled=position is None)
 
+    @cached_property
+    def _model(self) -> LatencyModel:
+        return LatencyModel(plans_in(self._space))
+
     def _outcome(self, baseline: Measurement, settled: bool) -> SpeedBound:
         standing = self._standing
         if not standing.measured:
-            first = standing.failures[0]
-            message = f"no candidate could be measured: {first.message}"
-            raise TrialFailure(message, first.kind, first.seconds)
+            said = f"no candidate could be measured: {said_of(standing.failures)}"
+            raise NothingMeasured(said, commonest(standing.failures).kind, baseline.seconds)
         best = self._fastest(baseline)
         found = standing.measured[best]
         kept = [each.seconds for each in standing.measured.values()]

@@ -41,6 +41,8 @@ _FAILED = "failed:"
 """Begins the names of a study's attributes that `remember_failure` keeps."""
 ABOUT = "about"
 """User attribute of a study that says what it is of."""
+FORCED = "forced"
+"""User attribute of a study that was begun afresh: whether it is unfinished."""
 _GO_ON = "what was finished is stored: mend that and run the same command again"
 
 
@@ -61,7 +63,8 @@ class TrialStore:
         url: Optuna storage URL, e.g. `sqlite:///runs/trials.db`; None keeps trials in memory.
         name: Study name, from `study_name`.
         space: Declares each parameter's values to Optuna.
-        fresh: Leave stored trials alone and begin a study beside them.
+        fresh: Leave stored trials alone and begin a study beside them; one that was begun so and is
+            not finished is gone on with, for an interrupted search is resumed by its own command.
         about: What is searched and where, in words: the name is a digest of it.
 
     Raises:
@@ -89,21 +92,24 @@ class TrialStore:
         self._url = url
         try:
             storage = open_storage(url)
-            existing = [
-                study.study_name
+            runs = {
+                int(study.study_name.rpartition("-run")[2]): study.user_attrs
                 for study in storage.get_all_studies()
                 if study.study_name.rpartition("-run")[0] == name
-            ]
-            number = max((int(each.rpartition("-run")[2]) for each in existing), default=0)
+            }
+            number = max(runs, default=0)
+            begins = not runs or (fresh and not runs[number].get(FORCED))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self._study = optuna.create_study(
                     storage=storage,
-                    study_name=f"{name}-run{number + 1 if fresh or not number else number}",
+                    study_name=f"{name}-run{number + begins}",
                     directions=["maximize", "minimize"],
                     load_if_exists=True,
                 )
                 self._study.set_metric_names(["speedup", "score_loss"])
+                if fresh and begins:
+                    self._study.set_user_attr(FORCED, True)
                 if about is not None and self._study.user_attrs.get(ABOUT) != about:
                     self._study.set_user_attr(ABOUT, about)
         except Exception as error:  # Any database driver may raise its own.
@@ -115,6 +121,12 @@ class TrialStore:
     def name(self) -> str:
         """Return the study's name, to find it in Optuna's own tools."""
         return self._study.study_name
+
+    def finish(self) -> None:
+        """Note that the search of this study has ended: a fresh one no longer goes on with it."""
+        with self._told("written", _GO_ON):
+            if self._study.user_attrs.get(FORCED):
+                self._study.set_user_attr(FORCED, False)
 
     def trials(self) -> list[Trial]:
         """Return each candidate's latest trial, other machines' too, in the order of the first."""

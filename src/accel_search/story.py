@@ -2,7 +2,8 @@
 
 The trials' database holds samples and the result file winners. A report needs the rest too: the
 bound, why the search stopped, who was refused, and which prompts the pictures were made of. One
-small JSON file a study, `stories/<study>.json`, holds that; it is written when a search ends.
+small JSON file a study, `stories/<study>.json`, holds that; it is written when a search ends. When
+another one begins to go on with the study, what the file tells of an end is taken out of it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,35 @@ def story_of(
 ) -> dict[str, Any]:
     """Return how a search went, as plain JSON types."""
     winner = outcome.winner
+    return begun_story(settings, space, workload, provenance, study) | {
+        "winner": None if winner is None else winner.trial.candidate.as_dict(),
+        "held_out": None if outcome.held_out is None else figures(outcome.held_out),
+        "rivals": [
+            {
+                "steps": rival.steps,
+                **figures(rival.assessment),
+                "does_as_well": winner is not None and rival.rivals(winner, outcome.held_out),
+            }
+            for rival in outcome.rivals
+        ],
+        "refuted": [each.as_dict() for each in outcome.refuted],
+        "no_gain": of_search(outcome, space, provenance),
+        "resumed": outcome.resumed,
+        "stopped": outcome.stopped,
+        "settled": outcome.settled,
+        "could_win": outcome.could_win,
+        "seconds": round(outcome.seconds, 1),
+    }
+
+
+def begun_story(
+    settings: Settings,
+    space: JointSpace,
+    workload: Workload,
+    provenance: Provenance | None,
+    study: str,
+) -> dict[str, Any]:
+    """Return what there is to be told of a search as it begins, as plain JSON types."""
     return {
         "format": FORMAT,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -64,23 +94,6 @@ def story_of(
             "distinct": len(space),
             "values": space.values(),
         },
-        "winner": None if winner is None else winner.trial.candidate.as_dict(),
-        "held_out": None if outcome.held_out is None else figures(outcome.held_out),
-        "rivals": [
-            {
-                "steps": rival.steps,
-                **figures(rival.assessment),
-                "does_as_well": winner is not None and rival.rivals(winner, outcome.held_out),
-            }
-            for rival in outcome.rivals
-        ],
-        "refuted": [each.as_dict() for each in outcome.refuted],
-        "no_gain": of_search(outcome, space, provenance),
-        "resumed": outcome.resumed,
-        "stopped": outcome.stopped,
-        "settled": outcome.settled,
-        "could_win": outcome.could_win,
-        "seconds": round(outcome.seconds, 1),
         "provenance": None if provenance is None else provenance.as_dict(),
     }
 
@@ -114,6 +127,25 @@ def write_story(run_dir: str | Path, story: Mapping[str, Any]) -> None:
         write_atomically(path, json.dumps(story, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise ConfigurationError(f"--run_dir {run_dir}: {error.strerror}") from error
+
+
+def reopen_story(run_dir: str | Path, begun: Mapping[str, Any]) -> None:
+    """Replace the story of a study that a search goes on with: its end is none any more.
+
+    Args:
+        run_dir: The run folder; nothing is written where it has no story of that study.
+        begun: As `begun_story` returned it.
+
+    Raises:
+        ConfigurationError: The folder cannot be written to.
+    """
+    if story_path(run_dir, begun["study"]).exists():
+        write_story(run_dir, begun)
+
+
+def is_open(story: Mapping[str, Any]) -> bool:
+    """Tell whether a story is one of a search that has not ended."""
+    return "asked" in story and "stopped" not in story
 
 
 def to_picture(outcome: Outcome) -> dict[str, Candidate]:

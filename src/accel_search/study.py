@@ -14,7 +14,14 @@ from accel_search.search import Budget, Evaluator, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore, default_url, study_name
-from accel_search.story import pictures_path, story_of, to_picture, write_story
+from accel_search.story import (
+    begun_story,
+    pictures_path,
+    reopen_story,
+    story_of,
+    to_picture,
+    write_story,
+)
 from accel_search.strategies.base import Task
 from accel_search.tracking import Observers, Tracking
 from accel_search.watchdog import Watchdog
@@ -103,6 +110,9 @@ def run_search(
         tracking: Who else is told; None is nobody.
         watchdog: Ends what hangs; None lets it hang.
     """
+    if settings.replay is None:
+        load, where = evaluator.workload, evaluator.provenance
+        reopen_story(settings.run_dir, begun_story(settings, space, load, where, store.name))
     cls = strategies.get(settings.strategy)
     goal = settings.goal
     task = Task(

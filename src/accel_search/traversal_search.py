@@ -10,7 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.errors import AccelSearchError, ConfigurationError, ExitCode
+from accel_search.errors import (
+    AccelSearchError,
+    ConfigurationError,
+    ExitCode,
+    NothingMeasured,
+)
 from accel_search.program import run_program
 from accel_search.settings import Settings, from_command_line, search_parser
 
@@ -99,6 +104,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
                 logger.debug("written to %s under %s", output, " and ".join(keys))
         # The result is safe before pictures are made, which may fail in ways of their own.
         story = keep(settings, logger, evaluator, space, store, outcome)
+        store.finish()
         written = _write_report(settings, outcome, story, store)
         stored = [output] if entry is not None and settings.replay is None else []
         trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
@@ -191,7 +197,7 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
     if settings.replay is not None:
         from accel_search.replay import open_replay
 
-        return open_replay(Path(settings.replay), settings.targets)
+        return open_replay(Path(settings.replay), settings.targets, settings.goal)
     from accel_search.runtime.workbench import open_evaluator
 
     evaluator = open_evaluator(settings, logger)
@@ -202,18 +208,23 @@ def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog)
     """Find the fastest candidate, quality aside, and return the exit code."""
     from accel_search.bounds import save
     from accel_search.exploration import explore
-    from accel_search.report.summary import bound_summary
+    from accel_search.report.summary import bound_summary, nothing_timed
     from accel_search.result_files import ensure_writable
     from accel_search.runtime.workbench import open_evaluator
 
     ensure_writable(Path(settings.bounds))
-    found = explore(
-        _going_on(settings, watchdog),
-        open_evaluator(settings, logger),
-        logger,
-        show_bar=_has_bar(settings),
-        watchdog=watchdog,
-    )
+    try:
+        found = explore(
+            _going_on(settings, watchdog),
+            open_evaluator(settings, logger),
+            logger,
+            show_bar=_has_bar(settings),
+            watchdog=watchdog,
+        )
+    except NothingMeasured as error:
+        nothing = {"measured_max_speedup": None, "stopped": str(error)}
+        print(json.dumps(nothing) if settings.json else f"\n{nothing_timed(error)}")
+        return ExitCode.NOTHING_FOUND
     save(Path(settings.bounds), found.key, found.label, found.entry)
     if settings.json:
         print(json.dumps(found.entry, allow_nan=False))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from accel_search.errors import TrialFailure
 from accel_search.records import Candidate
 from accel_search.report.colour import takes_colour
 from accel_search.report.summary import summary
@@ -77,6 +78,27 @@ def test_one_that_failed_on_held_out_prompts_is_named(found):
 def test_a_budget_that_ended_it_says_what_could_still_win():
     said = text(run(FakeEvaluator(), budget=Budget(max_trials=3)))
     assert "--max_trials 3 was reached; 13 candidates could still win." in said
+
+
+def test_why_candidates_failed_is_said_by_the_commonest_reason():
+    class Starved(FakeEvaluator):
+        """Fails in one way or another, and always at the longest interval."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            found = candidate.get("deepcache", {"cache_interval": 0})
+            if found == {"cache_interval": 5, "cache_branch_id": 0}:
+                raise TrialFailure("image 3 is black", "invalid_image")
+            if found["cache_interval"] in self.starves:
+                raise TrialFailure("8 bytes\nof 4 are free", "cuda_oom")
+            return super().measure(candidate, split, prompts, pairs)
+
+    evaluator = Starved()
+    evaluator.starves = ()
+    assert "1 failed: invalid_image: image 3 is black\n" in text(run(evaluator))
+    evaluator.starves = (2, 3, 4, 5)
+    said = text(run(evaluator))
+    assert "16 failed, 15 of them cuda_oom: 8 bytes\\nof 4 are free\n" in said
+    assert "failed, " not in text(run(FakeEvaluator()))
 
 
 def test_candidates_left_at_an_early_look_are_said_to_be_open():

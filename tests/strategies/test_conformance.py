@@ -123,6 +123,17 @@ def test_all_failing_ends_the_search(strategy):
     assert run.strategy.ask(run.history()) is None
 
 
+@pytest.mark.parametrize("goal", [Goal(0.02), Goal(0.02, min_speedup=1.3, min_psnr=20.0)], ids=str)
+def test_a_space_in_which_every_point_is_the_bare_pipeline_ends_at_once(strategy, goal):
+    nothing = JointSpace(("deepcache",), WORKLOAD, {"deepcache": {"cache_interval": (1,)}})
+    assert nothing.point_count and not len(nothing)
+    run = Run(strategy, nothing, goal=goal).go()
+    assert run.looks == []
+    assert run.strategy.finish(run.history()) is None
+    assert run.strategy.why_done(run.history()) == "every point is the bare pipeline"
+    assert run.strategy.could_win(run.history()) == 0
+
+
 @pytest.mark.parametrize("goal", [Goal(0.02), Goal(0.0), Goal(0.02, min_speedup=1.3)], ids=str)
 def test_it_ends_and_says_why(strategy, goal):
     run = Run(strategy, SPACES["deepcache"], goal=goal).go()

@@ -13,6 +13,7 @@ import pytest
 
 from accel_search.settings import Settings
 from accel_search.sweep.child import Child, Stopped, TimedOut, describe_exit
+from accel_search.sweep.worker import ABANDONED, HUNG
 from accel_search.sweep.workers import LocalWorker
 from tests.sweep.run_fake import COMMAND, ROOT, is_gone
 
@@ -125,6 +126,25 @@ def test_a_worker_keeps_its_process_for_a_model_and_not_beyond_a_failure(monkeyp
     assert len(set(pids.values())) == 3
     worker.close()
     assert all(is_gone(pid) for pid in pids.values())
+
+
+@pytest.mark.parametrize("code", [HUNG, ABANDONED])
+def test_a_process_that_ends_with_a_workers_own_code_is_no_hang(monkeypatch, code):
+    plan(monkeypatch, demo=f"exit {code}")
+    worker, lines = LocalWorker(command=COMMAND, timeout=60), []
+    found = worker.explore(settings(), lines.append, NEVER).failure
+    assert found["error"] == "subprocess_error" and found["exit_code"] == code
+    assert sum("measuring" in line for line in lines) == 1
+
+
+def test_a_job_that_hangs_goes_on_in_a_new_process_each_time(monkeypatch):
+    plan(monkeypatch, demo="hung 2")
+    worker, lines = LocalWorker(command=COMMAND, timeout=60), []
+    answer = worker.explore(settings(), lines.append, NEVER)
+    assert answer.entry["measured_max_speedup"] == 2.0
+    pids = {line.rpartition(" ")[2] for line in lines if "measuring" in line}
+    worker.close()
+    assert len(pids) == 3 and all(is_gone(int(pid)) for pid in pids)
 
 
 def test_a_crash_and_a_timeout_are_failures_with_what_is_known(monkeypatch):

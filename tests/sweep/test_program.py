@@ -51,6 +51,19 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.parametrize("options", [[], ["--force"]], ids=str)
+def test_an_interrupted_sweep_says_what_the_same_command_does(run, monkeypatch, options):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accel_search.sweep.driver.time.sleep", interrupted)
+    code, said = run(*TABLE, *options, plan={"demo": "sleep 60"})
+    assert code == 130 and said.endswith("run the same command again to go on\n")
+    assert ("--force: the same command explores those that are done once more" in said) == (
+        options == ["--force"]
+    )
+
+
 def start(folder, *arguments, plan=None, module="tests.sweep.run_fake"):
     """Start the program in a process and a folder of its own."""
     return subprocess.Popen(

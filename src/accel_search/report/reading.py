@@ -15,7 +15,7 @@ from accel_search.records import Candidate, Measurement
 from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Column, Pictures, Run, build, damaged
 from accel_search.result_files import as_object, part_of
 from accel_search.store import DATABASE, default_url, read_study, study_names
-from accel_search.story import FORMAT, pictures_path, story_path
+from accel_search.story import FORMAT, is_open, pictures_path, story_path
 from accel_search.trials_file import read_trials
 
 
@@ -135,7 +135,8 @@ def _read_folder(folder: Path, study: str | None, bound: float, storage: str | N
         run = build(origin, story, bound, baselines, trials, beside)
     except DAMAGED as error:
         raise damaged(folder, error) from error
-    return _with_pictures(run, folder)
+    # Those of an earlier end show what need not be the winner any more.
+    return run if is_open(story) else _with_pictures(run, folder)
 
 
 def _place(folder: Path, storage: str | None) -> tuple[str, str]:

@@ -6,8 +6,11 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from accel_search.errors import NothingMeasured
+from accel_search.logging_utils import without_secrets
 from accel_search.outcome import Outcome
-from accel_search.records import Candidate
+from accel_search.program import in_one_line
+from accel_search.records import Candidate, said_of
 from accel_search.report.colour import painted
 from accel_search.report.wording import (
     UNSTEADY,
@@ -28,6 +31,8 @@ SHOWN = 5
 WIDTH = 80
 """Columns of a terminal that the text fits."""
 VERDICT_WIDTH = 12
+LONGEST = 4 * WIDTH
+"""Characters shown of a failure's message."""
 
 
 def summary(
@@ -55,6 +60,7 @@ def summary(
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
             _rival(outcome),
+            _failures(outcome),
             _coverage(outcome, space),
             _use(outcome, settings),
         )
@@ -218,6 +224,18 @@ def _rival(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def _failures(outcome: Outcome) -> str:
+    """Say why candidates failed, by the commonest reason."""
+    failures = [each.trial.failure for each in outcome.trials if each.trial.failure is not None]
+    return textwrap.fill(shown(said_of(failures)), WIDTH) if failures else ""
+
+
+def shown(text: str) -> str:
+    """Return what others' messages are part of as a line for a terminal, not too long a one."""
+    line = in_one_line(without_secrets(text))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
 def _coverage(outcome: Outcome, space: JointSpace) -> str:
     found = [each.assessment for each in outcome.trials if each.assessment is not None]
     failed = len(outcome.trials) - len(found)
@@ -305,6 +323,11 @@ def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         f"Written to {settings.bounds}.",
     ]
     return "\n".join(lines)
+
+
+def nothing_timed(error: NothingMeasured) -> str:
+    """Return the text that ends a search for speed alone in which nothing could be timed."""
+    return textwrap.fill(shown(f"Latency only: {error}"), WIDTH)
 
 
 def snippet(settings: Settings) -> list[str]:

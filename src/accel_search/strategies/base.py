@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from accel_search.racing import next_rung
 from accel_search.records import Candidate, Goal, Measurement
-from accel_search.space import JointSpace
+from accel_search.space import ALL_BARE, JointSpace
 from accel_search.statistics import AssessedTrial
 
 
@@ -89,7 +89,7 @@ class Strategy(ABC):
 
     def why_done(self, history: History) -> str:
         """Return, in a few words, why `ask` returns None."""
-        return "every distinct candidate was measured"
+        return "every distinct candidate was measured" if len(self.space) else ALL_BARE
 
     def could_win(self, history: History) -> int:
         """Return how many candidates could still win when a budget ends the search."""

@@ -94,6 +94,8 @@ class Guided(Strategy):
 
     def finish(self, history: History) -> Proposal | None:
         """Return the next look at the candidate that is worth most of those that are begun."""
+        if not len(self.space):
+            return None
         standing = self._standing(history)
         return self._best_look(standing, self._is_worthy(standing) & (standing.prompts > 0))
 
@@ -122,6 +124,8 @@ class Guided(Strategy):
 
     def why_done(self, history: History) -> str:
         """Say why no candidate is left that is worth a trial."""
+        if not len(self.space):
+            return super().why_done(history)
         standing = self._standing(history)
         left = standing.is_open & (standing.prompts == 0)
         slow = left & self._is_too_slow(standing)
@@ -139,6 +143,8 @@ class Guided(Strategy):
 
     def could_win(self, history: History) -> int:
         """Return how many candidates are still worth a trial."""
+        if not len(self.space):
+            return 0
         return int(self._is_worthy(self._standing(history)).sum())
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a worker answers: an entry, or a failure as `failed_configs` holds it. Plain JSON."""
+"""What a worker answers: an entry, a failure as `failed_configs` holds it, or a hang. JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from accel_search.errors import (
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one configuration: one of `entry` and `failure`."""
+    """What came of one configuration: one of `entry`, `failure` and `has_hung`."""
 
     key: str = ""
     """Of `speedup_bounds.json`."""
@@ -31,6 +31,8 @@ class Answer:
     failure: Mapping[str, Any] | None = None
     is_of_model: bool = False
     """Whether every configuration of the model would fail the same way."""
+    has_hung: bool = False
+    """Whether a candidate hung and is recorded as failed: a new process goes on without it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

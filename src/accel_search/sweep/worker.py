@@ -6,8 +6,9 @@ Each line of its standard input is a job: `{"options": {...}, "answer": "FILE"}`
 settings and the file that its answer is written to. What the model needs is loaded for the first
 job and serves all; the sweep gives jobs of one model to one process. The end of its input ends the
 process, also in the middle of a job: a sweep that was killed leaves nothing running. A candidate
-that hangs ends the process, once it is recorded as failed; the job, given to a new process with
-`"hangs": 1`, goes on without it. Lines for people go to standard output.
+that hangs ends the process, once it is recorded as failed, with an answer that says so; the job,
+given to a new process with `"hangs": 1`, goes on without it. Lines for people go to standard
+output.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 ABANDONED = 3
 """Exit code of a worker whose sweep is gone."""
 HUNG = 4
-"""Exit code of a worker in which a candidate hung: a new process goes on without it."""
+"""Exit code of a worker in which something hung; what that means for the job is in its answer."""
 
 
 def main() -> None:
@@ -166,9 +168,13 @@ def _end(hang: Hang, before: int, answer: Path, began: float) -> NoReturn:
         message = f"{hang.said}: {why}the log shows where it hung"
         seconds = time.perf_counter() - began
         said = failure("timeout", message, seconds=seconds, exit_code=ExitCode.UNEXPECTED)
-        write_atomically(answer, json.dumps(Answer(failure=said).as_dict(), allow_nan=False))
+        found = Answer(failure=said)
     else:
         print(f"WARNING: {hang.said} and is recorded as failed; a new process goes on without it")
+        found = Answer(has_hung=True)
+    sys.stdout.flush()  # Whoever reads the answer may end this process.
+    with suppress(OSError):  # Ending without an answer tells that it ended.
+        write_atomically(answer, json.dumps(found.as_dict(), allow_nan=False))
     leave(HUNG)
 
 

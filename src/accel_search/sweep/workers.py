@@ -14,7 +14,6 @@ from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.child import Child, Died, TimedOut
 from accel_search.sweep.machine import choose_gpus, shares, visible_gpus
 from accel_search.sweep.settings import SweepSettings
-from accel_search.sweep.worker import HUNG
 
 OnLine = Callable[[str], None]
 
@@ -121,12 +120,11 @@ class LocalWorker:
         while True:
             job = {"options": asdict(settings), "hangs": hangs}
             self.model = settings.pipe
-            try:
-                return self._ask(job, stop, deadline - time.monotonic())
-            except Died as error:
-                if error.exit_code != HUNG:
-                    raise
-                hangs += 1
+            answer = self._ask(job, stop, deadline - time.monotonic())
+            if not answer.has_hung:
+                return answer
+            self.close()
+            hangs += 1
 
     def _ask(
         self, job: Mapping[str, Any], stop: threading.Event, timeout: float | None = None
