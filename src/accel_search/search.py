@@ -23,7 +23,7 @@ from accel_search.statistics import (
     Assessment,
     TimingNoise,
     assess,
-    speedup,
+    retimed,
     timing_noises,
 )
 from accel_search.store import TrialStore
@@ -342,8 +342,8 @@ class Search:
         for candidate, each in self._trials.items():
             measured, found = each.trial.measurement, each.assessment
             if measured is not None and found is not None:
-                again = speedup(measured, self._noises[measured.batch_size])
-                self._trials[candidate] = replace(each, assessment=replace(found, speedup=again))
+                again = retimed(found, measured, self._noises[measured.batch_size])
+                self._trials[candidate] = replace(each, assessment=again)
 
     def _measure(self, proposal: Proposal) -> None:
         """Measure what a candidate lacks of its prompts, and store it; a failure is a record."""

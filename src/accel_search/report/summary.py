@@ -52,6 +52,8 @@ def summary(
         for part in (
             _headline(outcome, settings),
             _best_few(outcome, settings, colour),
+            # Of a single target, `no_gain` tells of the noise.
+            "" if no_gain and len(space.targets) == 1 else _refused_for_noise(outcome, settings),
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
             _rival(outcome),
@@ -130,6 +132,22 @@ def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
             *(_row(each, outcome, colour) for each in shown),
             *_why_not_the_first(outcome, settings),
         ]
+    )
+
+
+def _refused_for_noise(outcome: Outcome, settings: Settings) -> str:
+    """Say what would have won but for the noise, where nothing has, and what tells."""
+    refused = [each for each in outcome.trials if each.is_refused_for_noise(settings.goal)]
+    if outcome.winner is not None or not refused:
+        return ""
+    first = max(refused, key=lambda each: each.assessment.speedup.value)  # type: ignore[union-attr]
+    assert first.assessment is not None
+    return textwrap.fill(
+        f"{short(first.trial.candidate)} meets the goal but for the timing noise: two copies of "
+        f"one pipeline may differ by {100 * first.assessment.noise_floor:.1f} % here, so its "
+        f"{factor(first.assessment.speedup)} is not shown to be a gain. Search again with more "
+        f"--timing_pairs than {settings.timing_pairs}, or on a quieter machine with --force.",
+        WIDTH,
     )
 
 
