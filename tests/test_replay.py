@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -180,6 +181,29 @@ def test_a_bad_file_is_one_line_and_code_2(replay, capsys, content, says):
     assert replay(content) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def of_one_prompt():
+    content = recorded()
+    for each in (content["baseline"], *content["trials"]):
+        each["scores"] = each["scores"][:1]
+    return content
+
+
+def test_one_prompt_says_nothing_for_certain_and_makes_no_invalid_file(replay, tmp_path, capsys):
+    made = ["--report", "page.html", "--trials_out", "out.json"]
+    assert replay(of_one_prompt(), "--strategy", "grid", "--json", *made) == 0
+    said = capsys.readouterr().out
+    evidence = json.loads(said)["evidence"]
+    assert evidence["verdict"] == "inconclusive" and evidence["score_loss_interval"] is None
+    assert evidence["prompts_needed"] is None
+    (drawn,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text())
+    rows = json.loads(drawn)["rows"]
+    assert [row["l"][1:] for row in rows] == [[None, None]] * 3
+    for text in (said, *((tmp_path / each).read_text() for each in ("page.html", "out.json"))):
+        assert not re.search(r"\b(NaN|Infinity|inf|nan)\b", text.split("<script>")[0])
+    assert replay(of_one_prompt(), "--strategy", "grid") == 0
+    assert "score loss: 1.0 % [unknown]  inconclusive, 1 prompts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("scores", [[], [30, 31, 32, 33]])

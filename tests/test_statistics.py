@@ -40,6 +40,20 @@ def test_equal_scores_lose_nothing_for_certain():
     assert score_loss([30.0, 31.0], [30.0, 31.0]) == Estimate(0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("after", [31.0, 30.0])
+def test_one_prompt_says_nothing_of_how_far_off_its_loss_may_be(after):
+    found = score_loss([30.0], [after])
+    assert found.value == pytest.approx(1 - after / 30)
+    assert (found.low, found.high) == (-np.inf, np.inf) and not found.is_bounded
+    assert judge(found, 0.02) is Verdict.INCONCLUSIVE
+    assert prompts_needed([30.0], [after], 0.02) is None
+
+
+def test_two_prompts_that_lose_the_same_share_lose_it_as_far_as_they_tell():
+    found = score_loss([30.0, 34.0], [29.1, 32.98])
+    assert found.as_list() == pytest.approx([0.03, 0.03])
+
+
 def test_score_loss_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = 0

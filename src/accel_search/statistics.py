@@ -19,6 +19,8 @@ from accel_search.records import Goal, Measurement, Trial
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+FEWEST_RESAMPLED = 6
+"""Prompts from which on resampling them tells how their mean may differ."""
 _SEED = 20240229  # The same samples always give the same interval.
 
 
@@ -31,8 +33,13 @@ class Estimate:
     high: float
 
     def as_list(self) -> list[float]:
-        """Return `[low, high]`, as result files hold it."""
+        """Return `[low, high]`."""
         return [self.low, self.high]
+
+    @property
+    def is_bounded(self) -> bool:
+        """Tell whether it is known how far off the value may be; if not, an end is infinite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     def agrees_with(self, other: Estimate) -> bool:
         """Tell whether the two intervals overlap: if not, one of them is not what it claims."""
@@ -139,7 +146,8 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
 
     Returns:
         (mean baseline − mean candidate) / mean baseline with its bias-corrected and
-        accelerated bootstrap interval over prompts, widened for few of them.
+        accelerated bootstrap interval over prompts, widened for few of them. Of fewer than
+        `FEWEST_RESAMPLED` it is Student's t, and of one the interval is infinite.
 
     Raises:
         ConfigurationError: The baseline's mean is not positive, so a relative loss has no
@@ -149,7 +157,8 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
         Efron, "Better bootstrap confidence intervals" (1987), as scipy.stats.bootstrap has it. Its
         percentiles are too narrow at few prompts (92 % at 16 for 95 %, measured by
         tests/reliability/test_coverage.py): expanded as in Hesterberg, "What teachers should know
-        about the bootstrap" (2015), to those of Student's t.
+        about the bootstrap" (2015), to those of Student's t. Two to five prompts have too few
+        distinct resamples for any level (51 to 90 %, same test).
     """
     if len(baseline) != len(candidate):
         raise ConfigurationError(
@@ -162,11 +171,18 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
             "one: check that --clip_model suits these pictures and prompts"
         )
     value = float(1 - after.mean() / before.mean())
+    if len(before) < 2:
+        return Estimate(value, -math.inf, math.inf)
     # The bootstrap of a constant is not defined; there the interval is the value.
-    if len(before) < 2 or (np.ptp(before - after) == 0 and np.ptp(before) == 0):
+    if np.ptp(before - after) == 0 and np.ptp(before) == 0:
         return Estimate(value, value, value)
     if np.array_equal(before, after):
         return Estimate(0.0, 0.0, 0.0)
+    if len(before) < FEWEST_RESAMPLED:
+        # Linearised about the loss, as in `racing.is_lost`: the mean of these is 0.
+        apart = ((1 - value) * before - after) / before.mean()
+        half = _half_width(*_squares(apart), len(apart))
+        return Estimate(value, value - half, value + half)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         # The same loss at every prompt: all resamples agree, and no end can be computed.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
@@ -431,13 +447,17 @@ def timing_spread(noise: Measurement, trials: Sequence[Measurement] = ()) -> flo
     return to_sd * float(np.median(np.abs(pooled))) if len(pooled) else 0.0
 
 
-def prompts_needed(baseline: Sequence[float], candidate: Sequence[float], bound: float) -> int:
-    """Estimate how many prompts would settle an inconclusive verdict.
+def prompts_needed(
+    baseline: Sequence[float], candidate: Sequence[float], bound: float
+) -> int | None:
+    """Estimate how many prompts would settle an inconclusive verdict; None of a single one.
 
     By the normal approximation: the interval's half-width shrinks with the square root of
     the number of prompts and must fall below the distance from the bound.
     """
     before, after = np.asarray(baseline, float), np.asarray(candidate, float)
+    if len(before) < 2:
+        return None
     distance = abs(1 - after.mean() / before.mean() - bound)
     if distance == 0:
         return 10**6

@@ -9,7 +9,7 @@ from typing import Any
 from accel_search.report.colour import painted
 from accel_search.report.summary import WIDTH, settings_lines
 from accel_search.report.wording import factor, percent
-from accel_search.results import rounded
+from accel_search.results import interval_of, rounded
 from accel_search.settings import Settings
 from accel_search.statistics import Estimate, Verdict, judge
 from accel_search.verification import Verification
@@ -157,7 +157,7 @@ def _figures(estimate: Estimate | None) -> dict[str, Any]:
         return {"value": None, "interval": None}
     return {
         "value": rounded(estimate.value),
-        "interval": [rounded(end) for end in estimate.as_list()],
+        "interval": interval_of(estimate),
     }
 
 
