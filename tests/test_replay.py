@@ -206,6 +206,32 @@ def test_one_prompt_says_nothing_for_certain_and_makes_no_invalid_file(replay, t
     assert "score loss: 1.0 % [unknown]  inconclusive, 1 prompts" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_one_sample_of_each_shows_no_gain_and_says_why(replay, tmp_path, capsys, strategy):
+    content = recorded()
+    for each in (content["baseline"], *content["trials"]):
+        each["seconds_per_image"] = each["seconds_per_image"][:1]
+    made = ["--report", "page.html", "--trials_out", "out.json"]
+    assert replay(content, "--strategy", strategy, *made) == 3
+    said = capsys.readouterr().out
+    assert "timing noise unknown" in said
+    assert "3.00 [unknown]" in said and "nothing was timed twice" in " ".join(said.split())
+    page = (tmp_path / "page.html").read_text()
+    (drawn,) = re.findall(r'id="data">(.*?)</script>', page)
+    assert json.loads(drawn)["noise"] is None and "lie an unknown distance apart" in page
+    assert {tuple(row["s"][1:]) for row in json.loads(drawn)["rows"]} == {(None, None)}
+    # What it wrote is read again, and is no surer.
+    assert main(["--replay", "out.json", "--json"]) == 3
+
+
+def test_a_second_sample_of_the_baseline_is_a_pair(replay, capsys):
+    content = recorded()
+    content["baseline"]["seconds_per_image"] = [0.5, 0.501]
+    assert replay(content, "--strategy", "grid", "--json") == 0
+    low, high = json.loads(capsys.readouterr().out)["evidence"]["speedup_interval"]
+    assert low < 3 < high and high - low > 0.01
+
+
 @pytest.mark.parametrize("scores", [[], [30, 31, 32, 33]])
 def test_more_scores_than_the_baseline_has_are_refused(tmp_path, scores):
     content = recorded()

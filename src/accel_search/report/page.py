@@ -381,7 +381,9 @@ def _story(run: Run) -> dict[str, Any]:
         "stopped": story.get("stopped"),
         "could_win": story.get("could_win"),
         "is_finished": "stopped" in story,
-        "noise": f"{100 * run.noise_floor:.1f} %",
+        "noise": f"{100 * run.noise_floor:.1f} %"
+        if math.isfinite(run.noise_floor)
+        else "an unknown distance",
         "seconds_per_image": sum(run.baseline.seconds_per_image)
         / len(run.baseline.seconds_per_image),
         "score": sum(run.baseline.scores) / len(run.baseline.scores)
