@@ -5,6 +5,7 @@ import math
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from accel_search.errors import ContaminationError
@@ -319,6 +320,28 @@ def test_a_rival_need_not_be_as_fast_as_the_winner_was_by_luck():
     assert max(rival.assessment.speedup.value for rival in outcome.rivals) < lucky
     assert any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
     assert speed_of(outcome.winner, None) == lucky
+
+
+class Worsening(FakeEvaluator):
+    """The machine gets noisy once a winner is found."""
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        if "steps" in candidate:
+            self._noise = 0.1
+        return super().measure(candidate, split, prompts, pairs)
+
+
+def test_a_winner_is_a_gain_by_the_intervals_that_are_reported():
+    won = 0
+    for seed in range(12):
+        evaluator = Worsening(lambda candidate: (1.06, 0.001), noise=0.02)
+        evaluator._rng = np.random.default_rng(seed)
+        outcome = run(evaluator, budget=Budget(max_trials=3))
+        if outcome.winner is not None:
+            won += 1
+            assert outcome.winner.assessment.is_gain and outcome.held_out.is_gain
+            assert outcome.winner in outcome.trials and outcome.rivals
+    assert won
 
 
 def test_steps_are_searched_as_a_target_of_their_own():
