@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -203,6 +204,55 @@ def test_a_bad_file_is_one_line_and_code_2(replay, capsys, content, says):
     assert replay(content) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def of_one_prompt():
+    content = recorded()
+    for each in (content["baseline"], *content["trials"]):
+        each["scores"] = each["scores"][:1]
+    return content
+
+
+def test_one_prompt_says_nothing_for_certain_and_makes_no_invalid_file(replay, tmp_path, capsys):
+    made = ["--report", "page.html", "--trials_out", "out.json"]
+    assert replay(of_one_prompt(), "--strategy", "grid", "--json", *made) == 0
+    said = capsys.readouterr().out
+    evidence = json.loads(said)["evidence"]
+    assert evidence["verdict"] == "inconclusive" and evidence["score_loss_interval"] is None
+    assert evidence["prompts_needed"] is None
+    (drawn,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text())
+    rows = json.loads(drawn)["rows"]
+    assert [row["l"][1:] for row in rows] == [[None, None]] * 3
+    for text in (said, *((tmp_path / each).read_text() for each in ("page.html", "out.json"))):
+        assert not re.search(r"\b(NaN|Infinity|inf|nan)\b", text.split("<script>")[0])
+    assert replay(of_one_prompt(), "--strategy", "grid") == 0
+    assert "score loss: 1.0 % [unknown]  inconclusive, 1 prompts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_one_sample_of_each_shows_no_gain_and_says_why(replay, tmp_path, capsys, strategy):
+    content = recorded()
+    for each in (content["baseline"], *content["trials"]):
+        each["seconds_per_image"] = each["seconds_per_image"][:1]
+    made = ["--report", "page.html", "--trials_out", "out.json"]
+    assert replay(content, "--strategy", strategy, *made) == 3
+    said = capsys.readouterr().out
+    assert "timing noise unknown" in said
+    assert "3.00 [unknown]" in said and "nothing was timed twice" in " ".join(said.split())
+    page = (tmp_path / "page.html").read_text()
+    (drawn,) = re.findall(r'id="data">(.*?)</script>', page)
+    assert json.loads(drawn)["noise"] is None and "lie an unknown distance apart" in page
+    assert {tuple(row["s"][1:]) for row in json.loads(drawn)["rows"]} == {(None, None)}
+    # What it wrote is read again, and is no surer.
+    assert main(["--replay", "out.json", "--json"]) == 3
+
+
+def test_a_second_sample_of_the_baseline_is_a_pair(replay, capsys):
+    content = recorded()
+    content["baseline"]["seconds_per_image"] = [0.5, 0.501]
+    assert replay(content, "--strategy", "grid", "--json") == 0
+    low, high = json.loads(capsys.readouterr().out)["evidence"]["speedup_interval"]
+    assert low < 3 < high and high - low > 0.01
 
 
 @pytest.mark.parametrize("scores", [[], [30, 31, 32, 33]])

@@ -11,9 +11,11 @@ from accel_search.statistics import (
     TimingNoise,
     Verdict,
     assess,
+    is_gain,
     judge,
     noise_floor,
     prompts_needed,
+    retimed,
     score_loss,
     speedup,
     timing_noises,
@@ -36,6 +38,20 @@ def test_score_loss_is_relative_to_the_baselines_mean():
 
 def test_equal_scores_lose_nothing_for_certain():
     assert score_loss([30.0, 31.0], [30.0, 31.0]) == Estimate(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("after", [31.0, 30.0])
+def test_one_prompt_says_nothing_of_how_far_off_its_loss_may_be(after):
+    found = score_loss([30.0], [after])
+    assert found.value == pytest.approx(1 - after / 30)
+    assert (found.low, found.high) == (-np.inf, np.inf) and not found.is_bounded
+    assert judge(found, 0.02) is Verdict.INCONCLUSIVE
+    assert prompts_needed([30.0], [after], 0.02) is None
+
+
+def test_two_prompts_that_lose_the_same_share_lose_it_as_far_as_they_tell():
+    found = score_loss([30.0, 34.0], [29.1, 32.98])
+    assert found.as_list() == pytest.approx([0.03, 0.03])
 
 
 def test_score_loss_interval_covers_the_truth_as_often_as_it_says():
@@ -78,6 +94,35 @@ def test_two_copies_of_one_pipeline_are_rarely_called_a_gain():
 def test_noise_floor_shrinks_with_the_pairs():
     noise = timing([1.02, 0.98, 1.01, 0.99])
     assert noise_floor(noise, 16) < noise_floor(noise, 4) < noise_floor(noise, 1)
+
+
+def test_one_disturbed_call_of_the_baseline_sets_the_noise_floor_until_trials_contradict_it():
+    rng = np.random.default_rng(5)
+    quiet = np.exp(rng.normal(0, 0.002, 4))
+    disturbed = timing([*quiet[:3], 1.4])
+    trials = [timing(1.3 * np.exp(rng.normal(0, 0.002, 3))) for _ in range(4)]
+    assert noise_floor(disturbed, 3) > 0.3
+    assert not assess(trials[0], disturbed, 0.02).is_gain
+    noise = TimingNoise([disturbed], trials)
+    assert noise.floor(3) < 0.01
+    # An assessment made before is mended by what is known now.
+    assert retimed(assess(trials[0], disturbed, 0.02), trials[0], noise).is_gain
+    # One that all pairs agree with stays.
+    assert TimingNoise([timing(quiet)], trials).floor(3) < noise_floor(timing([0.9, 1.1]), 3)
+    assert TimingNoise([]).floor(3) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("figures", "floor", "gain"),
+    [
+        ((1.05, 1.01, 1.09), 0.04, True),
+        ((1.05, 1.01, 1.09), 0.06, False),  # Two copies may differ by as much.
+        ((1.05, 0.99, 1.11), 0.04, False),  # It may as well be none.
+        ((1.05, 1.01, 1.09), np.inf, False),
+    ],
+)
+def test_a_gain_is_one_beyond_its_interval_and_beyond_the_noise(figures, floor, gain):
+    assert is_gain(Estimate(*figures), floor) is gain
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,22 @@ def test_a_search_that_finds_a_result_from_elsewhere_offers_to_verify_it(
     assert "--verify measures it again, --force searches again." in capsys.readouterr().out
 
 
+def test_what_was_timed_once_holds_nothing_and_says_so(stored):
+    class Once(FakeEvaluator):
+        def baseline(self, split="search"):
+            return replace(super().baseline(split), baseline_seconds_per_image=())
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            return super().measure(candidate, split, prompts, 1)
+
+    found = verified(None, stored, Once())
+    assert found.speedup_verdict == "inconclusive"
+    said = verified_text(found, stored)
+    assert "1.90 [unknown]" in said and "nothing was timed twice" in " ".join(said.split())
+    figures = json.loads(json.dumps(verified_json(found), allow_nan=False))["speedup"]
+    assert figures["interval"] is None and figures["noise_floor"] is None
+
+
 def ends_as_its_figures_say(code, found):
     """Check a verification's exit code and speedup verdict by the figures that it gives.
 

@@ -225,7 +225,9 @@ def _ends(name: str, figures: list[Any] | None) -> dict[str, Any]:
 
 
 def _figures(estimate: Estimate | None) -> list[Any] | None:
-    return None if estimate is None else [estimate.value, *estimate.as_list()]
+    if estimate is None:
+        return None
+    return [estimate.value, *(estimate.as_list() if estimate.is_bounded else (None, None))]
 
 
 def _mean(values: tuple[float, ...]) -> float | None:

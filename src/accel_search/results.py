@@ -20,7 +20,7 @@ from accel_search.result_files import (
 )
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import JointSpace, parse_key, search_key
-from accel_search.statistics import Assessment, Verdict, prompts_needed
+from accel_search.statistics import Assessment, Estimate, Verdict, prompts_needed
 
 
 def entry_of(
@@ -52,7 +52,7 @@ def entry_of(
         "without": {
             each.target: {
                 "speedup": rounded(each.assessment.speedup.value),
-                "speedup_interval": [rounded(end) for end in each.assessment.speedup.as_list()],
+                "speedup_interval": interval_of(each.assessment.speedup),
             }
             for each in outcome.ablations
         },
@@ -327,11 +327,16 @@ def figures(assessment: Assessment) -> dict[str, Any]:
 
 def _intervals(assessment: Assessment) -> dict[str, Any]:
     return {
-        "speedup_interval": [rounded(end) for end in assessment.speedup.as_list()],
-        "score_loss_interval": [rounded(end) for end in assessment.score_loss.as_list()],
+        "speedup_interval": interval_of(assessment.speedup),
+        "score_loss_interval": interval_of(assessment.score_loss),
         "verdict": str(assessment.verdict),
         "prompts": assessment.prompts,
     }
+
+
+def interval_of(estimate: Estimate) -> list[float] | None:
+    """Return `[low, high]` as the result files hold it; None where it is unknown."""
+    return [rounded(end) for end in estimate.as_list()] if estimate.is_bounded else None
 
 
 def rounded(value: float) -> float:

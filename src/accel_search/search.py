@@ -23,7 +23,7 @@ from accel_search.statistics import (
     Assessment,
     TimingNoise,
     assess,
-    speedup,
+    retimed,
     timing_noises,
 )
 from accel_search.store import TrialStore
@@ -199,16 +199,20 @@ class Search:
         if self._watchdog.hangs:
             # Where the device itself no longer answers, the next candidate must not be blamed.
             self._check()
-        winner, held_out, stopped, settled = self._find(baseline)
-        could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
-        if winner is None:
-            could_win += len(self._feasible())  # With a winner, they are slower.
-        rivals = () if winner is None else self._rivals(winner, held_out)
-        ablations = () if winner is None else self._ablations(winner.trial.candidate)
-        self._check()
-        # Everything was timed by now: the intervals that are reported are all of one pool.
-        self._beside = self._store.remembered()
-        self._restate()
+        is_over = False
+        while not is_over:
+            winner, held_out, stopped, settled = self._find(baseline)
+            could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
+            if winner is None:
+                could_win += len(self._feasible())  # With a winner, they are slower.
+            rivals = () if winner is None else self._rivals(winner, held_out)
+            ablations = () if winner is None else self._ablations(winner.trial.candidate)
+            self._check()
+            # Everything was timed by now: the intervals that are reported are all of one pool.
+            self._beside = self._store.remembered()
+            self._restate()
+            # What was timed last may have shown that the winner's gain is none.
+            is_over = winner is None or self._still_wins(winner.trial.candidate)
         if winner is not None:
             winner = self._trials[winner.trial.candidate]
             held_out = None if held_out is None else self._held_out(winner.trial.candidate)
@@ -368,8 +372,8 @@ class Search:
         for candidate, each in self._trials.items():
             measured, found = each.trial.measurement, each.assessment
             if measured is not None and found is not None:
-                again = speedup(measured, self._noises[measured.batch_size])
-                self._trials[candidate] = replace(each, assessment=replace(found, speedup=again))
+                again = retimed(found, measured, self._noises[measured.batch_size])
+                self._trials[candidate] = replace(each, assessment=again)
 
     def _measure(self, proposal: Proposal) -> None:
         """Measure what a candidate lacks of its prompts, and store it; a failure is a record."""
@@ -431,7 +435,6 @@ class Search:
 
     def _confirm(self, each: AssessedTrial) -> tuple[bool, Assessment | None]:
         """Tell whether a candidate holds on held-out prompts, too; None where there are none."""
-        goal = self._goal
         try:
             held_out = self._held_out(each.trial.candidate)
         except TrialFailure:
@@ -439,15 +442,29 @@ class Search:
             return False, None
         if held_out is None:
             return True, None
-        # Of many candidates that are no faster, some look so by chance; the second, independent
-        # timing is what rules those out.
-        holds = (
+        holds = self._holds(held_out)
+        self._observer.on_confirm(each, held_out, holds)
+        return holds, held_out
+
+    def _holds(self, held_out: Assessment) -> bool:
+        """Tell whether a candidate meets the goal on held-out prompts.
+
+        Of many candidates that are no faster, some look so by chance; the second, independent
+        timing is what rules those out.
+        """
+        goal = self._goal
+        return (
             held_out.is_gain
             and held_out.is_within(goal)
             and (goal.min_speedup is None or held_out.speedup.high >= goal.min_speedup)
         )
-        self._observer.on_confirm(each, held_out, holds)
-        return holds, held_out
+
+    def _still_wins(self, candidate: Candidate) -> bool:
+        """Tell whether a winner is one by all pairs timed by now."""
+        held_out = self._held_out(candidate)
+        return self._trials[candidate].is_feasible(self._goal) and (
+            held_out is None or self._holds(held_out)
+        )
 
     def _held_out(self, candidate: Candidate) -> Assessment | None:
         """Assess a candidate on held-out prompts; None where there are none."""

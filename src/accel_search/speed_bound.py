@@ -14,7 +14,7 @@ from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
 from accel_search.records import Candidate, Failure, Measurement, Trial, commonest, said_of
 from accel_search.search import Evaluator
 from accel_search.space import ALL_BARE, JointSpace
-from accel_search.statistics import Estimate, TimingNoise, noise_floor, speedup
+from accel_search.statistics import Estimate, TimingNoise, is_gain, speedup
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
 from accel_search.watchdog import Watchdog
@@ -68,7 +68,7 @@ class SpeedBound:
     @property
     def is_gain(self) -> bool:
         """Tell whether it is faster than the baseline beyond its interval and the noise floor."""
-        return self.speedup.low > 1.0 and self.speedup.value > 1.0 + self.noise_floor
+        return is_gain(self.speedup, self.noise_floor)
 
 
 class SpeedBoundSearch:
@@ -151,12 +151,13 @@ class SpeedBoundSearch:
             raise NothingMeasured(said, commonest(standing.failures).kind, baseline.seconds)
         best = self._fastest(baseline)
         found = standing.measured[best]
+        noise = standing.timing_noise(baseline)
         kept = [each.seconds for each in standing.measured.values()]
         return SpeedBound(
             candidate=self._space.candidate_at(best),
             measurement=found,
-            speedup=speedup(found, standing.timing_noise(baseline)),
-            noise_floor=noise_floor(baseline, len(found.baseline_seconds_per_image)),
+            speedup=speedup(found, noise),
+            noise_floor=noise.floor(len(found.baseline_seconds_per_image)),
             baseline=baseline,
             timed=len(standing.measured),
             failed=len(standing.failures),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -19,6 +19,8 @@ from accel_search.records import Goal, Measurement, Trial
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+FEWEST_RESAMPLED = 6
+"""Prompts from which on resampling them tells how their mean may differ."""
 _SEED = 20240229  # The same samples always give the same interval.
 
 
@@ -31,8 +33,13 @@ class Estimate:
     high: float
 
     def as_list(self) -> list[float]:
-        """Return `[low, high]`, as result files hold it."""
+        """Return `[low, high]`."""
         return [self.low, self.high]
+
+    @property
+    def is_bounded(self) -> bool:
+        """Tell whether it is known how far off the value may be; if not, an end is infinite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     def agrees_with(self, other: Estimate) -> bool:
         """Tell whether the two intervals overlap: if not, one of them is not what it claims."""
@@ -57,7 +64,7 @@ class Assessment:
     """Fraction of the baseline's mean score that is lost; negative is better than it."""
     verdict: Verdict
     noise_floor: float
-    """Relative difference that two copies of one pipeline show at this number of pairs."""
+    """Relative difference that two copies of one pipeline may show at this number of pairs."""
     prompts: int
     """Prompts that the score loss was measured on."""
     is_complete: bool
@@ -70,7 +77,7 @@ class Assessment:
     @property
     def is_gain(self) -> bool:
         """Tell whether it is faster beyond its interval and beyond the noise floor."""
-        return self.speedup.low > 1.0 and self.speedup.value > 1.0 + self.noise_floor
+        return is_gain(self.speedup, self.noise_floor)
 
     def is_within(self, goal: Goal) -> bool:
         """Tell whether it keeps the goal's bounds on score and likeness."""
@@ -97,13 +104,37 @@ class AssessedTrial:
     def is_feasible(self, goal: Goal) -> bool:
         """Tell whether it may be the winner: scored on all prompts, truly faster, within bounds."""
         found = self.assessment
+        return found is not None and found.is_gain and self._is_good_enough(goal)
+
+    def is_refused_for_noise(self, goal: Goal) -> bool:
+        """Tell whether it would be the winner, were its timing less noisy."""
+        found = self.assessment
+        return (
+            found is not None
+            and found.speedup.value > 1.0
+            and not found.is_gain
+            and self._is_good_enough(goal)
+        )
+
+    def _is_good_enough(self, goal: Goal) -> bool:
+        """Tell whether it meets the goal by its figures, whatever their noise."""
+        found = self.assessment
         return (
             found is not None
             and found.is_complete
-            and found.is_gain
             and found.is_within(goal)
             and (goal.min_speedup is None or found.speedup.value >= goal.min_speedup)
         )
+
+
+def is_gain(speedup: Estimate, noise_floor: float) -> bool:
+    """Tell whether a speedup is one beyond its interval and beyond the noise floor.
+
+    Args:
+        speedup: Of a candidate over the baseline.
+        noise_floor: Relative difference that two copies of one pipeline may show.
+    """
+    return speedup.low > 1.0 and speedup.value > 1.0 + noise_floor
 
 
 def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimate:
@@ -115,7 +146,8 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
 
     Returns:
         (mean baseline − mean candidate) / mean baseline with its bias-corrected and
-        accelerated bootstrap interval over prompts, widened for few of them.
+        accelerated bootstrap interval over prompts, widened for few of them. Of fewer than
+        `FEWEST_RESAMPLED` it is Student's t, and of one the interval is infinite.
 
     Raises:
         ConfigurationError: The baseline's mean is not positive, so a relative loss has no
@@ -125,7 +157,8 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
         Efron, "Better bootstrap confidence intervals" (1987), as scipy.stats.bootstrap has it. Its
         percentiles are too narrow at few prompts (92 % at 16 for 95 %, measured by
         tests/reliability/test_coverage.py): expanded as in Hesterberg, "What teachers should know
-        about the bootstrap" (2015), to those of Student's t.
+        about the bootstrap" (2015), to those of Student's t. Two to five prompts have too few
+        distinct resamples for any level (51 to 90 %, same test).
     """
     if len(baseline) != len(candidate):
         raise ConfigurationError(
@@ -138,11 +171,18 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
             "one: check that --clip_model suits these pictures and prompts"
         )
     value = float(1 - after.mean() / before.mean())
+    if len(before) < 2:
+        return Estimate(value, -math.inf, math.inf)
     # The bootstrap of a constant is not defined; there the interval is the value.
-    if len(before) < 2 or (np.ptp(before - after) == 0 and np.ptp(before) == 0):
+    if np.ptp(before - after) == 0 and np.ptp(before) == 0:
         return Estimate(value, value, value)
     if np.array_equal(before, after):
         return Estimate(0.0, 0.0, 0.0)
+    if len(before) < FEWEST_RESAMPLED:
+        # Linearised about the loss, as in `racing.is_lost`: the mean of these is 0.
+        apart = ((1 - value) * before - after) / before.mean()
+        half = _half_width(*_squares(apart), len(apart))
+        return Estimate(value, value - half, value + half)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         # The same loss at every prompt: all resamples agree, and no end can be computed.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
@@ -248,6 +288,20 @@ class TimingNoise:
             rest, free = weight * rest, weight * free
         return _half_width(own + rest, own_free + free, len(ratios))
 
+    def floor(self, pairs: int) -> float:
+        """Return the relative difference that two copies of one pipeline may show by chance.
+
+        One call that was disturbed while the baseline was timed against itself widens it only
+        until the trials' pairs contradict that.
+
+        Args:
+            pairs: Pairs of calls that a ratio is the mean of.
+
+        Returns:
+            Half the width of the 95 % interval of such a ratio, e.g. 0.01 for ±1 %.
+        """
+        return math.expm1(_half_width(self._squares, self._free, pairs))
+
 
 def timing_noises(
     beside: Mapping[str, Measurement], trials: Iterable[Measurement | None]
@@ -310,18 +364,8 @@ def speedup(measurement: Measurement, noise: TimingNoise | Measurement) -> Estim
 
 
 def noise_floor(noise: Measurement, pairs: int) -> float:
-    """Return the relative difference that two copies of one pipeline may show by chance.
-
-    Args:
-        noise: The baseline timed against itself.
-        pairs: Pairs of calls that a ratio is the mean of.
-
-    Returns:
-        Half the width of the 95 % interval of such a ratio, e.g. 0.01 for ±1 %.
-    """
-    ratios = paired_log_ratios(noise)
-    half = _half_width(float((ratios**2).sum()), len(ratios), pairs)
-    return math.expm1(half)
+    """Return `TimingNoise.floor` of the baseline against itself, where no trial is timed yet."""
+    return TimingNoise([noise]).floor(pairs)
 
 
 def _half_width(squares: float, freedom: float, count: int) -> float:
@@ -346,6 +390,7 @@ def assess(
         bound: Largest score loss that is allowed, a fraction.
         noise: How far pairs differ by chance; None takes the baseline's pairs alone.
     """
+    known = noise or TimingNoise([baseline])
     count = len(measurement.scores)
     is_complete = count == len(baseline.scores)
     before = baseline.scores[:count]
@@ -356,14 +401,23 @@ def assess(
         lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
         verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
     return Assessment(
-        speedup=speedup(measurement, noise or baseline),
+        speedup=speedup(measurement, known),
         score_loss=loss,
         verdict=verdict,
-        noise_floor=noise_floor(baseline, len(measurement.baseline_seconds_per_image)),
+        noise_floor=known.floor(len(measurement.baseline_seconds_per_image)),
         prompts=count,
         is_complete=is_complete,
         psnr=_mean(measurement.psnr),
         ssim=_mean(measurement.ssim),
+    )
+
+
+def retimed(found: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:
+    """Return an assessment whose timing is judged by what is known of the noise by now."""
+    return replace(
+        found,
+        speedup=speedup(measurement, noise),
+        noise_floor=noise.floor(len(measurement.baseline_seconds_per_image)),
     )
 
 
@@ -393,13 +447,17 @@ def timing_spread(noise: Measurement, trials: Sequence[Measurement] = ()) -> flo
     return to_sd * float(np.median(np.abs(pooled))) if len(pooled) else 0.0
 
 
-def prompts_needed(baseline: Sequence[float], candidate: Sequence[float], bound: float) -> int:
-    """Estimate how many prompts would settle an inconclusive verdict.
+def prompts_needed(
+    baseline: Sequence[float], candidate: Sequence[float], bound: float
+) -> int | None:
+    """Estimate how many prompts would settle an inconclusive verdict; None of a single one.
 
     By the normal approximation: the interval's half-width shrinks with the square root of
     the number of prompts and must fall below the distance from the bound.
     """
     before, after = np.asarray(baseline, float), np.asarray(candidate, float)
+    if len(before) < 2:
+        return None
     distance = abs(1 - after.mean() / before.mean() - bound)
     if distance == 0:
         return 10**6

@@ -274,7 +274,7 @@ def _shown(trial: Trial, assessment: Assessment | None) -> dict[str, Any]:
             ("speedup", assessment.speedup),
             ("score_loss", assessment.score_loss),
         ):
-            if all(map(math.isfinite, found.as_list())):  # JSON has no infinity.
+            if found.is_bounded:  # JSON has no infinity.
                 shown |= {f"{name}_low": found.low, f"{name}_high": found.high}
         shown |= {
             name: value

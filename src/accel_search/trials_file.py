@@ -136,7 +136,9 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
     trials = tuple(_trial(each, baseline) for each in content["trials"])
     by_text = {str(trial.candidate): trial.candidate for trial in trials}
     prefixed = {
-        name.partition(":")[::2]: _checked(Measurement.from_dict(value), name)
+        name.partition(":")[::2]: _checked(
+            Measurement.from_dict(value), name, is_paired=not name.startswith("baseline:")
+        )
         for name, value in beside.items()
         if value["scores"]  # A part without prompts has no samples.
     }
@@ -144,7 +146,7 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
         workload=workload,
         workload_fields=given,
         baseline=baseline,
-        held_out_baseline=_checked(Measurement.from_dict(held_out[-1]), "held out")
+        held_out_baseline=_checked(Measurement.from_dict(held_out[-1]), "held out", is_paired=False)
         if held_out and held_out[-1]["scores"]
         else None,
         trials=trials,
@@ -191,14 +193,19 @@ def _workload(given: Any) -> Mapping[str, Any]:
     return given
 
 
-def _checked(measured: Measurement, name: object) -> Measurement:
+def _checked(measured: Measurement, name: object, *, is_paired: bool = True) -> Measurement:
     """Return a measurement that every figure can be computed from.
+
+    Args:
+        measured: As it was read.
+        name: What it is of.
+        is_paired: Whether nothing can be said of it without pairs; of a baseline only the noise.
 
     Raises:
         ValueError: A sample is no number, or samples that are pairs are not.
     """
     own, beside = measured.seconds_per_image, measured.baseline_seconds_per_image
-    if not own or not beside:
+    if not own or (is_paired and not beside):
         raise ValueError(f"{name}: seconds_per_image holds no positive samples")
     if not all(0 < each < 1e9 for each in (*own, *beside)):
         raise ValueError(f"{name}: seconds_per_image holds no positive samples, or others beside")
@@ -232,9 +239,9 @@ def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurem
     batch_size = int(given.get("batch_size", workload.get("batch_size", 1)))
     beside = given.get("baseline_seconds_per_image")
     if beside is None:
-        # Sample 0 beside 1, 2 beside 3, …; of a single one it is only known that it is itself.
+        # Sample 0 beside 1, 2 beside 3, …; a single one tells nothing of the noise.
         half = len(seconds) // 2
-        seconds, beside = (seconds[: 2 * half : 2], seconds[1::2]) if half else (seconds, seconds)
+        seconds, beside = (seconds[: 2 * half : 2], seconds[1::2]) if half else (seconds, [])
     charged = given.get("seconds", sum(given["seconds_per_image"]) * batch_size)
     measured = Measurement.from_dict(
         {
@@ -245,7 +252,7 @@ def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurem
             "seconds": charged,
         }
     )
-    return _checked(measured, "baseline")
+    return _checked(measured, "baseline", is_paired=False)
 
 
 def _trial(given: Mapping[str, Any], baseline: Measurement) -> Trial:

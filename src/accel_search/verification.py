@@ -36,8 +36,8 @@ from accel_search.statistics import (
     TimingNoise,
     Verdict,
     assess,
+    is_gain,
     judge,
-    noise_floor,
     prompts_needed,
     speedup,
 )
@@ -181,7 +181,8 @@ def verify(stored: Stored, evaluator: Evaluator, baseline: Measurement) -> Verif
     except TrialFailure as error:
         failure = f"{error.kind}: {error}"
     evaluator.check()
-    floor = noise_floor(baseline, max(1, len(baseline.baseline_seconds_per_image)))
+    noise = TimingNoise([baseline], [] if measured is None else [measured])
+    floor = noise.floor(max(1, len(baseline.baseline_seconds_per_image)))
     is_scored = bool(baseline.scores)
     found: Estimate | None = None
     loss: Estimate | None = None
@@ -189,7 +190,6 @@ def verify(stored: Stored, evaluator: Evaluator, baseline: Measurement) -> Verif
     speed_verdict, needed = Verdict.FAIL, None
     score_verdict = Verdict.FAIL if is_scored else None
     if measured is not None:
-        noise = TimingNoise([baseline], [measured])
         found = speedup(measured, noise)
         speed_verdict = judge_speedup(found, floor, stored)
         if is_scored:
@@ -235,8 +235,8 @@ def judge_speedup(found: Estimate, floor: float, stored: Stored) -> Verdict:
         return Verdict.PASS if found.low >= required else Verdict.INCONCLUSIVE
     if found.high < stored.speedup.low:
         return Verdict.FAIL
-    is_gain = found.low > 1.0 and found.value > 1.0 + floor
-    return Verdict.PASS if is_gain and found.value >= stored.speedup.low else Verdict.INCONCLUSIVE
+    is_held = is_gain(found, floor) and found.value >= stored.speedup.low
+    return Verdict.PASS if is_held else Verdict.INCONCLUSIVE
 
 
 def differences(stored: Mapping[str, Any], here: Provenance | None) -> tuple[Difference, ...]:

@@ -106,6 +106,26 @@ def test_an_outcome_makes_the_same_page_as_what_it_stored():
     assert run.winner.candidate == WINNER and "3 % of" not in search_page(run)
 
 
+def test_one_held_out_prompt_is_told_without_an_interval(tmp_path):
+    class Single(FakeEvaluator):
+        """Confirms its winner on one prompt alone."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            wanted = range(1) if split == "held_out" else prompts
+            return super().measure(candidate, split, wanted, pairs)
+
+        def baseline(self, split="search"):
+            measured = super().baseline(split)
+            few = 1 if split == "held_out" else self.prompt_count
+            return replace(measured, scores=measured.scores[:few])
+
+    outcome, told = search(Single())
+    assert not outcome.held_out.score_loss.is_bounded
+    write_story(tmp_path, told)  # JSON has no infinity.
+    assert told["held_out"]["score_loss_interval"] is None
+    assert "loss 1.6 % [unknown]" in search_page(of_outcome(outcome, told, {}, None))
+
+
 def test_what_gains_nothing_is_said_on_the_page_as_text():
     outcome, story = search(FakeEvaluator(lambda candidate: (0.9, 0.0)))
     assert story["no_gain"].startswith("deepcache does not pay here: ")

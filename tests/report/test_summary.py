@@ -118,6 +118,24 @@ def test_without_a_winner_the_goal_is_said_and_nothing_to_use():
     assert "first speedup of 9 or more" in text(wanted, req_speedup=9.0)
 
 
+def test_what_is_refused_for_the_noise_alone_is_named_with_what_to_do(found):
+    trials = tuple(
+        replace(each, assessment=replace(each.assessment, noise_floor=1.5, is_complete=number != 0))
+        for number, each in enumerate(found.trials)
+    )
+    lost = replace(found, winner=None, held_out=None, rivals=(), trials=trials)
+    said = text(lost)
+    assert "deepcache(4, 3) meets the goal but for the timing noise" in " ".join(said.split())
+    assert "150.0 % here" in said and "--timing_pairs than 3" in " ".join(said.split())
+    assert max(map(len, said.split("\n\n")[2].splitlines())) <= 80
+    # Not where one of too great a loss or of too little speed is as noisy, or where one has won.
+    assert "timing noise" not in text(lost, req_score_loss=0.0)
+    assert "timing noise" not in text(lost, req_speedup=9.0)
+    assert "meets the goal but" not in text(found)
+    # Once is enough.
+    assert "meets the goal but" not in summary(lost, Settings(), SPACE, no_gain="too noisy")
+
+
 def test_long_candidates_fit_a_terminal():
     long = Candidate(
         {

@@ -109,9 +109,9 @@ def headline(run: Run) -> dict[str, Any]:
     return {
         "found": True,
         "speedup": f"{winner.speedup.value:.2f}×",
-        "speedup_interval": _ends(winner.speedup, 1, 2),
+        "speedup_interval": _ends(winner.speedup, 1, 2, ""),
         "loss": f"{100 * winner.score_loss.value + 0.0:.1f} %",
-        "loss_interval": _ends(winner.score_loss, 100, 1),
+        "loss_interval": _ends(winner.score_loss, 100, 1, " %"),
         "settings": [
             (name, [f"{key} = {value}" for key, value in params.items()], run.without.get(name))
             for name, params in winner.candidate.items()
@@ -121,7 +121,7 @@ def headline(run: Run) -> dict[str, Any]:
         if held is None
         else {
             "speedup": f"{held['speedup']:.2f}× as fast",
-            "interval": f"95 % interval {_ends(_stored(held, 'speedup'), 1, 2)}",
+            "interval": f"95 % interval {_ends(_stored(held, 'speedup'), 1, 2, '')}",
             "loss": percent(_stored(held, "score_loss")),
             "verdict": held.get("verdict"),
             "prompts": held.get("prompts"),
@@ -135,13 +135,15 @@ def headline(run: Run) -> dict[str, Any]:
 
 
 def _stored(figures: Mapping[str, Any], name: str) -> Estimate:
-    low, high = figures[f"{name}_interval"]
+    low, high = figures[f"{name}_interval"] or (-math.inf, math.inf)
     return Estimate(figures[name], low, high)
 
 
-def _ends(estimate: Estimate, scale: float, places: int) -> str:
+def _ends(estimate: Estimate, scale: float, places: int, unit: str) -> str:
+    if not estimate.is_bounded:
+        return "unknown"
     low, high = (scale * each + 0.0 for each in (estimate.low, estimate.high))
-    return f"{low:.{places}f} to {high:.{places}f}"
+    return f"{low:.{places}f} to {high:.{places}f}{unit}"
 
 
 def _chart(run: Run) -> dict[str, Any]:
@@ -190,7 +192,8 @@ def _chart_row(run: Run, row: Row) -> dict[str, Any]:
 def _three(estimate: Estimate | None, places: int) -> list[float | None] | None:
     if estimate is None or not math.isfinite(estimate.value):
         return None
-    return [_finite(each, places) for each in (estimate.value, estimate.low, estimate.high)]
+    ends = estimate.as_list() if estimate.is_bounded else [None, None]
+    return [None if each is None else round(each, places) for each in (estimate.value, *ends)]
 
 
 def _finite(value: float, places: int) -> float | None:
@@ -378,7 +381,9 @@ def _story(run: Run) -> dict[str, Any]:
         "stopped": story.get("stopped"),
         "could_win": story.get("could_win"),
         "is_finished": "stopped" in story,
-        "noise": f"{100 * run.noise_floor:.1f} %",
+        "noise": f"{100 * run.noise_floor:.1f} %"
+        if math.isfinite(run.noise_floor)
+        else "an unknown distance",
         "seconds_per_image": sum(run.baseline.seconds_per_image)
         / len(run.baseline.seconds_per_image),
         "score": sum(run.baseline.scores) / len(run.baseline.scores)

@@ -10,6 +10,7 @@ from accel_search.report.page import PARTS, title_of
 from accel_search.report.run import Run
 from accel_search.report.summary import short
 from accel_search.result_files import write_atomically
+from accel_search.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,10 +98,8 @@ def _scatter(axes: Any, run: Run) -> None:
         place = 100 * winner.score_loss.value, winner.speedup.value
         axes.errorbar(
             *place,
-            xerr=[[max(0.0, place[0] - 100 * winner.score_loss.low)],
-                  [max(0.0, 100 * winner.score_loss.high - place[0])]],
-            yerr=[[max(0.0, place[1] - winner.speedup.low)],
-                  [max(0.0, winner.speedup.high - place[1])]],
+            xerr=_arms(winner.score_loss, 100),
+            yerr=_arms(winner.speedup, 1),
             fmt="*", markersize=17, color="#00795a", ecolor="#00795a", elinewidth=1, zorder=5,
             label=f"winner: {short(winner.candidate)}",
         )  # fmt: skip
@@ -111,6 +110,13 @@ def _scatter(axes: Any, run: Run) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _arms(estimate: Estimate, scale: float) -> list[list[float]]:
+    """Return how far an error bar reaches below and above the value; none where it is unknown."""
+    ends = estimate.as_list() if estimate.is_bounded else [estimate.value] * 2
+    below, above = estimate.value - ends[0], ends[1] - estimate.value
+    return [[scale * max(0.0, below)], [scale * max(0.0, above)]]
 
 
 def _varied(run: Run) -> list[tuple[str, str]]:

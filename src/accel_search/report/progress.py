@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from accel_search.outcome import Ablation, Rival
@@ -38,12 +39,10 @@ class Progress(WithBar):
         if baseline.scores:
             score = sum(baseline.scores) / len(baseline.scores)
             scored = f", score {score:.2f} over {len(baseline.scores)} prompts"
-        self._logger.info(
-            "baseline: %.4g s an image%s; timing noise ±%.1f %% (baseline against itself)",
-            seconds,
-            scored,
-            100 * floor,
-        )
+        noise = f"±{100 * floor:.1f} % (baseline against itself)"
+        if math.isinf(floor):
+            noise = "unknown (the baseline was not timed against itself)"
+        self._logger.info("baseline: %.4g s an image%s; timing noise %s", seconds, scored, noise)
 
     def on_resume(self, history: Sequence[AssessedTrial]) -> None:
         """Write how many trials are taken over from an earlier run."""

@@ -18,7 +18,6 @@ from accel_search.statistics import (
     TimingNoise,
     Verdict,
     assess,
-    noise_floor,
     speedup,
     timing_noises,
 )
@@ -119,7 +118,13 @@ class Run:
     @property
     def noise_floor(self) -> float:
         """Return how far apart two timings of the bare pipeline may lie by chance."""
-        return noise_floor(self.baseline, max(1, len(self.baseline.baseline_seconds_per_image)))
+        baseline = self.baseline
+        noises = timing_noises(
+            {"baseline:search": baseline} | dict(self.beside),
+            [row.measurement for row in self.rows],
+        )
+        pairs = max(1, len(baseline.baseline_seconds_per_image))
+        return noises[baseline.batch_size].floor(pairs)
 
     @property
     def targets(self) -> tuple[str, ...]:

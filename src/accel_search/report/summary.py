@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +58,7 @@ def summary(
         for part in (
             _headline(outcome, settings),
             _best_few(outcome, settings, colour),
+            _refused_for_noise(outcome, settings, bool(no_gain) and len(space.targets) == 1),
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
             _rival(outcome),
@@ -136,6 +138,37 @@ def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
             *(_row(each, outcome, colour) for each in shown),
             *_why_not_the_first(outcome, settings),
         ]
+    )
+
+
+def _refused_for_noise(outcome: Outcome, settings: Settings, is_told: bool) -> str:
+    """Say what would have won but for the noise, where nothing has, and what tells.
+
+    Args:
+        outcome: What was found.
+        settings: What was asked.
+        is_told: Whether it is said elsewhere that the timing is noisy, as of a single target.
+    """
+    refused = [each for each in outcome.trials if each.is_refused_for_noise(settings.goal)]
+    if outcome.winner is not None or not refused:
+        return ""
+    first = max(refused, key=lambda each: each.assessment.speedup.value)  # type: ignore[union-attr]
+    assert first.assessment is not None
+    if math.isinf(first.assessment.noise_floor):
+        return textwrap.fill(
+            f"{short(first.trial.candidate)} would be the fastest, but nothing was timed twice: "
+            "how far timings differ by chance is unknown, and no speedup is shown to be a gain. "
+            "Record two samples or more of the baseline and of each candidate.",
+            WIDTH,
+        )
+    if is_told:
+        return ""
+    return textwrap.fill(
+        f"{short(first.trial.candidate)} meets the goal but for the timing noise: two copies of "
+        f"one pipeline may differ by {100 * first.assessment.noise_floor:.1f} % here, so its "
+        f"{factor(first.assessment.speedup)} is not shown to be a gain. Search again with more "
+        f"--timing_pairs than {settings.timing_pairs}, or on a quieter machine with --force.",
+        WIDTH,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from accel_search.report.colour import painted
 from accel_search.report.summary import WIDTH, settings_lines
 from accel_search.report.wording import factor, percent
-from accel_search.results import rounded
+from accel_search.results import interval_of, rounded
 from accel_search.settings import Settings
 from accel_search.statistics import Estimate, Verdict, judge
 from accel_search.verification import Verification
@@ -75,6 +76,8 @@ def _why(found: Verification, settings: Settings) -> list[str]:
             Verdict.INCONCLUSIVE: f"The required {required:g} is within the speedup's interval",
         }
     noise = f"two copies of one pipeline may differ by {100 * found.noise_floor:.1f} % here"
+    if math.isinf(found.noise_floor):
+        noise = "how far two copies of one pipeline may differ is unknown: nothing was timed twice"
     lines = [f"{speed[found.speedup_verdict]}; {noise}."]
     if found.speedup_verdict is Verdict.INCONCLUSIVE:
         lines.append(f"More --timing_pairs than {settings.timing_pairs} narrow its interval.")
@@ -124,7 +127,7 @@ def verified_json(found: Verification) -> dict[str, Any]:
             **_figures(found.speedup),
             "stored": _figures(stored.speedup),
             "required": stored.goal.min_speedup,
-            "noise_floor": rounded(found.noise_floor),
+            "noise_floor": _rounded(found.noise_floor),
             "baseline_seconds_per_image": rounded(found.baseline_seconds_per_image),
             "seconds_per_image": _rounded(found.candidate_seconds_per_image),
         },
@@ -157,9 +160,9 @@ def _figures(estimate: Estimate | None) -> dict[str, Any]:
         return {"value": None, "interval": None}
     return {
         "value": rounded(estimate.value),
-        "interval": [rounded(end) for end in estimate.as_list()],
+        "interval": interval_of(estimate),
     }
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else rounded(value)
+    return None if value is None or math.isinf(value) else rounded(value)

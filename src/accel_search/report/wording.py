@@ -8,19 +8,25 @@ from typing import Any
 
 from accel_search.statistics import Assessment, Estimate, Verdict
 
+UNKNOWN = "[unknown]"
+"""In place of an interval that nothing is known of: one prompt, or no timed pairs."""
+
 
 def factor(estimate: Estimate) -> str:
-    """Write a speedup with its interval: `2.13 [2.05, 2.21]`."""
+    """Write a speedup with its interval: `2.13 [2.05, 2.21]`, or `2.13 [unknown]`."""
+    if not estimate.is_bounded:
+        return f"{estimate.value:.2f} {UNKNOWN}"
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def percent(estimate: Estimate) -> str:
-    """Write a loss with its interval: `0.7 % [0.1, 1.4]`."""
+    """Write a loss with its interval: `0.7 % [0.1, 1.4]`, or `0.7 % [unknown]`."""
     # Adding zero turns -0.0 into 0.0.
-    value, low, high = (
-        round(100 * each, 1) + 0.0 for each in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    value = f"{round(100 * estimate.value, 1) + 0.0:.1f} %"
+    if not estimate.is_bounded:
+        return f"{value} {UNKNOWN}"
+    low, high = (round(100 * each, 1) + 0.0 for each in estimate.as_list())
+    return f"{value} [{low:.1f}, {high:.1f}]"
 
 
 def figures(assessment: Assessment) -> str:

@@ -14,7 +14,7 @@ from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
 from accel_search.quality import QualityModel, Used, bounds_of, inputs, scored
 from accel_search.racing import rungs
 from accel_search.records import Candidate
-from accel_search.statistics import AssessedTrial
+from accel_search.statistics import CONFIDENCE, AssessedTrial
 from accel_search.step_plans import StepPlans, plans_in
 from accel_search.strategies.base import History, Proposal, Strategy, Task
 
@@ -193,17 +193,28 @@ class Guided(Strategy):
         is_open = np.ones(len(self.space), dtype=bool)
         prompts = np.zeros(len(self.space), dtype=np.int64)
         best: list[float] = []
-        floor = 0.0
         for position, each in located:
             is_open[position] = each.is_open
             if each.assessment is None:
                 continue
             prompts[position] = each.assessment.prompts
-            floor = math.log1p(each.assessment.noise_floor)
             refuted = each.trial.candidate in history.refuted
             if each.is_feasible(self.task.goal) and not refuted:
                 best.append(float(log_speedup[position]))
-        return Standing(log_speedup, sd, within, is_open, prompts, max(best, default=floor))
+        least = self._least_gain(history)
+        return Standing(log_speedup, sd, within, is_open, prompts, max(best, default=least))
+
+    def _least_gain(self, history: History) -> float:
+        """Return the logarithm of the least speedup that will count as a gain.
+
+        By the spread that a few disturbed calls do not move: an assessment's noise floor may be
+        wide of one that hit the baseline, until there are pairs that contradict it, and none would
+        be made where nothing is worth a trial.
+        """
+        timed = [history.baseline, *(each.trial.measurement for each in history.trials)]
+        pairs = max(len(each.baseline_seconds_per_image) for each in timed if each is not None)
+        z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+        return z * self._noise(history) / math.sqrt(max(pairs, 1))
 
     def _noise(self, history: History) -> float:
         measured = [each.trial.measurement for each in history.trials]

@@ -130,7 +130,7 @@
     const stateOf = (row) => (row.win ? "win" : row.st);
 
     const interval = (three, scale, places) =>
-      three && three[1] !== null ? `${number(scale * three[1], places)} to ${number(scale * three[2], places)}` : "";
+      three && three[1] !== null ? `${number(scale * three[1], places)} to ${number(scale * three[2], places)}` : "unknown";
     const withInterval = (three, scale, places, unit) => {
       if (!three) return "–";
       return `${number(scale * three[0], places)}${unit} [${interval(three, scale, places)}]`;
@@ -225,12 +225,13 @@
         const { row } = place;
         const group = make("g", { transform: `translate(${place.x},${place.y})`, class: `k-${stateOf(row)}`, "data-id": row.id ?? `steps-${row.steps}` });
         place.errors = () => {
-          if (row.s[1] === null) return [];
           const within = (at, least, most) => Math.max(least, Math.min(most, at));
           const up = (speed) => within(y(speed), edge.top, bottom) - place.y;
           const along = (loss) => within(x(100 * loss), edge.left, width - edge.right) - place.x;
-          return [make("line", { class: "error", x1: 0, x2: 0, y1: up(row.s[1]), y2: up(row.s[2]) }),
-            make("line", { class: "error", x1: along(row.l[1]), x2: along(row.l[2]), y1: 0, y2: 0 })];
+          const lines = [];  // None along an axis on which the interval is unknown.
+          if (row.s[1] !== null) lines.push(make("line", { class: "error", x1: 0, x2: 0, y1: up(row.s[1]), y2: up(row.s[2]) }));
+          if (row.l[1] !== null) lines.push(make("line", { class: "error", x1: along(row.l[1]), x2: along(row.l[2]), y1: 0, y2: 0 }));
+          return lines;
         };
         if (small || row.win || row.rival) group.append(...place.errors());
         const dot = mark(stateOf(row), points.length > 300 && !row.win && !row.rival ? 3 : 4.5);
