@@ -71,7 +71,7 @@ def test_a_process_that_hangs_is_ended_with_its_own_children(child, monkeypatch,
     if reason is Stopped:
         threading.Thread(target=lambda: (grandchild(lines), stop.set())).start()
     with pytest.raises(reason):
-        process.ask({"options": asdict(settings())}, 600 if reason is Stopped else 4, stop)
+        process.ask({"options": asdict(settings())}, 600 if reason is Stopped else 8, stop)
     assert is_gone(grandchild(lines))
     assert not process.is_alive
 
