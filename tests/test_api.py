@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from accel_search import accelerate, load_best
 from accel_search.errors import AcceleratorError, ConfigurationError
+from accel_search.settings import scheduler_class
 from accel_search.space import search_key
 from tests.accelerators.tiny import assert_same as assert_untouched
 from tests.accelerators.tiny import make_pipe, make_scheduler, render, snapshot
@@ -84,15 +86,79 @@ def test_the_stored_winner_is_picked(pipe: Any, results: Path) -> None:
             assert handle.candidate == expected
 
 
-def test_another_scheduler_is_refused_with_what_to_do(pipe: Any, results: Path) -> None:
-    pipe.scheduler = make_scheduler("DDIMScheduler")
-    with pytest.raises(ConfigurationError, match=r"UniPCMultistepScheduler\.from_config"):
-        accelerate(pipe, results, scheduler="UniPC")
-    pipe.scheduler = make_scheduler("UniPCMultistepScheduler")
-    with pytest.raises(ConfigurationError, match="no result for .*UniPC"):
-        accelerate(pipe, results, scheduler="UniPC")
-    assert load_best(results, scheduler="DDIM", steps=20) == DEEPCACHE
-    pipe.scheduler = make_scheduler("DDIMScheduler")
+@pytest.mark.parametrize(
+    ("kind", "own"), [("SD", "PNDMScheduler"), ("SDXL", "EulerDiscreteScheduler")]
+)
+@pytest.mark.parametrize("name", ["DDIM", "DPM-Solver++", "UniPCMultistepScheduler"])
+def test_the_scheduler_that_was_searched_with_takes_the_stock_ones_place(
+    kind: str, own: str, name: str
+) -> None:
+    pipe = make_pipe(kind, own)
+    plain = render(pipe, steps=7)
+    stock, before = pipe.scheduler, snapshot(pipe)
+    with accelerate(pipe, DEEPCACHE, scheduler=name):
+        assert type(pipe.scheduler).__name__ == scheduler_class(name)
+        assert not getattr(pipe.scheduler.config, "clip_sample", False)
+        assert (pipe.scheduler.config.steps_offset == 1) or kind == "SDXL"
+        # The accelerators watch the scheduler that is in place.
+        once, again = render(pipe, steps=7), render(pipe, steps=7)
+        assert torch.equal(once, again) and not torch.equal(once, plain)
+    assert pipe.scheduler is stock
+    assert_untouched(before, snapshot(pipe))
+    assert torch.equal(render(pipe, steps=7), plain)
+
+
+def test_a_scheduler_of_the_same_class_is_made_as_a_search_makes_it() -> None:
+    pipe = make_pipe("SD", "PNDMScheduler")
+    clipping = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert clipping.config.clip_sample  # As diffusers makes it of Stable Diffusion's.
+    pipe.scheduler = clipping
+    handle = accelerate(pipe, DEEPCACHE, scheduler="DDIM")
+    assert not pipe.scheduler.config.clip_sample
+    handle.remove()
+    handle.remove()
+    assert pipe.scheduler is clipping
+
+
+def test_the_old_scheduler_is_back_also_when_applying_fails() -> None:
+    pipe = make_pipe("SD", "PNDMScheduler")
+    own, config, before = pipe.scheduler, dict(pipe.config), snapshot(pipe)
+    with pytest.raises(ConfigurationError, match="cache_interval"):
+        accelerate(pipe, {"deepcache": {"cache_interval": 3}}, scheduler="DDIM")
+    with accelerate(pipe, DEEPCACHE, scheduler="UniPC"):
+        inner = pipe.scheduler
+        with pytest.raises(AcceleratorError, match="already"):
+            accelerate(pipe, TOME, scheduler="DDIM")
+        assert pipe.scheduler is inner
+    for name in ("Nonesuch", "UNet2DConditionModel", "NonesuchScheduler"):
+        with pytest.raises(ConfigurationError, match=f"'{name}': give DDIM, DPM-Solver"):
+            accelerate(pipe, DEEPCACHE, scheduler=name)
+    assert pipe.scheduler is own and dict(pipe.config) == config
+    assert_untouched(before, snapshot(pipe))
+
+
+def test_a_stock_pipeline_is_told_which_schedulers_the_file_holds(results: Path) -> None:
+    pipe = make_pipe("SD", "PNDMScheduler")
+    content = json.loads(results.read_text())
+    more = {
+        key.replace("DDIMScheduler", "UniPCMultistepScheduler"): content[key] for key in content
+    }
+    results.write_text(json.dumps(content | more))
+    said = 'StableDiffusionPipeline, PNDMScheduler, 20 steps, .*: give scheduler="DDIM" or "UniPC"$'
+    with pytest.raises(ConfigurationError, match=said):
+        accelerate(pipe, results, steps=20)
+    assert type(pipe.scheduler).__name__ == "PNDMScheduler"
+    with pytest.raises(ConfigurationError, match='DPMSolver.*give scheduler="DDIM" or "UniPC"$'):
+        load_best(results, pipe, steps=20, scheduler="DPM-Solver++")
+    with pytest.raises(ConfigurationError, match="50 steps; run accel-search for it first"):
+        accelerate(pipe, results, steps=50)
+    own = pipe.scheduler
+    assert load_best(results, pipe, steps=20, scheduler="ddim") == DEEPCACHE
+    assert pipe.scheduler is own  # To look is not to exchange.
+    with accelerate(pipe, results, steps=20, scheduler="UniPC") as handle:
+        assert handle.candidate == DEEPCACHE
+        assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
+    assert pipe.scheduler is own
 
 
 def test_what_chooses_among_results_needs_a_file(pipe: Any) -> None:

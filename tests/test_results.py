@@ -10,8 +10,9 @@ import pytest
 
 from accel_search.api import load_best
 from accel_search.errors import ConfigurationError
+from accel_search.lookup import Wanted, find_settings
 from accel_search.report.progress import Progress
-from accel_search.results import entry_of, find_settings, save, save_winner, stored_answer
+from accel_search.results import entry_of, save, save_winner, stored_answer
 from accel_search.search import Budget, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -155,7 +156,7 @@ def test_load_best_takes_the_fastest_that_fits(tmp_path):
     assert load_best(path, pipe, steps=20) == {
         "deepcache": {"cache_interval": 5, "cache_branch_id": 0}
     }
-    assert find_settings(path, targets=["deepcache"]) == load_best(path)
+    assert find_settings(path, Wanted(targets=["deepcache"])) == load_best(path)
     with pytest.raises(ConfigurationError, match="no result for .*50"):
         load_best(path, pipe, steps=50)
     with pytest.raises(ConfigurationError, match="no such file"):

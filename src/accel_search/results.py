@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accel_search.errors import ConfigurationError
 from accel_search.no_gain import of_search
 from accel_search.outcome import Outcome
 from accel_search.records import Provenance, Workload
@@ -136,7 +135,7 @@ def _stored_under(value: Any) -> dict[str, Any]:
     return dict(models) or ({model_of(value): value} if _is_entry(value) else {})
 
 
-def _by_model(value: Any) -> dict[str, dict[str, Any]]:
+def by_model(value: Any) -> dict[str, dict[str, Any]]:
     """Return the entries that a value of the file holds, by the model that each is of.
 
     What is none, since it was edited or is of another version, is passed over.
@@ -225,7 +224,7 @@ def answering(
         else:
             is_answer = isinstance(key[3], float) and key[3] >= settings.req_speedup
         if is_answer:
-            found += _by_model(value).values()
+            found += by_model(value).values()
     return sorted(found, key=lambda entry: -float(entry["speedup"]))
 
 
@@ -258,62 +257,6 @@ def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace
     if settings.strategy == "grid" and evidence.get("strategy") != "grid":
         return False
     return bool(evidence.get("settled")) or found == wanted
-
-
-def find_settings(
-    path: Path,
-    pipeline_class: str | None = None,
-    scheduler_class: str | None = None,
-    steps: int | None = None,
-    targets: Sequence[str] | None = None,
-    model: str | None = None,
-    loaded_from: str | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Return the settings of the fastest stored result that fits.
-
-    Args:
-        path: The result file.
-        pipeline_class: Class name of the pipeline; None takes any.
-        scheduler_class: Class name of the scheduler; None takes any.
-        steps: Denoising steps; None takes any.
-        targets: Accelerators that may be used; None takes any.
-        model: Hub id or folder of the model; None takes any.
-        loaded_from: The same, but only to choose where results of several models fit; None takes
-            the fastest of all.
-
-    Raises:
-        ConfigurationError: No stored result fits, or those that do are of several models, none of
-            which is that of `loaded_from`.
-    """
-    fitting: list[dict[str, Any]] = []
-    for text, value in read_json(path).items():
-        key = parse_key(text)
-        if key is None:
-            continue
-        wanted = (pipeline_class, scheduler_class, None if steps is None else str(steps))
-        matches = all(want in (None, got) for want, got in zip(wanted, key[:3], strict=True))
-        if matches and (targets is None or sorted(targets) == key[5]):
-            fitting += [
-                each for each in _by_model(value).values() if model in (None, model_of(each))
-            ]
-    if not fitting:
-        parts = (model, pipeline_class, scheduler_class, steps)
-        asked = ", ".join(str(each) for each in parts if each)
-        raise ConfigurationError(
-            f"{path}: holds no result for {asked or 'anything'}; run accel-search for it first"
-        )
-    models = sorted({model_of(each) for each in fitting})
-    if loaded_from is not None and len(models) > 1:
-        fitting = [each for each in fitting if model_of(each) == loaded_from]
-        if not fitting:
-            raise ConfigurationError(
-                f"{path}: holds results of {', '.join(models)}, and the pipeline was loaded from "
-                f"{loaded_from or 'elsewhere'}: say whose with model="
-            )
-    best: dict[str, dict[str, Any]] = max(fitting, key=lambda each: float(each["speedup"]))[
-        "settings"
-    ]
-    return best
 
 
 def figures(assessment: Assessment) -> dict[str, Any]:

@@ -71,6 +71,19 @@ def parse_scheduler(text: str) -> str:
     raise ValueError(f"one of {', '.join(SCHEDULERS)}")
 
 
+def scheduler_class(name: str) -> str:
+    """Return the class name of a scheduler given by either name."""
+    try:
+        return SCHEDULERS[parse_scheduler(name)]
+    except ValueError:
+        return name
+
+
+def scheduler_name(class_name: str) -> str:
+    """Return the short name of a scheduler's class; of one that has none, the class's own."""
+    return {each: name for name, each in SCHEDULERS.items()}.get(class_name, class_name)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides what a search does. Values are checked on construction."""

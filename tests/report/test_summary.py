@@ -38,7 +38,7 @@ def test_the_winner_its_figures_and_its_use_are_said(found):
     assert "on 32 prompts the search never saw: speedup: 1.90" in said
     assert "16 points, 16 distinct; 16 measured, in " in said
     assert "Every distinct candidate was measured." in said
-    assert said.endswith('accelerate(pipe, "search_params.json", steps=20)')
+    assert said.endswith('accelerate(pipe, "search_params.json", steps=20, scheduler="DDIM")')
     assert max(map(len, said.splitlines())) <= 90
 
 

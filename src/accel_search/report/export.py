@@ -12,6 +12,7 @@ from accel_search.report.html import render_text
 from accel_search.report.run import DAMAGED, Run, damaged
 from accel_search.report.wording import factor, literal, percent, python_lines
 from accel_search.result_files import write_atomically
+from accel_search.settings import SCHEDULERS, scheduler_name
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
 DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
@@ -20,7 +21,7 @@ DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 def direct_lines(run: Run) -> list[str]:
     """Return the lines that apply the winner's settings, which stand in them."""
     assert run.winner is not None
-    return python_lines(literal(run.winner.candidate), compiled=_is_compiled(run))
+    return python_lines(literal(run.winner.candidate), *_scheduler(run), compiled=_is_compiled(run))
 
 
 def file_lines(run: Run) -> list[str]:
@@ -29,7 +30,13 @@ def file_lines(run: Run) -> list[str]:
     if not output or not steps or run.asked.get("replay"):
         return []
     file = json.dumps(str(output), ensure_ascii=False)
-    return python_lines(file, f"steps={int(steps)}", compiled=_is_compiled(run))
+    return python_lines(file, f"steps={int(steps)}", *_scheduler(run), compiled=_is_compiled(run))
+
+
+def _scheduler(run: Run) -> list[str]:
+    """Return the argument that gives a pipeline the scheduler of the search, where it is known."""
+    name = scheduler_name(str(run.workload.get("scheduler_class")))
+    return [f'scheduler="{name}"'] if name in SCHEDULERS else []
 
 
 def _is_compiled(run: Run) -> bool:
@@ -80,8 +87,7 @@ def _script(run: Run) -> str:
         model=repr(str(where.get("model_id") or load["pipeline"])),
         revision=repr(where.get("revision")) if where.get("revision") and not is_demo else None,
         pipeline=load["pipeline_class"],
-        scheduler=load["scheduler_class"],
-        is_ddim=load["scheduler_class"] == "DDIMScheduler",
+        scheduler=scheduler_name(load["scheduler_class"]),
         dtype=load.get("dtype") if load.get("dtype") in ("float16", "bfloat16") else "float32",
         steps=int(load["steps"]),
         guidance=float(load.get("guidance_scale") or 7.5),

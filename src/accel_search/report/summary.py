@@ -366,5 +366,8 @@ def nothing_timed(error: NothingMeasured) -> str:
 def snippet(settings: Settings) -> list[str]:
     """Return the lines of Python that apply the stored result."""
     return python_lines(
-        f'"{settings.output}"', f"steps={settings.steps}", compiled=settings.compile
+        f'"{settings.output}"',
+        f"steps={settings.steps}",
+        f'scheduler="{settings.sched}"',
+        compiled=settings.compile,
     )
