@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from diffusers import DDIMScheduler
 
 from accel_search import accelerate, load_best
 from accel_search.errors import AcceleratorError, ConfigurationError
-from accel_search.settings import scheduler_class
+from accel_search.records import Candidate
+from accel_search.report.summary import snippet
+from accel_search.settings import Settings, scheduler_class
 from accel_search.space import search_key
 from tests.accelerators.tiny import assert_same as assert_untouched
 from tests.accelerators.tiny import make_pipe, make_scheduler, render, snapshot
-from tests.fakes import WORKLOAD, with_steps
+from tests.fakes import PROVENANCE, WORKLOAD, with_steps
+from tests.test_results import GRID, searched
 
 DEEPCACHE = {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}
 TOME = {"tome": {"ratio": 0.5, "max_downsample": 2}}
@@ -159,6 +164,56 @@ def test_a_stock_pipeline_is_told_which_schedulers_the_file_holds(results: Path)
         assert handle.candidate == DEEPCACHE
         assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
     assert pipe.scheduler is own
+
+
+def applied_by(lines: list[str]) -> Candidate:
+    """Run the lines that a search prints, on a stock pipeline, and return what they applied."""
+    pipe = make_pipe("SD", "PNDMScheduler")
+    own = pipe.scheduler
+    *imports, call = ast.parse("\n".join(lines)).body
+    scope: dict[str, Any] = {"pipe": pipe}
+    exec("\n".join(map(ast.unparse, imports)), scope)  # noqa: S102
+    with eval(ast.unparse(call), scope) as handle:  # noqa: S307
+        assert type(pipe.scheduler).__name__ == "DDIMScheduler"
+        found: Candidate = handle.candidate
+    assert pipe.scheduler is own
+    return found
+
+
+def test_the_lines_that_are_printed_apply_the_result_that_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def printed(settings: Settings, *others: Any, **options: Any) -> list[str]:
+        entry = searched(Path(settings.output), settings, *others, **options)
+        lines = snippet(entry, settings, WORKLOAD)
+        assert applied_by(lines) == entry["settings"]
+        return lines
+
+    first = printed(GRID(req_score_loss=0.2))
+    assert len(first) == 2 and first[1].endswith('steps=20, scheduler="DDIM")')
+    # A stricter search, which finds less.
+    assert "    req_score_loss=0.01," in printed(GRID(req_score_loss=0.01))
+    with pytest.raises(ConfigurationError, match="say which with req_score_loss="):
+        applied_by(first)
+    assert "    req_score_loss=0.2," in printed(GRID(req_score_loss=0.2))
+    # The same again, on a slower day.
+    slow = printed(GRID(req_score_loss=0.2), truth=lambda _: (1.3, 0.0))
+    assert "    req_score_loss=0.2," in slow
+    # On another device, which is slower; then on the first.
+    elsewhere = replace(PROVENANCE, device_name="T4", date="2026-02-01T00:00:00+00:00")
+    printed(GRID(req_score_loss=0.2), elsewhere, truth=lambda _: (1.1, 0.0))
+    printed(GRID(req_score_loss=0.2), replace(PROVENANCE, date="2026-03-01T00:00:00+00:00"))
+    # Other targets, of which those of before are faster.
+    joint = printed(
+        GRID(req_score_loss=0.2, targets=("deepcache", "tome"), max_trials=4),
+        truth=lambda _: (1.2, 0.0),
+    )
+    assert '    targets=["deepcache", "tome"],' in joint
+    # What meets a requirement, with a faster one in the file: its settings stand in the lines.
+    needed = printed(GRID(req_score_loss=0.2, req_speedup=1.5), truth=lambda _: (1.6, 0.0))
+    assert '"cache_interval": ' in "".join(needed)
 
 
 def test_what_chooses_among_results_needs_a_file(pipe: Any) -> None:

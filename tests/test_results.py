@@ -19,16 +19,16 @@ from accel_search.space import JointSpace
 from accel_search.store import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import Task
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
 
 GRID = partial(Settings, strategy="grid")
 
 
-def searched(path, settings, provenance=PROVENANCE):
+def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth):
     """Run a search on the fake and save its result; return the entry."""
     space = JointSpace(settings.targets, WORKLOAD, settings.space)
     store = TrialStore(None, "study", space)
-    evaluator = FakeEvaluator()
+    evaluator = FakeEvaluator(truth)
     task = Task(space, settings.goal, evaluator.prompt_count, evaluator.chunk, settings.seed)
     with Progress(logging.getLogger("test"), 16, settings.goal, show_bar=False) as observer:
         outcome = Search(
@@ -150,7 +150,6 @@ class Pipeline:
 
 def test_load_best_takes_the_fastest_that_fits(tmp_path):
     path = tmp_path / "f.json"
-    searched(path, GRID())
     searched(path, GRID(req_score_loss=0.2))
     pipe = type("StableDiffusionPipeline", (), {"scheduler": type("DDIMScheduler", (), {})()})()
     assert load_best(path, pipe, steps=20) == {
@@ -161,6 +160,77 @@ def test_load_best_takes_the_fastest_that_fits(tmp_path):
         load_best(path, pipe, steps=50)
     with pytest.raises(ConfigurationError, match="no such file"):
         load_best(tmp_path / "none.json")
+
+
+def test_of_several_bounds_one_has_to_be_said(tmp_path):
+    path = tmp_path / "f.json"
+    loose = searched(path, GRID(req_score_loss=0.2))
+    strict = searched(path, GRID(req_score_loss=0.01))
+    assert loose["speedup"] > strict["speedup"]
+    with pytest.raises(ConfigurationError, match=r"say which with req_score_loss=0\.01 or 0\.2$"):
+        load_best(path)
+    assert load_best(path, req_score_loss=0.01) == strict["settings"]
+    assert load_best(path, req_score_loss=0.2) == loose["settings"]
+    with pytest.raises(ConfigurationError, match="no result for 20 steps, req_score_loss 0.5; run"):
+        load_best(path, steps=20, req_score_loss=0.5)
+
+
+def keys_by_goal(path):
+    return {ast.literal_eval(key)[3]: value for key, value in json.loads(path.read_text()).items()}
+
+
+def test_a_search_that_finds_less_takes_its_predecessors_place(tmp_path):
+    path = tmp_path / "f.json"
+    before = searched(path, GRID())
+    required = searched(path, GRID(req_speedup=1.5), truth=lambda _: (1.55, 0.0))
+    elsewhere = searched(tmp_path / "g.json", GRID(), replace(PROVENANCE, device_name="other"))
+    other_bound = searched(path, GRID(req_score_loss=0.2))
+    after = searched(path, GRID(), truth=lambda _: (1.2, 0.0))
+    assert after["speedup"] < required["speedup"] < before["speedup"]
+    found = keys_by_goal(path)
+    assert found["upbound_speedup"]["speedup"] in (after["speedup"], other_bound["speedup"])
+    speedups = {goal: each["speedup"] for goal, each in found.items() if goal != "upbound_speedup"}
+    # What was found for a requirement, or within another bound, is another result.
+    assert set(speedups.values()) == {each["speedup"] for each in (after, required, other_bound)}
+    assert answer(path, GRID(req_speedup=1.8))[0] is None
+    # Another device's is another result, too.
+    path = tmp_path / "g.json"
+    searched(path, GRID(), truth=lambda _: (1.2, 0.0))
+    assert keys_by_goal(path)[1.9]["speedup"] == elsewhere["speedup"]
+
+
+def test_of_two_models_only_ones_predecessor_goes(tmp_path):
+    path = tmp_path / "f.json"
+    entry = searched(path, GRID())
+    content = json.loads(path.read_text())
+    key = next(each for each in content if "upbound" in each)
+    other = entry | {"provenance": entry["provenance"] | {"model_id": "other"}}
+    save_winner(path, key, other)
+    save_winner(path, key, entry | {"speedup": 1.1})
+    kept = keys_by_goal(path)[1.9]
+    assert kept["provenance"]["model_id"] == "other" and "by_model" not in kept
+    # What cannot be read is no predecessor.
+    content = json.loads(path.read_text())
+    content[key.replace("'upbound_speedup'", "1.5")] = {"by_model": {"demo": 3}}
+    path.write_text(json.dumps(content))
+    save_winner(path, key, entry | {"speedup": 1.05})
+    found = keys_by_goal(path)
+    assert found[1.5] == {"by_model": {"demo": 3}} and 1.05 in found and 1.1 not in found
+
+
+def test_a_faster_result_of_another_device_is_not_taken(tmp_path, caplog):
+    path = tmp_path / "f.json"
+    old = replace(PROVENANCE, device_name="H100", date="2026-01-01T00:00:00+00:00")
+    new = replace(PROVENANCE, device_name="T4", date="2026-02-01T00:00:00+00:00")
+    fast = searched(path, GRID(), old)
+    slow = searched(path, GRID(), new, truth=lambda each: (1.2 if "deepcache" in each else 1, 0.0))
+    assert fast["speedup"] > slow["speedup"] and fast["settings"] != slow["settings"]
+    assert find_settings(path, device="T4") == slow["settings"]
+    assert find_settings(path, device="H100") == fast["settings"]
+    assert not caplog.records
+    # Where the device is not known, the last one measured on, and it is said.
+    assert load_best(path) == find_settings(path, device="L4") == slow["settings"]
+    assert "holds results of H100, T4; taking those of T4, measured last" in caplog.text
 
 
 def test_two_models_of_one_class_keep_their_own_results(tmp_path):

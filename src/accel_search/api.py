@@ -78,6 +78,7 @@ def accelerate(
     steps: int | None = None,
     scheduler: str | None = None,
     targets: Sequence[str] | None = None,
+    req_score_loss: float | None = None,
     model: str | None = None,
 ) -> Acceleration:
     """Apply accelerators to a diffusers pipeline, which is then called as always.
@@ -95,6 +96,7 @@ def accelerate(
             and the pipeline has it, made as a search makes it, until the settings are removed.
             None keeps the pipeline's own, and takes only results for that.
         targets: As in `load_best`.
+        req_score_loss: As in `load_best`.
         model: As in `load_best`.
 
     Raises:
@@ -103,14 +105,18 @@ def accelerate(
         LoadError: The pipeline's own scheduler has no configuration that makes the one asked for.
         AcceleratorError: The pipeline cannot be patched, or already is.
     """
+    choice: dict[str, Any] = {
+        "steps": steps,
+        "targets": targets,
+        "req_score_loss": req_score_loss,
+        "model": model,
+    }
     if isinstance(settings, str | Path):
-        settings = load_best(
-            settings, pipe, steps=steps, scheduler=scheduler, targets=targets, model=model
-        )
-    elif not (steps is None and targets is None and model is None):
+        settings = load_best(settings, pipe, scheduler=scheduler, **choice)
+    elif any(each is not None for each in choice.values()):
         raise ConfigurationError(
-            "accelerate: steps, targets and model choose among a file's results: give the path of "
-            "one, or leave them out"
+            f"accelerate: {', '.join(choice)} choose among a file's results: give the path of one, "
+            "or leave them out"
         )
     return Acceleration(pipe, Candidate(settings), scheduler)
 
@@ -136,9 +142,13 @@ def load_best(
     steps: int | None = None,
     scheduler: str | None = None,
     targets: Sequence[str] | None = None,
+    req_score_loss: float | None = None,
     model: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the fastest settings that a search has stored.
+
+    Where results of several devices fit, those of the GPU that the pipeline is on are taken; if it
+    is on none of theirs, those of the device that was measured on last, with a warning.
 
     Args:
         path: The result file of `accel-search`.
@@ -149,6 +159,8 @@ def load_best(
         scheduler: Only results for this scheduler are taken: `DDIM`, `DPM-Solver++`, `UniPC`, or
             a class name. None takes the pipeline's.
         targets: Only results of a search of exactly these accelerators are taken. None takes any.
+        req_score_loss: Only results of a search within this bound on the loss of score, a
+            fraction, are taken. None will do where those that fit are all within one bound.
         model: Hub id or folder of the model that results are wanted of, where the pipeline was
             loaded from elsewhere. None takes the pipeline's own.
 
@@ -157,7 +169,7 @@ def load_best(
 
     Raises:
         ConfigurationError: The file holds no such result, or only results of several models none
-            of which is this one's.
+            of which is this one's, or results within several bounds.
     """
     if not Path(path).exists():
         raise ConfigurationError(f"{path}: no such file; accel-search writes it")
@@ -168,7 +180,18 @@ def load_best(
         scheduler_class=None if scheduler is None else scheduler_class(scheduler),
         steps=steps,
         targets=targets,
+        req_score_loss=req_score_loss,
         model=model,
     )
     loaded_from = None if pipe is None else getattr(pipe, "config", {}).get("_name_or_path", "")
-    return find_settings(Path(path), wanted, loaded_from)
+    return find_settings(Path(path), wanted, loaded_from, _gpu_of(pipe))
+
+
+def _gpu_of(pipe: Any) -> str | None:
+    """Return the name of the GPU that a pipeline is on; None where it is on none, as yet."""
+    device: Any = getattr(pipe, "device", None)
+    if getattr(device, "type", None) != "cuda":
+        return None
+    from accel_search.runtime.provenance import device_name
+
+    return device_name(device)

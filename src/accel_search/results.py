@@ -103,12 +103,16 @@ def save(path: Path, workload: Workload, settings: Settings, entry: Mapping[str,
 def save_winner(path: Path, key: str, entry: Mapping[str, Any]) -> list[str]:
     """Write the entry of a search for the upper bound under its two keys, and return them.
 
+    What earlier searches of the same left under the speedups they reached is taken out: it is
+    no result any more, and where it claims more it would be taken in this one's place. That of
+    another device stays, since it is another result.
+
     Args:
         path: The file.
         key: The search's key, its goal `UPPER_BOUND`.
         entry: From `entry_of`.
     """
-    return _write(path, [key, _at_speedup(key, entry)], entry)
+    return _write(path, [key, _at_speedup(key, entry)], entry, replaced=key)
 
 
 def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
@@ -118,15 +122,52 @@ def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
     return str((*parts[:3], round(float(entry["speedup"]), 2), *parts[4:]))
 
 
-def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
+def _write(
+    path: Path, keys: list[str], entry: Mapping[str, Any], replaced: str | None = None
+) -> list[str]:
     def change(content: dict[str, Any]) -> None:
+        if replaced is not None:
+            _take_out_predecessors(content, replaced, entry)
         for key in keys:
             models = _stored_under(content.get(key)) | {model_of(entry): dict(entry)}
-            # A key names a pipeline class, and SD1.5 and SD2.1 share one.
-            content[key] = dict(entry) | ({"by_model": models} if len(models) > 1 else {})
+            content[key] = _value(entry, models)
 
     update_json(path, change)
     return keys
+
+
+def _value(flat: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a value of the file: a key names a pipeline class, and SD1.5 and SD2.1 share one."""
+    return dict(flat) | ({"by_model": dict(models)} if len(models) > 1 else {})
+
+
+def _take_out_predecessors(content: dict[str, Any], key: str, entry: Mapping[str, Any]) -> None:
+    """Take out what earlier searches for an upper bound found that an entry of it replaces."""
+    parts = parse_key(key)
+    assert parts is not None
+    for text in [each for each in content if each != key and _is_same_but_goal(each, parts)]:
+        models = _stored_under(content[text])
+        left = {model: each for model, each in models.items() if not _is_predecessor(each, entry)}
+        readable = [each for each in left.values() if _is_entry(each)]
+        if readable and len(left) < len(models):
+            content[text] = _value(readable[-1], left)
+        elif models and not left:
+            del content[text]
+
+
+def _is_same_but_goal(text: str, parts: tuple[Any, ...]) -> bool:
+    key = parse_key(text)
+    return key is not None and (key[:3], key[4:]) == (parts[:3], parts[4:])
+
+
+def _is_predecessor(value: Any, entry: Mapping[str, Any]) -> bool:
+    """Tell whether an entry is of an earlier search for the same upper bound, on this device."""
+    return (
+        _is_entry(value)
+        and part_of(value, "evidence").get("goal") == UPPER_BOUND
+        and model_of(value) == model_of(entry)
+        and device_of(value) == device_of(entry)
+    )
 
 
 def _stored_under(value: Any) -> dict[str, Any]:
@@ -168,6 +209,11 @@ def _is_entry(value: Any) -> bool:
 def model_of(entry: Mapping[str, Any]) -> str:
     """Return the hub id or folder that an entry is of; empty where it does not say."""
     return str(part_of(entry, "provenance").get("model_id", ""))
+
+
+def device_of(entry: Mapping[str, Any]) -> str:
+    """Return the device that an entry was measured on; empty where it does not say."""
+    return str(part_of(entry, "provenance").get("device_name", ""))
 
 
 def stored_answer(

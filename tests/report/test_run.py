@@ -261,6 +261,16 @@ def test_a_script_loads_what_was_measured(folder):
     lines = export.direct_lines(replace(run, story=story))
     assert lines[1] == "compile_unet(pipe)" and lines[2].startswith("accelerate(pipe, ")
     assert lines[2].endswith('}, scheduler="DDIM")')
+    assert export.file_lines(run)[1:] == [
+        "accelerate(",
+        "    pipe,",
+        '    "search_params.json",',
+        "    steps=20,",
+        '    scheduler="DDIM",',
+        "    req_score_loss=0.02,",
+        '    targets=["deepcache"],',
+        ")",
+    ]
     plain = export.script(run)
     assert "compile_unet" not in plain and "pipe.to(device)\n" in plain
     assert "dtype = torch.float32\n" in plain
