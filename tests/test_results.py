@@ -13,6 +13,7 @@ from accel_search.errors import ConfigurationError
 from accel_search.lookup import Wanted, find_settings
 from accel_search.report.progress import Progress
 from accel_search.results import entry_of, save, save_winner, stored_answer
+from accel_search.runtime.demo import demo_folder
 from accel_search.search import Budget, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -253,16 +254,58 @@ def test_two_models_of_one_class_keep_their_own_results(tmp_path):
     elsewhere = replace(PROVENANCE, model_id="sd2-community/sd21")
     assert answer(path, GRID(), elsewhere)[0]["speedup"] == 8.0
 
-    def loaded(name):
-        members = {"scheduler": type("DDIMScheduler", (), {})(), "config": {"_name_or_path": name}}
-        return type("StableDiffusionPipeline", (), members)()
-
-    assert load_best(path, loaded("sd2-community/sd21"), steps=20) == settings
-    assert load_best(path, loaded("demo"), steps=20) == content[key]["settings"]
-    assert load_best(path, loaded("/a/copy"), model="demo") == content[key]["settings"]
+    assert load_best(path, loaded_by("sd2-community/sd21"), steps=20) == settings
+    assert load_best(path, loaded_by("demo"), steps=20) == content[key]["settings"]
+    assert load_best(path, loaded_by("/a/copy"), model="demo") == content[key]["settings"]
     with pytest.raises(ConfigurationError, match="demo, sd2-community/sd21, .* /a/copy: say whose"):
-        load_best(path, loaded("/a/copy"))
+        load_best(path, loaded_by("/a/copy"))
     with pytest.raises(ConfigurationError, match="no result for SDXL"):
         load_best(path, model="SDXL")
     # Without a pipeline to tell whose is meant, the fastest of all.
     assert load_best(path) == settings
+
+
+def loaded_by(name):
+    members = {"scheduler": type("DDIMScheduler", (), {})(), "config": {"_name_or_path": name}}
+    return type("StableDiffusionPipeline", (), members)()
+
+
+def test_a_result_that_may_be_of_another_model_is_applied_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "f.json"
+    entry = searched(path, GRID())
+    for name in ("stable-diffusion-v1-5/stable-diffusion-v1-5", str(tmp_path), "", None):
+        assert load_best(path, loaded_by(name)) == entry["settings"]
+        (record,) = caplog.records
+        assert f"its result is of demo, and the pipeline was loaded from {name or 'elsewhere'}" in (
+            record.getMessage()
+        )
+        caplog.clear()
+        assert load_best(path, loaded_by(name), model="demo") == entry["settings"]
+        assert load_best(path) == entry["settings"]
+        assert not caplog.records
+
+
+def test_one_model_by_its_names_is_no_other(tmp_path, caplog, monkeypatch):
+    hub_id, path = "owner/sd--15", tmp_path / "f.json"
+    snapshot = tmp_path / "hub" / "models--owner--sd--15" / "snapshots" / "0123abc"
+    folder, link = tmp_path / "models" / "mine", tmp_path / "link"
+    for each in (snapshot, folder):
+        each.mkdir(parents=True)
+    link.symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    demo = demo_folder() / "pipeline"
+    (tmp_path / "demo").mkdir()  # `--pipe demo` never means a folder of that name.
+    for model, names in {
+        hub_id: [hub_id, str(snapshot), f"{snapshot}/"],
+        "models/mine": [str(folder), "./models/mine", folder, str(link)],
+        "demo": [demo, str(demo), "demo"],
+    }.items():
+        path.unlink(missing_ok=True)
+        entry = searched(path, GRID(), replace(PROVENANCE, model_id=model))
+        for name in names:
+            assert load_best(path, loaded_by(name)) == entry["settings"]
+        # Nor where the file has another's results, too.
+        searched(path, GRID(), replace(PROVENANCE, model_id="another"), truth=lambda _: (1.2, 0.0))
+        for name in names:
+            assert load_best(path, loaded_by(name)) == entry["settings"]
+    assert not caplog.records

@@ -153,16 +153,16 @@ def load_best(
     Args:
         path: The result file of `accel-search`.
         pipe: The pipeline they are for: only results of its class are taken, and where the file
-            has results of several models, those of the model that it was loaded from. None takes
-            any.
+            has results of several models, those of the model that it was loaded from. Where the
+            only one may be of another model, a warning says so. None takes any.
         steps: Only results for this many denoising steps are taken. None takes any.
         scheduler: Only results for this scheduler are taken: `DDIM`, `DPM-Solver++`, `UniPC`, or
             a class name. None takes the pipeline's.
         targets: Only results of a search of exactly these accelerators are taken. None takes any.
         req_score_loss: Only results of a search within this bound on the loss of score, a
             fraction, are taken. None will do where those that fit are all within one bound.
-        model: Hub id or folder of the model that results are wanted of, where the pipeline was
-            loaded from elsewhere. None takes the pipeline's own.
+        model: Hub id or folder of the model that results are wanted of, as it was searched,
+            where the pipeline was loaded from elsewhere. None takes the pipeline's own.
 
     Returns:
         Accelerator name -> parameters, as `accelerate` takes them.
@@ -183,7 +183,9 @@ def load_best(
         req_score_loss=req_score_loss,
         model=model,
     )
-    loaded_from = None if pipe is None else getattr(pipe, "config", {}).get("_name_or_path", "")
+    loaded_from = None
+    if pipe is not None:  # A path, where that was what it was loaded by; None where by nothing.
+        loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
     return find_settings(Path(path), wanted, loaded_from, _gpu_of(pipe))
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError
+from accel_search.options import local_folder
 from accel_search.result_files import part_of, read_json
 from accel_search.results import by_model, device_of, model_of
 from accel_search.settings import scheduler_name
 from accel_search.space import parse_key
+
+DEMO = "demo"
+"""The embedded pipeline, as `--pipe` names it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -90,8 +96,9 @@ def find_settings(
     Args:
         path: The result file.
         wanted: What it is to be of; None takes any.
-        loaded_from: Hub id or folder of the model, but only to choose where results of several
-            models fit; None takes the fastest of all.
+        loaded_from: Hub id or folder of the model, empty where the pipeline does not say, but only
+            to choose where results of several models fit, and to warn where the only one is of
+            another; None takes the fastest of all.
         device: The GPU's name, but only to choose where results of several fit; None, or one that
             none is of, takes those of the device that was measured on last, with a warning.
 
@@ -99,17 +106,38 @@ def find_settings(
         ConfigurationError: No stored result fits; or those that do are of several models, none of
             which is that of `loaded_from`, or were found under several bounds.
     """
-    fitting = _candidates(path, read_json(path), wanted or Wanted(), loaded_from)
+    wanted = wanted or Wanted()
+    fitting = _candidates(path, read_json(path), wanted, loaded_from)
     chosen = _of_device(fitting, device)
+    if chosen[0].device != device:
+        _warn_of_devices(path, fitting, chosen[0].device)
+    if loaded_from is not None and wanted.model is None:
+        _warn_of_model(path, chosen[0].model, loaded_from)
+    return _fastest(chosen)
+
+
+def _warn_of_devices(path: Path, fitting: Sequence[Fitting], chosen: str) -> None:
     devices = sorted({each.device for each in fitting})
-    if len(devices) > 1 and chosen[0].device != device:
+    if len(devices) > 1:
         _logger.warning(
             "%s: holds results of %s; taking those of %s, measured last",
             path,
             ", ".join(each or "an unknown device" for each in devices),
-            chosen[0].device or "an unknown device",
+            chosen or "an unknown device",
         )
-    return _fastest(chosen)
+
+
+def _warn_of_model(path: Path, model: str, loaded_from: str) -> None:
+    """Say that a result may be of another model; a folder may well be a copy of the same."""
+    if model and not is_same_model(model, loaded_from):
+        _logger.warning(
+            "%s: its result is of %s, and the pipeline was loaded from %s; if that is another "
+            'model, search it: model="%s" says that it is the same',
+            path,
+            model,
+            loaded_from or "elsewhere",
+            model,
+        )
 
 
 def arguments_for(
@@ -183,7 +211,7 @@ def _fitting(content: Mapping[str, Any], wanted: Wanted) -> list[Fitting]:
             found += [
                 Fitting(key[4], each)
                 for each in by_model(value).values()
-                if wanted.model in (None, model_of(each))
+                if wanted.model is None or is_same_model(wanted.model, model_of(each))
             ]
     return found
 
@@ -220,10 +248,27 @@ def _of_model(path: Path, fitting: list[Fitting], loaded_from: str | None) -> li
     models = sorted({each.model for each in fitting})
     if loaded_from is None or len(models) < 2:
         return fitting
-    found = [each for each in fitting if each.model == loaded_from]
+    found = [each for each in fitting if is_same_model(each.model, loaded_from)]
     if not found:
         raise ConfigurationError(
             f"{path}: holds results of {', '.join(models)}, and the pipeline was loaded from "
             f"{loaded_from or 'elsewhere'}: say whose with model="
         )
     return found
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Tell whether two hub ids or folders are known to be of one model."""
+    return _model_named(one) == _model_named(other)
+
+
+def _model_named(name: str) -> str:
+    """Return the hub id of a snapshot in a cache of the hub, `demo` of its folder, or a folder."""
+    folder = None if name in ("", DEMO) else local_folder(name)
+    if folder is None:
+        return name
+    path = folder.resolve()
+    if path == (Path(str(files("accel_search"))) / "demo" / "pipeline").resolve():
+        return DEMO
+    snapshot = re.search(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+$", path.as_posix())
+    return f"{snapshot[1]}/{snapshot[2]}" if snapshot else str(path)
