@@ -119,6 +119,22 @@ def test_a_requirement_is_answered_by_any_result_that_reached_it(tmp_path):
     assert answer(path, GRID(req_speedup=1.5))[0]["speedup"] == pytest.approx(1.9, rel=0.02)
 
 
+def test_a_requirement_is_met_by_the_speedup_and_not_by_its_key(tmp_path):
+    path = tmp_path / "f.json"
+    entry = searched(path, GRID())
+    content = json.loads(path.read_text())
+    upper = next(each for each in content if "upbound" in each)
+    path.unlink()
+    save_winner(path, upper, entry | {"speedup": 1.81666})
+    assert keys_by_goal(path).keys() == {"upbound_speedup", 1.82}
+    assert answer(path, GRID(req_speedup=1.82))[0] is None
+    assert answer(path, GRID(req_speedup=1.81666))[0]["speedup"] == 1.81666
+    # Nor by a key that says too little, e.g. one that a person wrote.
+    text = path.read_text().replace(", 1.82, ", ", 1, ")
+    path.write_text(text)
+    assert answer(path, GRID(req_speedup=1.8))[0] is not None
+
+
 def test_part_of_a_space_does_not_answer_for_all_of_it(tmp_path):
     path = tmp_path / "f.json"
     searched(path, GRID(max_trials=6))

@@ -247,7 +247,7 @@ def stored_answer(
 def answering(
     content: Mapping[str, Any], settings: Settings, workload: Workload | None
 ) -> list[dict[str, Any]]:
-    """Return the entries whose key is this search's, the fastest first.
+    """Return the entries whose key is this search's and that reach its goal, the fastest first.
 
     Args:
         content: A result file's object.
@@ -265,12 +265,11 @@ def answering(
         key = parse_key(text)
         if key is None or cls not in (None, key[0]) or (*key[1:3], *key[4:]) != wanted:
             continue
-        if settings.req_speedup is None:
-            is_answer = key[3] == UPPER_BOUND
-        else:
-            is_answer = isinstance(key[3], float) and key[3] >= settings.req_speedup
-        if is_answer:
-            found += by_model(value).values()
+        if (key[3] == UPPER_BOUND) != (settings.req_speedup is None):
+            continue
+        # The speedup in a key is rounded: a name, and not what was reached.
+        least = settings.req_speedup or 0.0
+        found += [each for each in by_model(value).values() if each["speedup"] >= least]
     return sorted(found, key=lambda entry: -float(entry["speedup"]))
 
 
