@@ -135,6 +135,26 @@ def test_a_requirement_is_met_by_the_speedup_and_not_by_its_key(tmp_path):
     assert answer(path, GRID(req_speedup=1.8))[0] is not None
 
 
+@pytest.mark.parametrize("goal", [{}, {"req_speedup": 1.5}])
+def test_more_timing_pairs_are_measured_and_fewer_are_answered(tmp_path, goal):
+    path = tmp_path / "f.json"
+    for budget in ({}, {"max_trials": 6}):  # All of the space, or part of it.
+        entry = searched(path, GRID(timing_pairs=5, **goal, **budget))
+        for fewer in (5, 3):
+            assert answer(path, GRID(timing_pairs=fewer, **goal, **budget))[0] == entry
+        assert answer(path, GRID(timing_pairs=6, **goal, **budget))[0] is None
+    # One that is older than the field had the default.
+    for stored, default in ((None, True), ("many", False)):
+        content = json.loads(path.read_text())
+        for each in content.values():
+            each["evidence"]["search"].pop("timing_pairs", None)
+            if stored is not None:
+                each["evidence"]["search"]["timing_pairs"] = stored
+        path.write_text(json.dumps(content))
+        assert (answer(path, GRID(max_trials=6, **goal))[0] is not None) is default
+        assert answer(path, GRID(timing_pairs=4, max_trials=6, **goal))[0] is None
+
+
 def test_part_of_a_space_does_not_answer_for_all_of_it(tmp_path):
     path = tmp_path / "f.json"
     searched(path, GRID(max_trials=6))

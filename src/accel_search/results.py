@@ -281,19 +281,25 @@ def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
         "min_ssim": settings.min_ssim,
         "max_trials": settings.max_trials,
         "time_budget": settings.time_budget,
+        "timing_pairs": settings.timing_pairs,
     }
 
 
 def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace) -> bool:
     """Tell whether an entry's search went at least as far as this one asks for.
 
-    A requirement is met by any result that meets it under the same bounds. An upper bound answers
-    only if it is of the same space, and of all of it unless this search has the same budget; a
-    grid search, which measures everything, is answered by none but its like.
+    A requirement is met by any result that meets it under the same bounds, timed by as many pairs
+    at least. An upper bound answers only if it is of the same space, too, and of all of it unless
+    this search has the same budget; a grid search, which measures everything, is answered by none
+    but its like.
     """
     evidence = part_of(entry, "evidence")
     found, wanted = part_of(evidence, "search"), _search_identity(settings, space)
     if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
+        return False
+    # More of them are what an unsteady machine is told to ask for.
+    pairs = found.get("timing_pairs", Settings.timing_pairs)
+    if not are_numbers(pairs) or pairs < settings.timing_pairs:
         return False
     if settings.req_speedup is not None:
         return True
@@ -301,7 +307,8 @@ def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace
         return False
     if settings.strategy == "grid" and evidence.get("strategy") != "grid":
         return False
-    return bool(evidence.get("settled")) or found == wanted
+    is_as_far = found | {"timing_pairs": settings.timing_pairs} == wanted
+    return bool(evidence.get("settled")) or is_as_far
 
 
 def figures(assessment: Assessment) -> dict[str, Any]:
