@@ -25,11 +25,11 @@ from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
 GRID = partial(Settings, strategy="grid")
 
 
-def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth):
+def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth, evaluator=None):
     """Run a search on the fake and save its result; return the entry."""
     space = JointSpace(settings.targets, WORKLOAD, settings.space)
     store = TrialStore(None, "study", space)
-    evaluator = FakeEvaluator(truth)
+    evaluator = evaluator or FakeEvaluator(truth)
     task = Task(space, settings.goal, evaluator.prompt_count, evaluator.chunk, settings.seed)
     with Progress(logging.getLogger("test"), 16, settings.goal, show_bar=False) as observer:
         outcome = Search(
@@ -76,7 +76,7 @@ def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
     assert evidence["held_out"]["prompts"] == 32
     assert evidence["trials_measured"] == 16 and evidence["settled"]
     assert evidence["fewer_steps"] and evidence["noise_floor"] > 0
-    assert entry["provenance"] == PROVENANCE.as_dict()
+    assert entry["provenance"] == PROVENANCE.as_dict() | {"measured_batch_size": 4}
     json.dumps(entry, allow_nan=False)
 
 
@@ -169,6 +169,26 @@ def test_a_result_from_elsewhere_is_named_and_not_reused(tmp_path):
     elsewhere = replace(PROVENANCE, device_name="NVIDIA H200", driver="580")
     entry, differences = answer(path, GRID(), elsewhere)
     assert entry is None and differences == ["device_name", "driver"]
+
+
+class Halved(FakeEvaluator):
+    """Has room for half the batch that is asked for."""
+
+    def _measurement(self, *arguments):
+        return replace(super()._measurement(*arguments), batch_size=2)
+
+
+def test_a_batch_that_was_halved_here_is_no_other_machine(tmp_path):
+    path = tmp_path / "f.json"
+    # Once it is halved, the evaluator's own provenance says so, too.
+    halved = replace(PROVENANCE, batch_size=2)
+    for provenance in (PROVENANCE, halved):
+        entry = searched(path, GRID(batch_size=4), provenance, evaluator=Halved())
+        where = entry["provenance"]
+        assert (where["batch_size"], where["measured_batch_size"]) == (4, 2)
+        assert answer(path, GRID(batch_size=4)) == (entry, [])
+    # A search of the smaller batch is another one.
+    assert answer(path, GRID(batch_size=2), halved) == (None, ["batch_size"])
 
 
 def test_keys_that_are_no_tuples_are_passed_over(tmp_path):

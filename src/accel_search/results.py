@@ -84,7 +84,13 @@ def entry_of(
         "evidence": evidence,
         "provenance": None
         if provenance is None
-        else provenance.as_dict() | {"batch_size": winner.trial.measurement.batch_size},
+        # A batch that did not fit was halved, and will be again: what was asked for tells whether
+        # a later search is the same.
+        else provenance.as_dict()
+        | {
+            "batch_size": settings.batch_size,
+            "measured_batch_size": winner.trial.measurement.batch_size,
+        },
     }
 
 
