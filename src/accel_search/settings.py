@@ -226,6 +226,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check(self)
+        # A whole number, as a file may hold, is the same search and has the same key.
+        for name in _REAL:
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
 
     @property
     def scheduler_class(self) -> str:
