@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from accel_search import accelerate, load_best
 from accel_search.errors import AcceleratorError, ConfigurationError
+from accel_search.records import Candidate
+from accel_search.report.summary import snippet
+from accel_search.settings import Settings, scheduler_class
 from accel_search.space import search_key
 from tests.accelerators.tiny import assert_same as assert_untouched
 from tests.accelerators.tiny import make_pipe, make_scheduler, render, snapshot
-from tests.fakes import WORKLOAD, with_steps
+from tests.fakes import PROVENANCE, WORKLOAD, with_steps
+from tests.test_results import GRID, searched
 
 DEEPCACHE = {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}
 TOME = {"tome": {"ratio": 0.5, "max_downsample": 2}}
@@ -84,15 +91,129 @@ def test_the_stored_winner_is_picked(pipe: Any, results: Path) -> None:
             assert handle.candidate == expected
 
 
-def test_another_scheduler_is_refused_with_what_to_do(pipe: Any, results: Path) -> None:
-    pipe.scheduler = make_scheduler("DDIMScheduler")
-    with pytest.raises(ConfigurationError, match=r"UniPCMultistepScheduler\.from_config"):
-        accelerate(pipe, results, scheduler="UniPC")
-    pipe.scheduler = make_scheduler("UniPCMultistepScheduler")
-    with pytest.raises(ConfigurationError, match="no result for .*UniPC"):
-        accelerate(pipe, results, scheduler="UniPC")
-    assert load_best(results, scheduler="DDIM", steps=20) == DEEPCACHE
-    pipe.scheduler = make_scheduler("DDIMScheduler")
+@pytest.mark.parametrize(
+    ("kind", "own"), [("SD", "PNDMScheduler"), ("SDXL", "EulerDiscreteScheduler")]
+)
+@pytest.mark.parametrize("name", ["DDIM", "DPM-Solver++", "UniPCMultistepScheduler"])
+def test_the_scheduler_that_was_searched_with_takes_the_stock_ones_place(
+    kind: str, own: str, name: str
+) -> None:
+    pipe = make_pipe(kind, own)
+    plain = render(pipe, steps=7)
+    stock, before = pipe.scheduler, snapshot(pipe)
+    with accelerate(pipe, DEEPCACHE, scheduler=name):
+        assert type(pipe.scheduler).__name__ == scheduler_class(name)
+        assert not getattr(pipe.scheduler.config, "clip_sample", False)
+        assert (pipe.scheduler.config.steps_offset == 1) or kind == "SDXL"
+        # The accelerators watch the scheduler that is in place.
+        once, again = render(pipe, steps=7), render(pipe, steps=7)
+        assert torch.equal(once, again) and not torch.equal(once, plain)
+    assert pipe.scheduler is stock
+    assert_untouched(before, snapshot(pipe))
+    assert torch.equal(render(pipe, steps=7), plain)
+
+
+def test_a_scheduler_of_the_same_class_is_made_as_a_search_makes_it() -> None:
+    pipe = make_pipe("SD", "PNDMScheduler")
+    clipping = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert clipping.config.clip_sample  # As diffusers makes it of Stable Diffusion's.
+    pipe.scheduler = clipping
+    handle = accelerate(pipe, DEEPCACHE, scheduler="DDIM")
+    assert not pipe.scheduler.config.clip_sample
+    handle.remove()
+    handle.remove()
+    assert pipe.scheduler is clipping
+
+
+def test_the_old_scheduler_is_back_also_when_applying_fails() -> None:
+    pipe = make_pipe("SD", "PNDMScheduler")
+    own, config, before = pipe.scheduler, dict(pipe.config), snapshot(pipe)
+    with pytest.raises(ConfigurationError, match="cache_interval"):
+        accelerate(pipe, {"deepcache": {"cache_interval": 3}}, scheduler="DDIM")
+    with accelerate(pipe, DEEPCACHE, scheduler="UniPC"):
+        inner = pipe.scheduler
+        with pytest.raises(AcceleratorError, match="already"):
+            accelerate(pipe, TOME, scheduler="DDIM")
+        assert pipe.scheduler is inner
+    for name in ("Nonesuch", "UNet2DConditionModel", "NonesuchScheduler"):
+        with pytest.raises(ConfigurationError, match=f"'{name}': give DDIM, DPM-Solver"):
+            accelerate(pipe, DEEPCACHE, scheduler=name)
+    assert pipe.scheduler is own and dict(pipe.config) == config
+    assert_untouched(before, snapshot(pipe))
+
+
+def test_a_stock_pipeline_is_told_which_schedulers_the_file_holds(results: Path) -> None:
+    pipe = make_pipe("SD", "PNDMScheduler")
+    content = json.loads(results.read_text())
+    more = {
+        key.replace("DDIMScheduler", "UniPCMultistepScheduler"): content[key] for key in content
+    }
+    results.write_text(json.dumps(content | more))
+    said = 'StableDiffusionPipeline, PNDMScheduler, 20 steps, .*: give scheduler="DDIM" or "UniPC"$'
+    with pytest.raises(ConfigurationError, match=said):
+        accelerate(pipe, results, steps=20)
+    assert type(pipe.scheduler).__name__ == "PNDMScheduler"
+    with pytest.raises(ConfigurationError, match='DPMSolver.*give scheduler="DDIM" or "UniPC"$'):
+        load_best(results, pipe, steps=20, scheduler="DPM-Solver++")
+    with pytest.raises(ConfigurationError, match="50 steps; run accel-search for it first"):
+        accelerate(pipe, results, steps=50)
+    own = pipe.scheduler
+    assert load_best(results, pipe, steps=20, scheduler="ddim") == DEEPCACHE
+    assert pipe.scheduler is own  # To look is not to exchange.
+    with accelerate(pipe, results, steps=20, scheduler="UniPC") as handle:
+        assert handle.candidate == DEEPCACHE
+        assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
+    assert pipe.scheduler is own
+
+
+def applied_by(lines: list[str]) -> Candidate:
+    """Run the lines that a search prints, on a stock pipeline, and return what they applied."""
+    pipe = make_pipe("SD", "PNDMScheduler")
+    own = pipe.scheduler
+    *imports, call = ast.parse("\n".join(lines)).body
+    scope: dict[str, Any] = {"pipe": pipe}
+    exec("\n".join(map(ast.unparse, imports)), scope)  # noqa: S102
+    with eval(ast.unparse(call), scope) as handle:  # noqa: S307
+        assert type(pipe.scheduler).__name__ == "DDIMScheduler"
+        found: Candidate = handle.candidate
+    assert pipe.scheduler is own
+    return found
+
+
+def test_the_lines_that_are_printed_apply_the_result_that_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def printed(settings: Settings, *others: Any, **options: Any) -> list[str]:
+        entry = searched(Path(settings.output), settings, *others, **options)
+        lines = snippet(entry, settings, WORKLOAD)
+        assert applied_by(lines) == entry["settings"]
+        return lines
+
+    first = printed(GRID(req_score_loss=0.2))
+    assert len(first) == 2 and first[1].endswith('steps=20, scheduler="DDIM")')
+    # A stricter search, which finds less.
+    assert "    req_score_loss=0.01," in printed(GRID(req_score_loss=0.01))
+    with pytest.raises(ConfigurationError, match="say which with req_score_loss="):
+        applied_by(first)
+    assert "    req_score_loss=0.2," in printed(GRID(req_score_loss=0.2))
+    # The same again, on a slower day.
+    slow = printed(GRID(req_score_loss=0.2), truth=lambda _: (1.3, 0.0))
+    assert "    req_score_loss=0.2," in slow
+    # On another device, which is slower; then on the first.
+    elsewhere = replace(PROVENANCE, device_name="T4", date="2026-02-01T00:00:00+00:00")
+    printed(GRID(req_score_loss=0.2), elsewhere, truth=lambda _: (1.1, 0.0))
+    printed(GRID(req_score_loss=0.2), replace(PROVENANCE, date="2026-03-01T00:00:00+00:00"))
+    # Other targets, of which those of before are faster.
+    joint = printed(
+        GRID(req_score_loss=0.2, targets=("deepcache", "tome"), max_trials=4),
+        truth=lambda _: (1.2, 0.0),
+    )
+    assert '    targets=["deepcache", "tome"],' in joint
+    # What meets a requirement, with a faster one in the file: its settings stand in the lines.
+    needed = printed(GRID(req_score_loss=0.2, req_speedup=1.5), truth=lambda _: (1.6, 0.0))
+    assert '"cache_interval": ' in "".join(needed)
 
 
 def test_what_chooses_among_results_needs_a_file(pipe: Any) -> None:

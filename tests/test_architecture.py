@@ -34,7 +34,7 @@ LAYERS = [
     {"speed_bound", "replay"},
     {"no_gain"},
     {"results"},
-    {"story"},
+    {"story", "lookup"},
     {"bounds"},
     {"verification"},
     {"sweep"},

@@ -91,13 +91,13 @@ def trials_in_new_lines(folder, before):
 
 def is_applied(code):
     """Run the two lines that the program prints, on a pipeline that a user has loaded."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
 
     from accel_search.runtime.demo import demo_folder
 
-    assert 'accelerate(pipe, "search_params.json", steps=6)' in code
+    assert 'accelerate(pipe, "search_params.json", steps=6, scheduler="DDIM")' in code
     pipe = StableDiffusionPipeline.from_pretrained(demo_folder() / "pipeline", safety_checker=None)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)  # As SD1.5 comes with.
     before = set(vars(pipe.unet.mid_block))
     scope = {"pipe": pipe}
     lines = [line.strip() for line in code.strip().splitlines()]

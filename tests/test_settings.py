@@ -7,6 +7,8 @@ import pytest
 from accel_search.errors import ConfigurationError
 from accel_search.options import parse_seconds
 from accel_search.settings import Settings, from_command_line, search_parser
+from accel_search.space import search_key
+from tests.fakes import WORKLOAD
 
 
 def parse(*arguments):
@@ -141,6 +143,21 @@ def test_a_mistake_in_a_toml_file_is_one_line(tmp_path, text, names):
         parse("--config", str(config))
     message = str(refused.value)
     assert "\n" not in message and all(name in message for name in names), message
+
+
+def test_a_whole_number_in_a_file_asks_for_what_the_flag_asks_for(tmp_path):
+    config = tmp_path / "c.toml"
+    reals = {"req_score_loss": 1, "req_speedup": 2, "min_psnr": 20, "min_ssim": 1}
+    reals |= {"guidance_scale": 7, "memory_limit": 8, "time_budget": 90, "trial_timeout": 0}
+    config.write_text("".join(f"{name} = {value}\n" for name, value in reals.items()))
+    from_file = parse("--config", str(config))
+    from_flags = parse(*(f"--{name}={value}" for name, value in reals.items()))
+    assert repr(from_file) == repr(from_flags)
+    keys = {
+        search_key(WORKLOAD, each.goal_key, each.req_score_loss, each.targets)
+        for each in (from_file, from_flags)
+    }
+    assert len(keys) == 1 and "2.0, 1.0, " in keys.pop()
 
 
 def test_an_absent_config_file_is_one_line(tmp_path):

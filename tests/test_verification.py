@@ -27,7 +27,7 @@ from accel_search.verification import (
 )
 from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
 from tests.test_program import FAST, SMALL, SURE
-from tests.test_results import GRID, searched
+from tests.test_results import GRID, Halved, searched
 
 TABLE = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"
 
@@ -213,6 +213,15 @@ def test_a_batch_that_is_halved_here_is_held_against_the_baseline_of_its_size(st
             return {"search": replace(self.baseline(), batch_size=2)}
 
     assert verified(None, stored, Halved()).verdict == "pass"
+
+
+def test_a_batch_that_was_halved_there_too_is_no_difference(tmp_path):
+    settings = GRID(output=str(tmp_path / "f.json"))
+    searched(tmp_path / "f.json", settings, evaluator=Halved())
+    here = replace(PROVENANCE, batch_size=2)
+    assert verified(None, settings, Halved(), provenance=here).differences == ()
+    (found,) = verified(None, settings).differences
+    assert (found.name, found.stored, found.here) == ("batch_size", 2, 4)
 
 
 @pytest.mark.parametrize(

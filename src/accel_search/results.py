@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accel_search.errors import ConfigurationError
 from accel_search.no_gain import of_search
 from accel_search.outcome import Outcome
 from accel_search.records import Provenance, Workload
@@ -85,7 +84,13 @@ def entry_of(
         "evidence": evidence,
         "provenance": None
         if provenance is None
-        else provenance.as_dict() | {"batch_size": winner.trial.measurement.batch_size},
+        # A batch that did not fit was halved, and will be again: what was asked for tells whether
+        # a later search is the same.
+        else provenance.as_dict()
+        | {
+            "batch_size": settings.batch_size,
+            "measured_batch_size": winner.trial.measurement.batch_size,
+        },
     }
 
 
@@ -104,12 +109,16 @@ def save(path: Path, workload: Workload, settings: Settings, entry: Mapping[str,
 def save_winner(path: Path, key: str, entry: Mapping[str, Any]) -> list[str]:
     """Write the entry of a search for the upper bound under its two keys, and return them.
 
+    What earlier searches of the same left under the speedups they reached is taken out: it is
+    no result any more, and where it claims more it would be taken in this one's place. That of
+    another device stays, since it is another result.
+
     Args:
         path: The file.
         key: The search's key, its goal `UPPER_BOUND`.
         entry: From `entry_of`.
     """
-    return _write(path, [key, _at_speedup(key, entry)], entry)
+    return _write(path, [key, _at_speedup(key, entry)], entry, replaced=key)
 
 
 def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
@@ -119,15 +128,52 @@ def _at_speedup(key: str, entry: Mapping[str, Any]) -> str:
     return str((*parts[:3], round(float(entry["speedup"]), 2), *parts[4:]))
 
 
-def _write(path: Path, keys: list[str], entry: Mapping[str, Any]) -> list[str]:
+def _write(
+    path: Path, keys: list[str], entry: Mapping[str, Any], replaced: str | None = None
+) -> list[str]:
     def change(content: dict[str, Any]) -> None:
+        if replaced is not None:
+            _take_out_predecessors(content, replaced, entry)
         for key in keys:
             models = _stored_under(content.get(key)) | {model_of(entry): dict(entry)}
-            # A key names a pipeline class, and SD1.5 and SD2.1 share one.
-            content[key] = dict(entry) | ({"by_model": models} if len(models) > 1 else {})
+            content[key] = _value(entry, models)
 
     update_json(path, change)
     return keys
+
+
+def _value(flat: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a value of the file: a key names a pipeline class, and SD1.5 and SD2.1 share one."""
+    return dict(flat) | ({"by_model": dict(models)} if len(models) > 1 else {})
+
+
+def _take_out_predecessors(content: dict[str, Any], key: str, entry: Mapping[str, Any]) -> None:
+    """Take out what earlier searches for an upper bound found that an entry of it replaces."""
+    parts = parse_key(key)
+    assert parts is not None
+    for text in [each for each in content if each != key and _is_same_but_goal(each, parts)]:
+        models = _stored_under(content[text])
+        left = {model: each for model, each in models.items() if not _is_predecessor(each, entry)}
+        readable = [each for each in left.values() if _is_entry(each)]
+        if readable and len(left) < len(models):
+            content[text] = _value(readable[-1], left)
+        elif models and not left:
+            del content[text]
+
+
+def _is_same_but_goal(text: str, parts: tuple[Any, ...]) -> bool:
+    key = parse_key(text)
+    return key is not None and (key[:3], key[4:]) == (parts[:3], parts[4:])
+
+
+def _is_predecessor(value: Any, entry: Mapping[str, Any]) -> bool:
+    """Tell whether an entry is of an earlier search for the same upper bound, on this device."""
+    return (
+        _is_entry(value)
+        and part_of(value, "evidence").get("goal") == UPPER_BOUND
+        and model_of(value) == model_of(entry)
+        and device_of(value) == device_of(entry)
+    )
 
 
 def _stored_under(value: Any) -> dict[str, Any]:
@@ -136,7 +182,7 @@ def _stored_under(value: Any) -> dict[str, Any]:
     return dict(models) or ({model_of(value): value} if _is_entry(value) else {})
 
 
-def _by_model(value: Any) -> dict[str, dict[str, Any]]:
+def by_model(value: Any) -> dict[str, dict[str, Any]]:
     """Return the entries that a value of the file holds, by the model that each is of.
 
     What is none, since it was edited or is of another version, is passed over.
@@ -171,6 +217,11 @@ def model_of(entry: Mapping[str, Any]) -> str:
     return str(part_of(entry, "provenance").get("model_id", ""))
 
 
+def device_of(entry: Mapping[str, Any]) -> str:
+    """Return the device that an entry was measured on; empty where it does not say."""
+    return str(part_of(entry, "provenance").get("device_name", ""))
+
+
 def stored_answer(
     path: Path,
     workload: Workload,
@@ -202,7 +253,7 @@ def stored_answer(
 def answering(
     content: Mapping[str, Any], settings: Settings, workload: Workload | None
 ) -> list[dict[str, Any]]:
-    """Return the entries whose key is this search's, the fastest first.
+    """Return the entries whose key is this search's and that reach its goal, the fastest first.
 
     Args:
         content: A result file's object.
@@ -220,12 +271,11 @@ def answering(
         key = parse_key(text)
         if key is None or cls not in (None, key[0]) or (*key[1:3], *key[4:]) != wanted:
             continue
-        if settings.req_speedup is None:
-            is_answer = key[3] == UPPER_BOUND
-        else:
-            is_answer = isinstance(key[3], float) and key[3] >= settings.req_speedup
-        if is_answer:
-            found += _by_model(value).values()
+        if (key[3] == UPPER_BOUND) != (settings.req_speedup is None):
+            continue
+        # The speedup in a key is rounded: a name, and not what was reached.
+        least = settings.req_speedup or 0.0
+        found += [each for each in by_model(value).values() if each["speedup"] >= least]
     return sorted(found, key=lambda entry: -float(entry["speedup"]))
 
 
@@ -237,19 +287,25 @@ def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
         "min_ssim": settings.min_ssim,
         "max_trials": settings.max_trials,
         "time_budget": settings.time_budget,
+        "timing_pairs": settings.timing_pairs,
     }
 
 
 def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace) -> bool:
     """Tell whether an entry's search went at least as far as this one asks for.
 
-    A requirement is met by any result that meets it under the same bounds. An upper bound answers
-    only if it is of the same space, and of all of it unless this search has the same budget; a
-    grid search, which measures everything, is answered by none but its like.
+    A requirement is met by any result that meets it under the same bounds, timed by as many pairs
+    at least. An upper bound answers only if it is of the same space, too, and of all of it unless
+    this search has the same budget; a grid search, which measures everything, is answered by none
+    but its like.
     """
     evidence = part_of(entry, "evidence")
     found, wanted = part_of(evidence, "search"), _search_identity(settings, space)
     if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
+        return False
+    # More of them are what an unsteady machine is told to ask for.
+    pairs = found.get("timing_pairs", Settings.timing_pairs)
+    if not are_numbers(pairs) or pairs < settings.timing_pairs:
         return False
     if settings.req_speedup is not None:
         return True
@@ -257,63 +313,8 @@ def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace
         return False
     if settings.strategy == "grid" and evidence.get("strategy") != "grid":
         return False
-    return bool(evidence.get("settled")) or found == wanted
-
-
-def find_settings(
-    path: Path,
-    pipeline_class: str | None = None,
-    scheduler_class: str | None = None,
-    steps: int | None = None,
-    targets: Sequence[str] | None = None,
-    model: str | None = None,
-    loaded_from: str | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Return the settings of the fastest stored result that fits.
-
-    Args:
-        path: The result file.
-        pipeline_class: Class name of the pipeline; None takes any.
-        scheduler_class: Class name of the scheduler; None takes any.
-        steps: Denoising steps; None takes any.
-        targets: Accelerators that may be used; None takes any.
-        model: Hub id or folder of the model; None takes any.
-        loaded_from: The same, but only to choose where results of several models fit; None takes
-            the fastest of all.
-
-    Raises:
-        ConfigurationError: No stored result fits, or those that do are of several models, none of
-            which is that of `loaded_from`.
-    """
-    fitting: list[dict[str, Any]] = []
-    for text, value in read_json(path).items():
-        key = parse_key(text)
-        if key is None:
-            continue
-        wanted = (pipeline_class, scheduler_class, None if steps is None else str(steps))
-        matches = all(want in (None, got) for want, got in zip(wanted, key[:3], strict=True))
-        if matches and (targets is None or sorted(targets) == key[5]):
-            fitting += [
-                each for each in _by_model(value).values() if model in (None, model_of(each))
-            ]
-    if not fitting:
-        parts = (model, pipeline_class, scheduler_class, steps)
-        asked = ", ".join(str(each) for each in parts if each)
-        raise ConfigurationError(
-            f"{path}: holds no result for {asked or 'anything'}; run accel-search for it first"
-        )
-    models = sorted({model_of(each) for each in fitting})
-    if loaded_from is not None and len(models) > 1:
-        fitting = [each for each in fitting if model_of(each) == loaded_from]
-        if not fitting:
-            raise ConfigurationError(
-                f"{path}: holds results of {', '.join(models)}, and the pipeline was loaded from "
-                f"{loaded_from or 'elsewhere'}: say whose with model="
-            )
-    best: dict[str, dict[str, Any]] = max(fitting, key=lambda each: float(each["speedup"]))[
-        "settings"
-    ]
-    return best
+    is_as_far = found | {"timing_pairs": settings.timing_pairs} == wanted
+    return bool(evidence.get("settled")) or is_as_far
 
 
 def figures(assessment: Assessment) -> dict[str, Any]:

@@ -71,6 +71,19 @@ def parse_scheduler(text: str) -> str:
     raise ValueError(f"one of {', '.join(SCHEDULERS)}")
 
 
+def scheduler_class(name: str) -> str:
+    """Return the class name of a scheduler given by either name."""
+    try:
+        return SCHEDULERS[parse_scheduler(name)]
+    except ValueError:
+        return name
+
+
+def scheduler_name(class_name: str) -> str:
+    """Return the short name of a scheduler's class; of one that has none, the class's own."""
+    return {each: name for name, each in SCHEDULERS.items()}.get(class_name, class_name)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides what a search does. Values are checked on construction."""
@@ -213,6 +226,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check(self)
+        # A whole number, as a file may hold, is the same search and has the same key.
+        for name in _REAL:
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
 
     @property
     def scheduler_class(self) -> str:

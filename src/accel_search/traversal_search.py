@@ -21,6 +21,7 @@ from accel_search.settings import Settings, from_command_line, search_parser
 
 if TYPE_CHECKING:
     from accel_search.outcome import Outcome
+    from accel_search.records import Workload
     from accel_search.search import Evaluator
     from accel_search.space import JointSpace
     from accel_search.store import TrialStore
@@ -61,7 +62,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     """
     from accel_search import results
     from accel_search.report.colour import takes_colour
-    from accel_search.report.summary import summary
+    from accel_search.report.summary import snippet, summary
     from accel_search.study import keep, open_store, run_search
     from accel_search.tracking import tracked
     from accel_search.watchdog import Watchdog
@@ -78,7 +79,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     if not settings.force and settings.replay is None:
         entry = _stored_here(settings, logger, evaluator, space)
         if entry is not None:
-            return _answer_from(entry, settings, logger)
+            return _answer_from(entry, settings, logger, evaluator.workload)
     _ensure_writable(settings)
     store = open_store(_going_on(settings, watchdog), evaluator, space)
     provenance = evaluator.provenance
@@ -113,8 +114,9 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": story["no_gain"]}
         print(json.dumps(entry or nothing, allow_nan=False))
     else:
-        colour = takes_colour(sys.stdout)
-        print("\n" + summary(outcome, settings, space, no_gain=story["no_gain"], colour=colour))
+        use = [] if entry is None else snippet(entry, settings, evaluator.workload)
+        said, colour = story["no_gain"], takes_colour(sys.stdout)
+        print("\n" + summary(outcome, settings, space, use=use, no_gain=said, colour=colour))
     _say_written(written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 
@@ -294,14 +296,16 @@ def _write_report(
     return write_of(of_outcome(outcome, story, store.remembered(), run_dir), settings)
 
 
-def _answer_from(entry: dict[str, Any], settings: Settings, logger: logging.Logger) -> int:
+def _answer_from(
+    entry: dict[str, Any], settings: Settings, logger: logging.Logger, workload: Workload
+) -> int:
     """Answer from a finished search's result, and report on what it left in the run folder."""
-    from accel_search.report.summary import stored_summary
+    from accel_search.report.summary import snippet, stored_summary
 
     if settings.json:
         print(json.dumps(entry, allow_nan=False))
     else:
-        print(stored_summary(entry, settings))
+        print(stored_summary(entry, settings, snippet(entry, settings, workload)))
     if settings.trials_out is not None:
         logger.warning(
             "--trials_out %s: not written, since a stored result answers; --force searches again",

@@ -329,7 +329,7 @@ def _stored_of(entry: Mapping[str, Any], settings: Settings) -> Stored:
         candidate=Candidate(found["settings"]),
         speedup=_spanned(value, timings),
         score_loss=loss,
-        provenance=entry.get("provenance") or {},
+        provenance=_measured_at(entry.get("provenance") or {}),
         goal=Goal(
             settings.req_score_loss,
             settings.req_speedup,
@@ -337,6 +337,12 @@ def _stored_of(entry: Mapping[str, Any], settings: Settings) -> Stored:
             searched.get("min_ssim") if settings.min_ssim is None else settings.min_ssim,
         ),
     )
+
+
+def _measured_at(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored provenance with the batch size that was measured; it may be halved here."""
+    measured = provenance.get("measured_batch_size")
+    return provenance if measured is None else {**provenance, "batch_size": measured}
 
 
 def _spanned(value: float, intervals: Sequence[Sequence[float] | None]) -> Estimate:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from accel_search import bounds, results
 from accel_search.errors import ConfigurationError, LoadError
+from accel_search.lookup import Wanted, find_settings
 from accel_search.options import read_config
 from accel_search.program import run_program
 from accel_search.records import Candidate
@@ -317,7 +318,7 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
     entry = sound[key]["by_model"]["demo"]
     path = written(tmp_path / "search_params.json", sound)
     found, _ = results.stored_answer(path, WORKLOAD, SEARCHED, SPACE, PROVENANCE)
-    assert found is not None and results.find_settings(path, model="demo") == entry["settings"]
+    assert found is not None and find_settings(path, Wanted(model="demo")) == entry["settings"]
 
     def check(content):
         written(path, content)
@@ -326,13 +327,13 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
             from accel_search.report.summary import stored_summary
 
             assert stored_summary(found, SEARCHED)
-        settings = works_or_says(lambda: results.find_settings(path), ConfigurationError)
+        settings = works_or_says(lambda: find_settings(path), ConfigurationError)
         if settings is not None:
             assert str(Candidate(settings))
         # What a night has measured is kept, whatever the file held before.
         results.save_winner(path, key, entry)
         assert json.loads(path.read_text())[key]["speedup"] == entry["speedup"]
-        assert results.find_settings(path, model="demo", steps=20)
+        assert find_settings(path, Wanted(model="demo", steps=20))
 
     draw(damaged(sound), count, check)
 
@@ -466,7 +467,7 @@ def test_any_bytes_as_any_file(count, tmp_path, capsys, monkeypatch):
         ends_well(capsys, lambda: report_main([str(path)]), codes=(2, 5))
         ends_well(capsys, lambda: main(["--replay", str(path), "--quiet"]), codes=(2,))
         if path.suffix == ".json":
-            works_or_says(lambda: results.find_settings(path), ConfigurationError)
+            works_or_says(lambda: find_settings(path), ConfigurationError)
 
     draw(
         st.tuples(

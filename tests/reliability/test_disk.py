@@ -18,13 +18,14 @@ import pytest
 
 from accel_search import bounds
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
+from accel_search.lookup import Wanted, find_settings
 from accel_search.records import Failure, Trial
 from accel_search.report.reading import read_run
 from accel_search.report.summary import stored_summary
 from accel_search.report.sweep import said, table
 from accel_search.report.writing import ReportSettings, write_report
 from accel_search.result_files import read_json, update_json
-from accel_search.results import find_settings, save_winner, stored_answer
+from accel_search.results import save_winner, stored_answer
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.statistics import assess
@@ -513,7 +514,7 @@ def use_results(path: Path) -> None:
         if entry is not None:
             stored_summary(entry, wanted)
     try:
-        find_settings(path, None, None, 20, ["deepcache"])
+        find_settings(path, Wanted(steps=20, targets=["deepcache"]))
     except ConfigurationError as error:
         assert "\n" not in str(error)
     key = next(iter(json.loads((ROOT / "search_params.json").read_text())))
@@ -608,7 +609,7 @@ def test_a_result_file_of_a_million_entries_stays_usable(tmp_path, tell):
         file.write(f"{json.dumps(key)}: {json.dumps(document[key])}}}\n")
     size = path.stat().st_size
     began = time.monotonic()
-    assert find_settings(path, steps=20) == document[key]["settings"]
+    assert find_settings(path, Wanted(steps=20)) == document[key]["settings"]
     read = time.monotonic() - began
     began = time.monotonic()
     save_winner(path, key, document[key])

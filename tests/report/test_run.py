@@ -254,12 +254,23 @@ def test_a_script_loads_what_was_measured(folder):
     text = export.script(replace(run, story=story))
     ast.parse(text)
     assert "from accel_search import accelerate, compile_unet\n" in text
-    assert text.index("compile_unet(pipe)") < text.index("accelerate(pipe, SETTINGS)")
+    assert text.index("compile_unet(pipe)") < text.index("accelerate(pipe, SETTINGS, ")
     assert "pipe.enable_model_cpu_offload(device=device)" in text and "pipe.to(" not in text
     assert "another VAE, owner/vae@0123 import os:" in text
     assert 'dtype = torch.float32 if device == "cpu" else torch.float16\n' in text
     lines = export.direct_lines(replace(run, story=story))
     assert lines[1] == "compile_unet(pipe)" and lines[2].startswith("accelerate(pipe, ")
+    assert lines[2].endswith('}, scheduler="DDIM")')
+    assert export.file_lines(run)[1:] == [
+        "accelerate(",
+        "    pipe,",
+        '    "search_params.json",',
+        "    steps=20,",
+        '    scheduler="DDIM",',
+        "    req_score_loss=0.02,",
+        '    targets=["deepcache"],',
+        ")",
+    ]
     plain = export.script(run)
     assert "compile_unet" not in plain and "pipe.to(device)\n" in plain
     assert "dtype = torch.float32\n" in plain
@@ -336,7 +347,10 @@ def test_a_search_that_is_answered_from_its_file_is_reported_on_too(fake_search,
     page, script = folder / "page.html", folder / "fast.py"
     assert search(report=str(page), export=str(script)) == 0
     assert "holds this search's result" in capsys.readouterr().out
-    assert "1.90" in page.read_text() and "accelerate(pipe, SETTINGS)" in script.read_text()
+    assert (
+        "1.90" in page.read_text()
+        and 'accelerate(pipe, SETTINGS, scheduler="DDIM")' in script.read_text()
+    )
     page.unlink()
     shutil.rmtree(folder / "run_dir")
     assert search(report=str(page)) == 0  # The result is still the answer.

@@ -23,7 +23,8 @@ SPACE = JointSpace(("deepcache",), WORKLOAD)
 
 
 def text(outcome, **settings):
-    return summary(outcome, Settings(**settings), SPACE)
+    use = [] if outcome.winner is None else ["use", "this"]
+    return summary(outcome, Settings(**settings), SPACE, use=use)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_the_winner_its_figures_and_its_use_are_said(found):
     assert "on 32 prompts the search never saw: speedup: 1.90" in said
     assert "16 points, 16 distinct; 16 measured, in " in said
     assert "Every distinct candidate was measured." in said
-    assert said.endswith('accelerate(pipe, "search_params.json", steps=20)')
+    assert said.endswith("\n\nUse it:\n  use\n  this")
     assert max(map(len, said.splitlines())) <= 90
 
 
@@ -162,7 +163,7 @@ def test_long_candidates_fit_a_terminal():
 
 def test_verdicts_are_coloured_where_a_terminal_wants_it(found, monkeypatch):
     plain = text(found)
-    coloured = summary(found, Settings(), SPACE, colour=True)
+    coloured = summary(found, Settings(), SPACE, use=["use", "this"], colour=True)
     assert "\x1b[32mpass\x1b[0m" in coloured and "\x1b" not in plain
     assert re.sub(r"\x1b\[\d*m", "", coloured) == plain
 

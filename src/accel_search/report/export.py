@@ -10,8 +10,16 @@ from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate
 from accel_search.report.html import render_text
 from accel_search.report.run import DAMAGED, Run, damaged
-from accel_search.report.wording import factor, literal, percent, python_lines
+from accel_search.report.wording import (
+    choosing,
+    factor,
+    literal,
+    percent,
+    python_lines,
+    scheduler_option,
+)
 from accel_search.result_files import write_atomically
+from accel_search.settings import scheduler_name
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
 DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
@@ -20,7 +28,8 @@ DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 def direct_lines(run: Run) -> list[str]:
     """Return the lines that apply the winner's settings, which stand in them."""
     assert run.winner is not None
-    return python_lines(literal(run.winner.candidate), compiled=_is_compiled(run))
+    options = scheduler_option(str(run.workload.get("scheduler_class")))
+    return python_lines(literal(run.winner.candidate), *options, compiled=_is_compiled(run))
 
 
 def file_lines(run: Run) -> list[str]:
@@ -28,8 +37,16 @@ def file_lines(run: Run) -> list[str]:
     output, steps = run.asked.get("output"), run.workload.get("steps")
     if not output or not steps or run.asked.get("replay"):
         return []
+    # All that tells this search's result from others: what else the file holds, or will hold when
+    # this is read, is not known here.
+    names = ("req_score_loss", "targets")
+    options = [
+        *choosing({"steps": int(steps)}),
+        *scheduler_option(str(run.workload.get("scheduler_class"))),
+        *choosing({name: run.asked[name] for name in names if run.asked.get(name) is not None}),
+    ]
     file = json.dumps(str(output), ensure_ascii=False)
-    return python_lines(file, f"steps={int(steps)}", compiled=_is_compiled(run))
+    return python_lines(file, *options, compiled=_is_compiled(run))
 
 
 def _is_compiled(run: Run) -> bool:
@@ -80,8 +97,7 @@ def _script(run: Run) -> str:
         model=repr(str(where.get("model_id") or load["pipeline"])),
         revision=repr(where.get("revision")) if where.get("revision") and not is_demo else None,
         pipeline=load["pipeline_class"],
-        scheduler=load["scheduler_class"],
-        is_ddim=load["scheduler_class"] == "DDIMScheduler",
+        scheduler=scheduler_name(load["scheduler_class"]),
         dtype=load.get("dtype") if load.get("dtype") in ("float16", "bfloat16") else "float32",
         steps=int(load["steps"]),
         guidance=float(load.get("guidance_scale") or 7.5),

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accel_search.errors import NothingMeasured
 from accel_search.logging_utils import without_secrets
+from accel_search.lookup import Wanted, arguments_for
 from accel_search.outcome import Outcome
 from accel_search.program import in_one_line
-from accel_search.records import Candidate, said_of
+from accel_search.records import Candidate, Workload, said_of
 from accel_search.report.colour import painted
 from accel_search.report.wording import (
     UNSTEADY,
+    choosing,
     duration,
     factor,
     literal,
     percent,
     python_lines,
+    scheduler_option,
     verdict,
 )
 from accel_search.result_files import is_interval
@@ -41,6 +46,7 @@ def summary(
     settings: Settings,
     space: JointSpace,
     *,
+    use: Sequence[str] = (),
     no_gain: str | None = None,
     colour: bool = False,
 ) -> str:
@@ -50,6 +56,7 @@ def summary(
         outcome: What was found.
         settings: What was asked.
         space: What was searched.
+        use: From `snippet`; empty where there is nothing to use.
         no_gain: What `no_gain.of_search` says of it.
         colour: Whether verdicts are coloured.
     """
@@ -64,7 +71,7 @@ def summary(
             _rival(outcome),
             _failures(outcome),
             _coverage(outcome, space),
-            _use(outcome, settings),
+            _use(use),
         )
         if part
     )
@@ -286,17 +293,12 @@ def _coverage(outcome: Outcome, space: JointSpace) -> str:
     )
 
 
-def _use(outcome: Outcome, settings: Settings) -> str:
-    if outcome.winner is None:
-        return ""
-    lines = snippet(settings)
-    if settings.replay is not None:  # It writes no result file.
-        lines = python_lines(literal(outcome.winner.trial.candidate), compiled=settings.compile)
-    return "Use it:\n" + textwrap.indent("\n".join(lines), "  ")
+def _use(lines: Sequence[str]) -> str:
+    return "Use it:\n" + textwrap.indent("\n".join(lines), "  ") if lines else ""
 
 
-def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
-    """Return the text that answers from a stored result."""
+def stored_summary(entry: Mapping[str, Any], settings: Settings, use: Sequence[str] = ()) -> str:
+    """Return the text that answers from a stored result; `use` is from `snippet`."""
     evidence = entry.get("evidence") or {}
     date = (entry.get("provenance") or {}).get("date", "an unknown date")
     interval = evidence.get("score_loss_interval")
@@ -313,9 +315,7 @@ def stored_summary(entry: Mapping[str, Any], settings: Settings) -> str:
         f"  score loss: {shown}  {evidence.get('verdict', '')}",
         "",
         *_paragraph(entry.get("no_gain")),
-        "Use it:",
-        *(f"  {line}" for line in snippet(settings)),
-        "",
+        *([_use(use), ""] if use else []),
         "--verify measures it again, --force searches again.",
     ]
     return "\n".join(lines)
@@ -363,8 +363,34 @@ def nothing_timed(error: NothingMeasured) -> str:
     return textwrap.fill(shown(f"Latency only: {error}"), WIDTH)
 
 
-def snippet(settings: Settings) -> list[str]:
-    """Return the lines of Python that apply the stored result."""
+def snippet(entry: Mapping[str, Any], settings: Settings, workload: Workload) -> list[str]:
+    """Return the lines of Python that apply a result, which its file holds already.
+
+    They look it up in the file, by as little as tells it from what else is there. Where nothing
+    does, or a replay wrote none, its settings stand in the lines.
+
+    Args:
+        entry: As `results.entry_of` makes it.
+        settings: What was asked.
+        workload: What was measured.
+    """
+    scheduler = scheduler_option(workload.scheduler_class)
+    choice = None
+    if settings.replay is None:
+        wanted = Wanted(
+            pipeline_class=workload.pipeline_class,
+            scheduler_class=workload.scheduler_class,
+            steps=workload.steps,
+            targets=settings.targets,
+            req_score_loss=settings.req_score_loss,
+        )
+        choice = arguments_for(Path(settings.output), wanted, entry)
+    if choice is None:
+        return python_lines(literal(entry["settings"]), *scheduler, compiled=settings.compile)
     return python_lines(
-        f'"{settings.output}"', f"steps={settings.steps}", compiled=settings.compile
+        json.dumps(settings.output, ensure_ascii=False),
+        *choosing({"steps": workload.steps}),
+        *scheduler,
+        *choosing(choice),
+        compiled=settings.compile,
     )

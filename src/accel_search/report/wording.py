@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from accel_search.settings import SCHEDULERS, scheduler_name
 from accel_search.statistics import Assessment, Estimate, Verdict
 
 UNKNOWN = "[unknown]"
 """In place of an interval that nothing is known of: one prompt, or no timed pairs."""
+CODE_WIDTH = 78
+"""Columns that a line of Python takes before its arguments get a line each."""
 
 
 def factor(estimate: Estimate) -> str:
@@ -63,12 +66,26 @@ def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
         compiled: Whether its UNet was compiled.
     """
     names = "accelerate, compile_unet" if compiled else "accelerate"
-    call = ", ".join(("pipe", settings, *options))
+    arguments = ("pipe", settings, *options)
+    call = [f"accelerate({', '.join(arguments)})"]
+    if "\n" not in settings and len(call[0]) > CODE_WIDTH:
+        call = ["accelerate(", *(f"    {each}," for each in arguments), ")"]
     return [
         f"from accel_search import {names}",
         *(["compile_unet(pipe)"] if compiled else []),
-        f"accelerate({call})",
+        *call,
     ]
+
+
+def choosing(choice: Mapping[str, Any]) -> list[str]:
+    """Return arguments of `accelerate` as Python."""
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in choice.items()]
+
+
+def scheduler_option(class_name: str) -> list[str]:
+    """Return the argument that gives a pipeline the scheduler of a search; none for others."""
+    name = scheduler_name(class_name)
+    return choosing({"scheduler": name}) if name in SCHEDULERS else []
 
 
 def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
