@@ -79,6 +79,50 @@ def test_each_file_format_is_read(tmp_path, name):
     assert chosen.source == str(path)
 
 
+HEADS = {
+    "capital.csv": "ID,Caption\n1,one\n2,two\n",
+    "capitals.csv": "ID,PROMPT\n1,one\n2,two\n",
+    "spaces.csv": "ID, prompt \n1,one\n2,two\n",
+    "spaces.jsonl": '{" Captions": ["one", "uno"]}\n{" Captions": ["two"]}\n',
+    "exact first.csv": "Caption,text\nx,one\ny,two\n",
+    "the better name first.csv": "TEXT,Prompt ,CAPTION\nx,one,x\ny,two,y\n",
+    "a blank line.csv": "\nprompt\none\ntwo\n",
+    "blank lines.csv": "\r\n \r\n,\r\nid,prompt\r\n1,one\r\n2,two\r\n",
+    "blank lines.tsv": "\n\t\n\tprompt\n1\tone\n2\ttwo\n",
+}
+"""Tables as spreadsheets and other programs write their heads."""
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_found_in_any_letters_and_behind_blank_lines(tmp_path, name):
+    (tmp_path / name).write_bytes(HEADS[name].encode())
+    chosen = load_prompts(Settings(prompts=str(tmp_path / name), num_samples=2, held_out_samples=0))
+    assert {p.text for p in chosen.search} == {"one", "two"}
+
+
+def test_a_head_of_a_parquet_file_is_found_in_any_letters(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"id": [1, 2], "Caption ": ["one", "two"]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    chosen = load_prompts(
+        Settings(prompts=str(tmp_path / "t.parquet"), num_samples=2, held_out_samples=0)
+    )
+    assert {p.text for p in chosen.search} == {"one", "two"}
+
+
+def test_a_tilde_is_the_home_folder_as_in_other_options(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    chosen = load_prompts(Settings(prompts="~/p.txt", num_samples=2, held_out_samples=0))
+    assert {p.text for p in chosen.search} == {"one", "two"}
+    with pytest.raises(LoadError, match=r"--prompts ~/q.txt: no such file; give builtin, coco or"):
+        load_prompts(Settings(prompts="~/q.txt"))
+    with pytest.raises(LoadError, match=r"--prompts ~no-one/p.txt: no such file"):
+        load_prompts(Settings(prompts="~no-one/p.txt"))
+
+
 SEPARATORS = "one\u2028two", "three\x0cfour", "five\x85six"
 """What `str.splitlines` takes for several lines, and no editor does."""
 LINES = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError, LoadError, first_line
+from accel_search.options import local_path
 from accel_search.records import Prompt, PromptSet
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.quiet import quiet_hub
@@ -20,7 +21,7 @@ from accel_search.settings import Settings
 COCO_DATASET = "phiyodr/coco2017"
 COCO_SPLIT = "validation"
 COLUMNS = ("prompt", "caption", "captions", "text", "Prompt")
-"""Columns that a table's prompts are looked for in, in this order."""
+"""Columns that a table's prompts are looked for in, in this order; then so in any letters."""
 SHOWN = 40
 """Characters of a value that a message shows."""
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -96,7 +97,7 @@ def _texts(source: str) -> list[str]:
         return _lines(demo_part("prompts.txt"))
     if source == "coco":
         return _coco()
-    path = Path(source)
+    path = local_path(source)
     if not path.is_file():
         raise LoadError(
             f"--prompts {source}: no such file; give builtin, coco or a file ending in "
@@ -150,12 +151,10 @@ def _from_file(path: Path) -> list[str]:
         return _prompts(path, table.column(column).to_pylist())
     text = path.read_text(encoding="utf-8-sig")
     if suffix == ".csv":
-        return _from_table(path, csv.DictReader(io.StringIO(text)))
+        return _from_table(path, _table(text))
     if suffix == ".tsv":
         # As PartiPrompts writes it: a quotation mark is a part of the prompt.
-        return _from_table(
-            path, csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-        )
+        return _from_table(path, _table(text, delimiter="\t", quoting=csv.QUOTE_NONE))
     if suffix == ".jsonl":
         return _from_rows(path, [json.loads(line) for line in text.split("\n") if line.strip()])
     return _from_rows(path, json.loads(text))
@@ -164,6 +163,14 @@ def _from_file(path: Path) -> list[str]:
 def _lines(path: Path) -> list[str]:
     # Not `splitlines`, which also splits at what a prompt may hold, such as U+2028.
     return path.read_text(encoding="utf-8-sig").split("\n")
+
+
+def _table(text: str, **dialect: Any) -> csv.DictReader[str]:
+    """Return the rows of a table, whose first row is the first one that is not blank."""
+    lines = io.StringIO(text)
+    rows = csv.reader(lines, **dialect)
+    head = next((row for row in rows if any(cell.strip() for cell in row)), [])
+    return csv.DictReader(lines, head, **dialect)
 
 
 def _from_table(path: Path, reader: csv.DictReader[str]) -> list[str]:
@@ -212,11 +219,19 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
+def _bare(name: str) -> str:
+    """Return a column's name without the letters and spaces that tables write as they like."""
+    return name.strip().casefold()
+
+
 def _column(path: Path, names: Iterable[str]) -> str:
     available = list(names)
-    for column in COLUMNS:
-        if column in available:
-            return column
+    # As it is written first: a table may have both `prompt` and `Prompt`.
+    for spelled in (str, _bare):
+        found = {spelled(name): name for name in reversed(available) if name is not None}
+        for column in map(spelled, COLUMNS):
+            if column in found:
+                return found[column]
     raise LoadError(
         f"--prompts {path}: no column {', '.join(COLUMNS)}; it has "
         f"{', '.join(repr(str(name)) for name in available[:8]) or 'none'}: rename one to prompt"
