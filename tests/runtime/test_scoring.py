@@ -144,6 +144,34 @@ def test_the_scorer_identifies_its_weights(made, tmp_path, settings_for):
     assert other.name != same.name
 
 
+SNAPSHOTS = {
+    "laion's": ["open_clip_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin"],
+    "all of laion's": ["open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"],
+    "timm's": ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors"],
+    "both of open_clip's": ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"],
+    "transformers' name": ["model.safetensors", "a.safetensors", "pytorch_model.bin"],
+    "a name of its own": ["mine.safetensors", "optimizer.bin"],
+}
+"""Files in the folder of a scorer; the first is what open_clip reads."""
+
+
+@pytest.mark.parametrize("name", SNAPSHOTS)
+def test_of_several_files_it_is_named_by_the_one_that_open_clip_reads(
+    made, tmp_path, settings_for, scorer, name
+):
+    folder = shutil.copytree(made / "scorer", tmp_path / "scorer")
+    weights = (folder / "open_clip_model.safetensors").rename(folder / "weights")
+    for file in SNAPSHOTS[name]:
+        (folder / file).write_bytes(b"never read")
+    weights.rename(folder / SNAPSHOTS[name][0])
+
+    found = load_scorer(settings_for(clip_model=str(folder)), CPU)
+
+    assert found.name == scorer.name
+    images = _images(32, 32)
+    assert found.score(images, TEXTS) == scorer.score(images, TEXTS)
+
+
 def test_loading_is_quiet_and_leaves_logging_as_it_was(settings_for, capfd, caplog):
     root = logging.getLogger()
     before = root.level, list(root.handlers)
@@ -175,6 +203,19 @@ BROKEN = {
     "no weights": (
         lambda f: (f / "open_clip_model.safetensors").rename(f / "model.bin"),
         "0 .safetensors files",
+    ),
+    "two that open_clip takes the first of": (
+        lambda f: shutil.copy(
+            (f / "open_clip_model.safetensors").rename(f / "a.safetensors"), f / "b.safetensors"
+        ),
+        "2 .safetensors files and none of open_clip_model.safetensors, open_clip_pytorch_model.sa",
+    ),
+    "pickled weights before transformers'": (
+        lambda f: (
+            (f / "open_clip_model.safetensors").rename(f / "model.safetensors"),
+            (f / "open_clip_pytorch_model.bin").write_bytes(b"never read"),
+        ),
+        "which open_clip reads its open_clip_pytorch_model.bin, a pickle: give the model's name",
     ),
     "cut-off weights": (
         lambda f: (f / "open_clip_model.safetensors").write_bytes(b"\0" * 100),
@@ -212,6 +253,21 @@ BROKEN = {
         "run code of its own",
     ),
 }
+
+
+def test_weights_that_the_disk_does_not_give_are_one_clear_line(made, settings_for, monkeypatch):
+    def fail(file, name):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(scoring.hashlib, "file_digest", fail)
+    weights = str(made / "scorer" / "open_clip_model.safetensors")
+    for options, given in (
+        ({}, f"--clip_model {made / 'scorer'}"),
+        ({"clip_model": "ViT-B-32", "clip_pretrained": weights}, f"--clip_pretrained {weights}"),
+    ):
+        with pytest.raises(LoadError, match=r"cannot be read \(OSError: .*Input/output") as caught:
+            load_scorer(settings_for(**options), CPU)
+        assert str(caught.value).startswith(f"{given}: {weights} ")
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -23,6 +23,17 @@ from accel_search.settings import Settings
 DEFAULT_MODEL = "ViT-L-14"
 DEFAULT_PRETRAINED = "openai"
 LOCAL_DIR = "local-dir:"
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+"""Files of a folder that open_clip 3.3 reads, the first that is there; else any .safetensors."""
 
 
 class ClipScorer:
@@ -178,12 +189,7 @@ def _from_folder(folder: Path, name: str, device: torch.device) -> ClipScorer:
             f"{given}: {config} is missing; give an open_clip model name, or a folder that "
             "holds open_clip_config.json and its weights"
         )
-    weights = sorted(folder.glob("*.safetensors"))
-    if len(weights) != 1:
-        raise LoadError(
-            f"{given}: {folder} holds {len(weights)} .safetensors files; expected just one, with "
-            "the weights"
-        )
+    weights = _find_weights(folder, given)
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
         text = content["model_cfg"]["text_cfg"]
@@ -195,9 +201,43 @@ def _from_folder(folder: Path, name: str, device: torch.device) -> ClipScorer:
     if own_code:
         raise LoadError(f"{given}: its tokenizer wants to run code of its own, which is refused")
     check_preprocessing(content.get("preprocess_cfg"), given)
-    digest = hashlib.sha256(weights[0].read_bytes()).hexdigest()[:12]
     label = name if name == "demo" else folder.resolve().name
-    return _load(f"{LOCAL_DIR}{folder}", None, f"{label}@{digest}", given, device)
+    label = f"{label}@{_digest(weights, given)}"
+    return _load(f"{LOCAL_DIR}{folder}", None, label, given, device)
+
+
+def _find_weights(folder: Path, given: str) -> Path:
+    """Return the file that open_clip reads of a scorer's folder.
+
+    A snapshot of a hub repository often holds transformers' weights beside open_clip's.
+    """
+    file = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if file is None:
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) != 1:
+            raise LoadError(
+                f"{given}: {folder} holds {len(files)} .safetensors files and none of "
+                f"{', '.join(WEIGHTS[:2])}: leave just one, with open_clip's weights"
+            )
+        return files[0]
+    if file.suffix != ".safetensors":
+        raise LoadError(
+            f"{given}: a folder of which open_clip reads its {file.name}, a pickle: give the "
+            f"model's name and --clip_pretrained {file}, or save its tensors as {WEIGHTS[0]}"
+        )
+    return file
+
+
+def _digest(weights: Path, given: str) -> str:
+    """Return what identifies a file of weights."""
+    try:
+        with weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    except OSError as error:
+        raise LoadError(
+            f"{given}: {weights} cannot be read ({first_line(error, 160)}): mend that, or give "
+            "another"
+        ) from error
 
 
 def _from_name(model: str, pretrained: str | None, device: torch.device) -> ClipScorer:
@@ -224,8 +264,8 @@ def _from_name(model: str, pretrained: str | None, device: torch.device) -> Clip
                 f"--clip_pretrained {pretrained}: for {model} give one of {', '.join(tags)}, or "
                 "a file"
             )
+        name = f"{model}/{file.name}@{_digest(file, f'--clip_pretrained {pretrained}')}"
         pretrained = str(file)
-        name = f"{model}/{file.name}@{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
     return _load(model, pretrained, name, f"--clip_model {model}", device)
 
 
