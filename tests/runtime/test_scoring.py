@@ -317,6 +317,46 @@ def test_openais_weights_are_loaded_with_the_gelu_they_were_trained_with(setting
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def created(monkeypatch, scorer):
+    """What open_clip was asked to create; it gives a tiny model in place of a large one."""
+    asked = []
+
+    def create(name, pretrained, **options):
+        asked.append(options | {"name": name, "pretrained": pretrained})
+        return scorer._model, None, Compose([])
+
+    monkeypatch.setattr("open_clip.create_model_and_transforms", create)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "model, file, warns",
+    [
+        ("ViT-B-32", True, True),
+        ("ViT-L-14", True, True),
+        ("ViT-B-32-quickgelu", True, False),
+        ("ViT-S-32-alt", True, False),  # It has no twin, so nothing else could be given.
+        ("ViT-B-32", False, False),
+    ],
+)
+def test_a_file_that_may_want_another_gelu_is_warned_of(
+    settings_for, tmp_path, created, caplog, model, file, warns
+):
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"")
+    pretrained = str(weights) if file else "laion2b_s34b_b79k"
+
+    load_scorer(settings_for(clip_model=model, clip_pretrained=pretrained), CPU)
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
+    assert created[0]["force_quick_gelu"] is False
+    if warns:
+        assert caplog.messages[0].startswith(f"--clip_pretrained {weights}: ")
+        assert f"give --clip_model {model}-quickgelu" in caplog.messages[0]
+        assert "\n" not in caplog.messages[0]
+
+
 def test_a_pretrained_file_is_taken(made, settings_for, tmp_path):
     # A real named model with weights of its own file: the smallest that open_clip has.
     name = "ViT-S-32-alt"

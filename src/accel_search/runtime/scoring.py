@@ -256,17 +256,37 @@ def _from_name(model: str, pretrained: str | None, device: torch.device) -> Clip
                 f"--clip_model {model} needs --clip_pretrained: {', '.join(tags) or 'a file'}"
             )
         pretrained = DEFAULT_PRETRAINED
-    name = f"{model}/{pretrained}"
     if pretrained not in tags:
-        file = local_path(pretrained)
-        if not file.is_file():
-            raise LoadError(
-                f"--clip_pretrained {pretrained}: for {model} give one of {', '.join(tags)}, or "
-                "a file"
-            )
-        name = f"{model}/{file.name}@{_digest(file, f'--clip_pretrained {pretrained}')}"
-        pretrained = str(file)
-    return _load(model, pretrained, name, f"--clip_model {model}", device)
+        return _from_file(model, pretrained, tags, device)
+    return _load(model, pretrained, f"{model}/{pretrained}", f"--clip_model {model}", device)
+
+
+def _from_file(
+    model: str, pretrained: str, tags: Sequence[str], device: torch.device
+) -> ClipScorer:
+    file, given = local_path(pretrained), f"--clip_pretrained {pretrained}"
+    if not file.is_file():
+        raise LoadError(f"{given}: for {model} give one of {', '.join(tags)}, or a file")
+    name = f"{model}/{file.name}@{_digest(file, given)}"
+    scorer = _load(model, str(file), name, given, device)
+    _warn_of_gelu(model, given)
+    return scorer
+
+
+def _warn_of_gelu(model: str, given: str) -> None:
+    """Warn where a file's weights may want another GELU than the model's: nothing in it tells."""
+    import open_clip
+
+    twin = f"{model}-quickgelu"
+    if twin in open_clip.list_models() and not open_clip.get_model_config(model).get("quick_gelu"):
+        logging.getLogger("accel_search").warning(
+            "%s: a file does not say which GELU it was trained with, and %s has the plain one: for "
+            "weights trained with QuickGELU, as OpenAI's and most of DFN's and MetaCLIP's, give "
+            "--clip_model %s, or scores are wrong",
+            given,
+            model,
+            twin,
+        )
 
 
 def _load(
