@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -257,10 +258,87 @@ def test_coco_without_a_network_names_the_way_out(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
 
     with pytest.raises(
-        LoadError, match=r"could not be loaded .*use --prompts builtin or a file"
+        LoadError, match=r"no route\): check the network .*use --prompts builtin or a file"
     ) as c:
         load_prompts(Settings(prompts="coco"))
     assert "\n" not in str(c.value)
+
+
+def _offline(served, patch):
+    import datasets
+
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def _unreachable(served, patch):
+    import datasets
+
+    patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    nowhere = "http://127.0.0.1:9"
+    patch.setattr("huggingface_hub.constants.ENDPOINT", nowhere)
+    patch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        nowhere + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    patch.setattr(datasets.config, "HF_ENDPOINT", nowhere)
+
+
+def _busy(served, patch):
+    patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    served.status = 429
+
+
+def _fails(make):
+    """Return what makes `datasets` fail by an error of its own, which hides another."""
+
+    def stand_in_the_way(served, patch):
+        def load_dataset(name, split):
+            from datasets.exceptions import DatasetGenerationError
+
+            try:
+                raise make()
+            except Exception as error:
+                raise DatasetGenerationError("An error occurred") from error
+
+        patch.setattr("datasets.load_dataset", load_dataset)
+
+    return stand_in_the_way
+
+
+OBSTACLES = {
+    "offline": (_offline, "cannot be fetched in offline mode: unset HF_HUB_OFFLINE to fetch it"),
+    "no network": (_unreachable, "could not be fetched (ConnectionError: Couldn't reach "),
+    "missing": (lambda *_: None, "does not exist, was removed or is private: check the spelling"),
+    "busy": (_busy, "cannot be fetched now, the hub was asked too often (HTTP 429): wait some"),
+    "full disk": (
+        _fails(lambda: OSError(errno.ENOSPC, "No space left on device")),
+        "does not fit the disk of {cache}: free disk space, or set HF_HOME",
+    ),
+    "damaged": (
+        _fails(lambda: ValueError("not an Arrow file")),
+        "could not be fetched (ValueError: not an Arrow file): run the same command again, or use",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_stands_in_the_way_of_coco_is_one_line(served, tmp_path, monkeypatch, name):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", served.url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    stand_in_the_way, expected = OBSTACLES[name]
+    stand_in_the_way(served, monkeypatch)
+
+    with pytest.raises(LoadError) as caught:
+        load_prompts(Settings(prompts="coco"))
+
+    expected = expected.format(cache=tmp_path / "hf" / "hub")
+    start = f"--prompts coco: the dataset phiyodr/coco2017 {expected}"
+    assert str(caught.value).startswith(start)
+    assert "\n" not in str(caught.value)
+    assert ("check the network" in str(caught.value)) == (name == "no network")
 
 
 def test_choosing_prompts_imports_no_torch():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 
 import open_clip
@@ -18,6 +20,8 @@ from accel_search.runtime import scoring
 from accel_search.runtime.preprocessing import batched
 from accel_search.runtime.scoring import ClipScorer, load_scorer
 from tests.runtime.conftest import CPU
+from tests.runtime.hub import Repository
+from tests.runtime.making import without
 
 TEXTS = ["a small red ring", "a large blue star", "many words " * 50]
 
@@ -190,6 +194,10 @@ def _edit_config(folder, change):
     file.write_text(json.dumps(config))
 
 
+def _cut_off(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 BROKEN = {
     "no config": (lambda f: (f / "open_clip_config.json").unlink(), "is missing; give"),
     "broken config": (
@@ -218,12 +226,26 @@ BROKEN = {
         "which open_clip reads its open_clip_pytorch_model.bin, a pickle: give the model's name",
     ),
     "cut-off weights": (
-        lambda f: (f / "open_clip_model.safetensors").write_bytes(b"\0" * 100),
-        "could not be loaded",
+        lambda f: _cut_off(f / "open_clip_model.safetensors"),
+        "could not be loaded (SafetensorError: Error while deserializing header: incomplete meta",
     ),
     "weights of another shape": (
         lambda f: _edit_config(f, lambda c: c["model_cfg"].update(embed_dim=8)),
-        "could not be loaded",
+        "could not be loaded (RuntimeError: size mismatch for text_projection: copying a param wi",
+    ),
+    "weights that lack a tensor": (
+        lambda f: without(f / "open_clip_model.safetensors", "visual.conv1.weight"),
+        'Missing key(s) in state_dict: "visual.conv1.weight"): its weights and open_clip_config.j',
+    ),
+    "a setting that no model has": (
+        lambda f: _edit_config(f, lambda c: c["model_cfg"].update(colour=1)),
+        "got an unexpected keyword argument 'colour'): its weights and open_clip_config.json",
+    ),
+    "a tokenizer that is not there": (
+        lambda f: _edit_config(
+            f, lambda c: c["model_cfg"]["text_cfg"].update(hf_tokenizer_name="me/tokenizer")
+        ),
+        "could not be loaded (ValueError: Couldn't instantiate the backend tokenizer from one of",
     ),
     "resizing that is not known": (
         lambda f: _edit_config(f, lambda c: c["preprocess_cfg"].update(resize_mode="widest")),
@@ -280,8 +302,8 @@ def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
         load_scorer(settings_for(clip_model=str(tmp_path / "scorer")), CPU)
 
     assert expected in str(caught.value)
-    assert str(caught.value).startswith("--clip_model ")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--clip_model {tmp_path / 'scorer'}: ")
+    assert "\n" not in str(caught.value) and "network" not in str(caught.value)
 
 
 def test_names_that_are_not_known_say_what_is(settings_for):
@@ -309,12 +331,167 @@ def test_openais_weights_are_loaded_with_the_gelu_they_were_trained_with(setting
 
     monkeypatch.setattr("open_clip.create_model_and_transforms", create)
 
-    with pytest.raises(LoadError, match=r"ViT-L-14/openai could not be loaded") as caught:
+    with pytest.raises(LoadError, match=r"ViT-L-14/openai could not be fetched") as caught:
         load_scorer(settings_for(clip_model=None), CPU)
     assert (asked["name"], asked["pretrained"]) == ("ViT-L-14", "openai")
     assert asked["force_quick_gelu"] is True
     assert asked["precision"] == "fp32"
     assert "\n" not in str(caught.value)
+
+
+def _of_another_model(file):
+    torch.save(torch.nn.Linear(1, 1).state_dict(), file)
+
+
+def _of_another_width(file):
+    from safetensors.torch import save_file
+
+    save_file({"positional_embedding": torch.ones(77, 8), "logit_scale": torch.ones(1)}, file)
+
+
+def _script(file):
+    torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1)).save(str(file))
+
+
+def _torn(file):
+    _of_another_model(file)
+    _cut_off(file)
+
+
+BROKEN_FILES = {
+    "of another model.pt": (_of_another_model, 'RuntimeError: Missing key(s) in state_dict: "'),
+    "of another width.safetensors": (_of_another_width, "AssertionError: text pos_embed width cha"),
+    "empty.pt": (lambda f: f.touch(), "EOFError"),
+    "empty.safetensors": (lambda f: f.touch(), "SafetensorError: Error while deserializing head"),
+    "pointer.bin": (
+        lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "UnpicklingError: Unsupported operand 118)",
+    ),
+    "text.bin": (lambda f: f.write_text("hello"), "KeyError: 101"),
+    "code.pt": (
+        lambda f: torch.save({"weights": os.system}, f),
+        "UnpicklingError: Trying to load unsupported GLOBAL posix.system",
+    ),
+    "list.pt": (
+        lambda f: torch.save([1], f),
+        "AttributeError: 'list' object has no attribute 'items'",
+    ),
+    "script.pt": (_script, "RuntimeError: Cannot use ``weights_only=True`` with TorchScript arch"),
+    "cut off.pt": (_torn, "RuntimeError: PytorchStreamReader failed"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript:UserWarning", "ignore:.*torch.jit")
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_a_file_of_other_weights_is_one_line_with_the_cause(tmp_path, settings_for, name):
+    break_it, cause = BROKEN_FILES[name]
+    break_it(tmp_path / name)
+
+    with pytest.raises(LoadError) as caught:
+        load_scorer(
+            settings_for(clip_model="ViT-S-32-alt", clip_pretrained=str(tmp_path / name)), CPU
+        )
+
+    message = str(caught.value)
+    assert message.startswith(f"--clip_pretrained {tmp_path / name}: ViT-S-32-alt/{name}@")
+    assert f"could not be loaded ({cause}" in message
+    assert "): give a file with the weights of ViT-S-32-alt (.safetensors, or a state" in message
+    assert "\n" not in message and "network" not in message and len(message) < 700
+
+
+OPENAIS = "timm/vit_base_patch32_clip_224.openai"
+
+
+def _serve_damaged(served, tmp_path, patch):
+    (tmp_path / "damaged").mkdir()
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        (tmp_path / "damaged" / name).write_bytes(b"\0" * 99)
+    served.repositories[OPENAIS] = Repository(tmp_path / "damaged")
+
+
+def _fill_disk(served, tmp_path, patch):
+    def download(**options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr("open_clip.pretrained.hf_hub_download", download)
+
+
+def _offline(served, tmp_path, patch):
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def _unreachable(served, tmp_path, patch):
+    patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    patch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
+    )
+
+
+def _unwritable(served, tmp_path, patch):
+    (tmp_path / "file").touch()
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file"))
+    _serve_damaged(served, tmp_path, patch)
+
+
+OBSTACLES = {
+    "offline": (
+        _offline,
+        "cannot be fetched in offline mode: unset HF_HUB_OFFLINE to fetch it, or give a folder",
+    ),
+    "full disk": (_fill_disk, "does not fit the disk of {cache}: free disk space, or set HF_HOME"),
+    "no network": (
+        _unreachable,
+        "could not be fetched (ConnectError: [Errno 111] Connection refused): check the network",
+    ),
+    "no place": (_unwritable, "cannot be written to the cache {file} (NotADirectoryError: "),
+    "missing": (lambda *_: None, "does not exist, was removed or is private: check the spelling"),
+    "damaged": (
+        _serve_damaged,
+        "could not be loaded (SafetensorError: Error while deserializing header: invalid JSON in "
+        "header: EOF while parsing a value at line 1 column 0): remove {cache}/models--timm--"
+        "vit_base_patch32_clip_224.openai to fetch it anew, or give a folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_stands_in_the_way_of_a_named_scorer_is_one_line(
+    served, tmp_path, settings_for, monkeypatch, name
+):
+    stand_in_the_way, expected = OBSTACLES[name]
+    stand_in_the_way(served, tmp_path, monkeypatch)
+
+    with pytest.raises(LoadError) as caught:
+        load_scorer(settings_for(clip_model="ViT-B-32"), CPU)
+
+    expected = expected.format(cache=tmp_path / "hf" / "hub", file=tmp_path / "file")
+    assert str(caught.value).startswith(f"--clip_model ViT-B-32: ViT-B-32/openai {expected}")
+    assert "\n" not in str(caught.value)
+    assert ("network" in str(caught.value)) == (name == "no network")
+
+
+def test_a_tokenizer_that_a_file_has_to_fetch_is_not_taken_for_the_file(
+    served, made, settings_for, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    file = made / "scorer" / "open_clip_model.safetensors"
+    options = {"clip_model": "roberta-ViT-B-32", "clip_pretrained": str(file)}
+    with pytest.raises(LoadError) as caught:
+        load_scorer(settings_for(**options), CPU)
+    assert str(caught.value).endswith(
+        ": the model's tokenizer or text part cannot be fetched in offline mode: unset "
+        "HF_HUB_OFFLINE to fetch it, or choose another model"
+    )
+
+
+def test_a_library_that_a_scorer_lacks_is_named(settings_for, monkeypatch):
+    def create(name, pretrained, **options):
+        raise ImportError("\nT5Tokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr("open_clip.create_model_and_transforms", create)
+    with pytest.raises(LoadError, match=r"SentencePiece library .*\): install what is missing$"):
+        load_scorer(settings_for(clip_model=None), CPU)
 
 
 @pytest.fixture

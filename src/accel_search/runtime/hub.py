@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +24,17 @@ SPARE_BYTES = 2**28
 """Disk space that a fetch leaves free, for logs and the trials' database."""
 TIMEOUT_SECONDS = 30.0
 """For the list of a repository's files; a file's own transfer is timed by the hub's client."""
+WRAPPERS = (
+    "RuntimeError",
+    "OSError",
+    "FileNotFoundError",
+    "LocalEntryNotFoundError",
+    "DatasetGenerationError",
+)
+"""Errors by which the hub's client, open_clip, transformers and datasets hide what happened, by
+name: not all of these libraries are needed here."""
+NO_SPACE = "Not enough disk space"
+"""How datasets begins an error that has no number."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Repository:
         return f"{self.given}: the hub repository {self.hub_id}{at}"
 
 
-class _Obstacle(NamedTuple):
+class Obstacle(NamedTuple):
     """Why a repository cannot be fetched, and what to do about it."""
 
     reason: str
@@ -81,7 +92,7 @@ def fetch(
     except LoadError:
         raise
     except Exception as error:  # Network and disk fail in many classes; all mean: not loaded.
-        obstacle = _explain(error, repository)
+        obstacle = explain(error, repository.hub_id)
         copy = None if obstacle.is_final else _cached(repository)
         if copy is None:
             raise LoadError(f"{repository} {obstacle.reason}: {obstacle.remedy}") from error
@@ -188,96 +199,139 @@ def _cached(repository: Repository) -> Path | None:
     return Path(entry).parent
 
 
+def cached_folder(hub_id: str) -> Path:
+    """Return the folder of the cache that a repository of a model is kept in, there or not."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+
+
 def _is_offline() -> bool:
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
 
 
-def _explain(error: BaseException, repository: Repository) -> _Obstacle:
-    """Return what an error of the hub's client, the network or the disk means to the user."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and one after another what it hides; the last says what happened."""
+    hidden: BaseException | None = error
+    while hidden is not None:
+        yield hidden
+        if type(hidden).__name__ not in WRAPPERS or getattr(hidden, "errno", None) is not None:
+            return
+        # Also what is left out of a traceback: `from None` says no more than the wrapper's name.
+        hidden = hidden.__cause__ or hidden.__context__
+
+
+def is_of_the_hub(error: BaseException) -> bool:
+    """Tell whether it was the hub, or the way there, that an error arose on."""
+    from huggingface_hub import errors
+
+    kinds = (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled)
+    return any(
+        # By name: the hub's client has had more than one version of its HTTP library.
+        isinstance(each, kinds) or type(each).__module__.startswith("httpx")
+        for each in causes(error)
+    )
+
+
+def explain(error: BaseException, hub_id: str, instead: str = "give a folder") -> Obstacle:
+    """Return what an error of the hub's client, the network or the disk means to the user.
+
+    Args:
+        error: As it came, or as another library wrapped it.
+        hub_id: What was asked for, as in the address of its page.
+        instead: What else the user may do.
+    """
     from huggingface_hub import constants, errors
 
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        # The client wraps what kept it from asking in "not found in the cache".
-        return _explain(error.__cause__, repository)
-    page = f"{constants.ENDPOINT}/{repository.hub_id}"
+    may_be_network = is_of_the_hub(error) or any(isinstance(e, OSError) for e in causes(error))
+    *_, error = causes(error)
+    page = f"{constants.ENDPOINT}/{hub_id}"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    again = "check the network and run the same command again, or give a folder"
+    network = "check the network and " if may_be_network else ""
     # The more special class first: a gated repository's error is also that of a missing one.
-    known: list[tuple[bool, _Obstacle]] = [
+    known: list[tuple[bool, Obstacle]] = [
         (
-            isinstance(error, errors.OfflineModeIsEnabled),
-            _Obstacle(
+            # Of the other two, those who raise them leave out that they did not even ask.
+            isinstance(error, errors.OfflineModeIsEnabled)
+            or (_is_offline() and isinstance(error, ConnectionError | errors.EntryNotFoundError)),
+            Obstacle(
                 "cannot be fetched in offline mode",
-                "unset HF_HUB_OFFLINE to fetch it, or give a folder",
+                f"unset HF_HUB_OFFLINE to fetch it, or {instead}",
             ),
         ),
         (
             isinstance(error, errors.GatedRepoError),
-            _Obstacle(
+            Obstacle(
                 "is gated",
                 f"accept its licence at {page} and set HF_TOKEN to a token of that account",
             ),
         ),
         (
             isinstance(error, errors.DisabledRepoError),
-            _Obstacle("was disabled by the hub", "give another id, or a folder"),
+            Obstacle("was disabled by the hub", f"give another id, or {instead}"),
         ),
         (
             isinstance(error, errors.RevisionNotFoundError),
-            _Obstacle(
+            Obstacle(
                 "has no such revision", f"take a branch, tag or commit of {page}", is_final=True
             ),
         ),
         (
-            isinstance(error, errors.RepositoryNotFoundError) or status in (404, 410),
-            _Obstacle(
+            isinstance(error, errors.RepositoryNotFoundError)
+            or type(error).__name__ == "DatasetNotFoundError"  # Of datasets, for the same.
+            or status in (404, 410),
+            Obstacle(
                 "does not exist, was removed or is private",
                 "check the spelling, or set HF_TOKEN to a token that may read it",
             ),
         ),
         (
             isinstance(error, errors.HFValidationError),
-            _Obstacle("cannot exist", "a hub id is owner/name", is_final=True),
+            Obstacle("cannot exist", "a hub id is owner/name", is_final=True),
         ),
         (
             status in (401, 403),
-            _Obstacle(
+            Obstacle(
                 f"may not be read (HTTP {status})",
                 "set HF_TOKEN to a valid token with access to it, or unset it",
             ),
         ),
         (
             status == HTTPStatus.TOO_MANY_REQUESTS,
-            _Obstacle(
+            Obstacle(
                 "cannot be fetched now, the hub was asked too often (HTTP 429)",
                 "wait some minutes, or set HF_TOKEN to be allowed more",
             ),
         ),
         (
             isinstance(error, UnicodeEncodeError),  # Of a header: no other text is given to it.
-            _Obstacle("cannot be asked for", "HF_TOKEN holds what no token does: set it again"),
+            Obstacle("cannot be asked for", "HF_TOKEN holds what no token does: set it again"),
         ),
         (
             status is not None and status >= 500,
-            _Obstacle(f"cannot be fetched, the hub fails (HTTP {status})", "try again later"),
+            Obstacle(f"cannot be fetched, the hub fails (HTTP {status})", "try again later"),
         ),
         (
-            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
-            _Obstacle(
+            isinstance(error, OSError)
+            and (error.errno in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE in str(error)),
+            Obstacle(
                 f"does not fit the disk of {constants.HF_HUB_CACHE}",
                 "free disk space, or set HF_HOME to a folder on a larger disk",
             ),
         ),
         (
             isinstance(error, OSError) and error.filename is not None,  # No network has a name.
-            _Obstacle(
+            Obstacle(
                 f"cannot be written to the cache {constants.HF_HUB_CACHE} "
                 f"({first_line(error, 160)})",
                 "mend that, or set HF_HOME to a folder that you may write to",
             ),
         ),
     ]
-    other = _Obstacle(f"could not be fetched ({first_line(error, 160)})", again)
+    other = Obstacle(
+        f"could not be fetched ({first_line(error, 160)})",
+        f"{network}run the same command again, or {instead}",
+    )
     return next((obstacle for applies, obstacle in known if applies), other)

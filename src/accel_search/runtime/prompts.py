@@ -15,6 +15,7 @@ from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.options import local_path
 from accel_search.records import Prompt, PromptSet
 from accel_search.runtime.demo import demo_part
+from accel_search.runtime.hub import explain
 from accel_search.runtime.quiet import quiet_hub
 from accel_search.settings import Settings
 
@@ -132,9 +133,10 @@ def _coco() -> list[str]:
         with quiet_hub():
             rows = list(datasets.load_dataset(COCO_DATASET, split=COCO_SPLIT)["captions"])
     except Exception as error:  # The library raises its own, huggingface_hub's and httpx's errors.
+        page, instead = f"datasets/{COCO_DATASET}", "use --prompts builtin or a file"
+        obstacle = explain(error, page, instead)
         raise LoadError(
-            f"--prompts coco: the dataset {COCO_DATASET} could not be loaded "
-            f"({first_line(error, 160)}): check the network, or use --prompts builtin or a file"
+            f"--prompts coco: the dataset {COCO_DATASET} {obstacle.reason}: {obstacle.remedy}"
         ) from error
     return _prompts("coco", rows)
 

@@ -7,13 +7,14 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
 from accel_search.options import local_path
 from accel_search.runtime.demo import demo_part
+from accel_search.runtime.hub import cached_folder, causes, explain, is_of_the_hub
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
 from accel_search.runtime.precision import whole_float32
 from accel_search.runtime.preprocessing import batched, check_preprocessing
@@ -23,6 +24,10 @@ from accel_search.settings import Settings
 DEFAULT_MODEL = "ViT-L-14"
 DEFAULT_PRETRAINED = "openai"
 LOCAL_DIR = "local-dir:"
+SAYS_NOTHING = ("Error(s) in loading state_dict", "Weights only load failed")
+"""Beginnings of torch's errors whose reason is below their first line."""
+UNPICKLER = "WeightsUnpickler error: "
+"""What the reason follows then, behind a request to report it."""
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -34,6 +39,21 @@ WEIGHTS = (
     "model.pth",
 )
 """Files of a folder that open_clip 3.3 reads, the first that is there; else any .safetensors."""
+
+
+class _Asked(NamedTuple):
+    """What open_clip is asked for, and how messages speak of it."""
+
+    model: str
+    """One of its models, or a folder behind `LOCAL_DIR`."""
+    pretrained: str | None
+    """A weight tag or a file; None for a folder."""
+    name: str
+    """As the scorer's."""
+    given: str
+    """Option and value, e.g. `--clip_model ViT-B-32`."""
+    remedy: str
+    """What to do where the weights are there but cannot be loaded."""
 
 
 class ClipScorer:
@@ -203,7 +223,10 @@ def _from_folder(folder: Path, name: str, device: torch.device) -> ClipScorer:
     check_preprocessing(content.get("preprocess_cfg"), given)
     label = name if name == "demo" else folder.resolve().name
     label = f"{label}@{_digest(weights, given)}"
-    return _load(f"{LOCAL_DIR}{folder}", None, label, given, device)
+    remedy = (
+        f"its weights and {config.name} are not of one model, or damaged: fetch or save it again"
+    )
+    return _load(_Asked(f"{LOCAL_DIR}{folder}", None, label, given, remedy), device)
 
 
 def _find_weights(folder: Path, given: str) -> Path:
@@ -258,7 +281,10 @@ def _from_name(model: str, pretrained: str | None, device: torch.device) -> Clip
         pretrained = DEFAULT_PRETRAINED
     if pretrained not in tags:
         return _from_file(model, pretrained, tags, device)
-    return _load(model, pretrained, f"{model}/{pretrained}", f"--clip_model {model}", device)
+    name, given = f"{model}/{pretrained}", f"--clip_model {model}"
+    copy = cached_folder(_hub_id(model, pretrained))
+    remedy = f"remove {copy} to fetch it anew, or give a folder"
+    return _load(_Asked(model, pretrained, name, given, remedy), device)
 
 
 def _from_file(
@@ -268,7 +294,11 @@ def _from_file(
     if not file.is_file():
         raise LoadError(f"{given}: for {model} give one of {', '.join(tags)}, or a file")
     name = f"{model}/{file.name}@{_digest(file, given)}"
-    scorer = _load(model, str(file), name, given, device)
+    remedy = (
+        f"give a file with the weights of {model} (.safetensors, or a state_dict that torch.save "
+        "wrote), or name the model that they are of by --clip_model"
+    )
+    scorer = _load(_Asked(model, str(file), name, given, remedy), device)
     _warn_of_gelu(model, given)
     return scorer
 
@@ -289,12 +319,11 @@ def _warn_of_gelu(model: str, given: str) -> None:
         )
 
 
-def _load(
-    model: str, pretrained: str | None, name: str, given: str, device: torch.device
-) -> ClipScorer:
+def _load(asked: _Asked, device: torch.device) -> ClipScorer:
     """Create model, preprocessing and tokenizer; any failure is one LoadError."""
     import open_clip
 
+    model, pretrained = asked.model, asked.pretrained
     # OpenAI's weights were trained with another GELU than open_clip's models of the same name
     # use: open_clip only warns, and would score with the wrong one.
     config = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
@@ -310,9 +339,41 @@ def _load(
             )
             tokenizer = open_clip.get_tokenizer(model)
     except Exception as error:  # Networks and broken files fail in many classes.
-        raise LoadError(
-            f"{given}: {name} could not be loaded ({first_line(error, 160)}): check the network, "
-            "or give a folder"
-        ) from error
-    logging.getLogger("accel_search").debug("scoring with %s", name)
-    return ClipScorer(net, transform, tokenizer, name, device)
+        raise LoadError(f"{asked.given}: {_complaint(error, asked)}") from error
+    logging.getLogger("accel_search").debug("scoring with %s", asked.name)
+    return ClipScorer(net, transform, tokenizer, asked.name, device)
+
+
+def _complaint(error: Exception, asked: _Asked) -> str:
+    """Return why a scorer could not be loaded, and what to do about it.
+
+    Where weights are fetched, so fails whatever open_clip wraps in an OSError. A folder or a file
+    is there: of those only an error of the hub itself is about what had to be fetched beside it.
+    """
+    hub_id = _hub_id(asked.model, asked.pretrained)
+    if is_of_the_hub(error) or (hub_id and any(isinstance(e, OSError) for e in causes(error))):
+        what = asked.name if hub_id else "the model's tokenizer or text part"
+        instead = "give a folder" if hub_id else "choose another model"
+        obstacle = explain(error, hub_id, instead)
+        return f"{what} {obstacle.reason}: {obstacle.remedy}"
+    remedy = "install what is missing" if isinstance(error, ImportError) else asked.remedy
+    return f"{asked.name} could not be loaded ({_cause(error)}): {remedy}"
+
+
+def _hub_id(model: str, pretrained: str | None) -> str:
+    """Return the repository that a weight tag stands for; blank for a folder or a file."""
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+    return "/".join(str(config.get("hf_hub", "")).split("/")[:2])
+
+
+def _cause(error: Exception, limit: int = 160) -> str:
+    """Return an error's class and its first sentence that says something, on whichever line."""
+    text = str(error).rpartition(UNPICKLER)[2].strip()
+    first, _, rest = text.partition("\n")
+    text = rest.strip() if first.startswith(SAYS_NOTHING) else text
+    # What torch goes on with, behind a blank line or a full stop, advises to run a file's code.
+    text = " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(" .")
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
