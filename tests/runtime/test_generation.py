@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -108,6 +110,7 @@ def test_an_interrupted_decode_leaves_the_vae_in_its_dtype(loaded, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
+    before = copy.deepcopy(pipe.vae.state_dict())
     try:
         pipe.vae.to(dtype=torch.float16)
         monkeypatch.setattr(pipe.vae, "decode", interrupted)
@@ -117,3 +120,4 @@ def test_an_interrupted_decode_leaves_the_vae_in_its_dtype(loaded, monkeypatch):
         assert pipe.vae.dtype == torch.float16
     finally:
         pipe.vae.to(dtype=torch.float32)
+        pipe.vae.load_state_dict(before)

@@ -100,6 +100,7 @@ def test_a_worker_whose_sweep_is_gone_ends_in_the_middle_of_a_job(tmp_path):
             break
     process.stdin.close()
     assert process.wait(60) == 3
+    process.stderr.close()
     assert not (tmp_path / "a.json").exists()
 
 
