@@ -37,7 +37,9 @@ def test_samples_run(name, pipe, tmp_path, monkeypatch):
     from tests.report.pages import make_run_dir
 
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "search_params.json", tmp_path)
+    for folder in (tmp_path, tmp_path / "build" / "demo"):  # Where `make demo` writes its own.
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "search_params.json", folder)
     make_run_dir(tmp_path / "accel_search_runs", pictures=False)
     handles = []
     original = Acceleration.__init__

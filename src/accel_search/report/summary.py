@@ -256,8 +256,9 @@ def _rival(outcome: Outcome) -> str:
     ]
     if equal:
         lines.append(
-            f"  {max(equal)} steps are as fast within the timing noise, and their score is not "
-            "shown\n  to be lower: on these prompts fewer steps do as well, with nothing to apply."
+            f"  {max(equal)} steps are at least as fast within the timing noise, and their score "
+            "is not\n  shown to be lower: on these prompts fewer steps do as well, with nothing "
+            "to apply."
         )
     else:
         lines.append("  None is as fast without a lower score: the winner is worth its trouble.")
