@@ -84,6 +84,13 @@ def test_a_search_ends_with_a_result_that_is_reused_and_applied_in_two_lines(fol
     assert (captured.out + captured.err).count(said) == 1
     assert not (folder / "again.json").exists()
 
+    kept = (folder / "trials.json").read_bytes()
+    assert main([*command, "--trials_out", "trials.json"]) == 0
+    captured = capsys.readouterr()
+    assert "--trials_out trials.json: left as it is, since a stored result" in captured.out
+    assert "WARNING" not in captured.out + captured.err
+    assert (folder / "trials.json").read_bytes() == kept
+
 
 def trials_in_new_lines(folder, before):
     return [line for line in log_lines(folder)[before:] if "trial " in line]

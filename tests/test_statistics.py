@@ -1,11 +1,13 @@
 """Intervals and verdicts: right on known truths, and honest where nothing is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from accel_search.errors import ConfigurationError
-from accel_search.records import Measurement
+from accel_search.records import Goal, Measurement
 from accel_search.statistics import (
     Estimate,
     TimingNoise,
@@ -264,3 +266,12 @@ def test_noise_is_pooled_by_batch_size_and_counts_nothing_twice():
     assert speedup(other, found[2]) == speedup(other, TimingNoise([], [other]))
     # Neither a baseline nor a second pair: nothing is known, and the interval says so.
     assert speedup(timing([2.0]), TimingNoise([])).high == np.inf
+
+
+@pytest.mark.parametrize("unknown", ["psnr", "ssim"])
+def test_a_likeness_that_is_unknown_keeps_no_bound(unknown):
+    known = replace(assess(timing([1.5]), timing([1.0]), 0.02), psnr=30.0, ssim=0.9)
+    goal = Goal(0.02, min_psnr=-1.0, min_ssim=-1.0)
+    assert known.is_within(goal)
+    assert not replace(known, **{unknown: None}).is_within(goal)
+    assert replace(known, **{unknown: None}).is_within(Goal(0.02))

@@ -83,9 +83,14 @@ class Assessment:
         """Tell whether it keeps the goal's bounds on score and likeness."""
         return (
             self.score_loss.value <= goal.max_score_loss
-            and (goal.min_psnr is None or (self.psnr or 0.0) >= goal.min_psnr)
-            and (goal.min_ssim is None or (self.ssim or 0.0) >= goal.min_ssim)
+            and _is_at_least(self.psnr, goal.min_psnr)
+            and _is_at_least(self.ssim, goal.min_ssim)
         )
+
+
+def _is_at_least(value: float | None, least: float | None) -> bool:
+    """Tell whether a likeness keeps a bound, if there is one; an unknown one is not shown to."""
+    return least is None or (value is not None and value >= least)
 
 
 @dataclass(frozen=True)

@@ -307,9 +307,12 @@ def _answer_from(
     else:
         print(stored_summary(entry, settings, snippet(entry, settings, workload)))
     if settings.trials_out is not None:
-        logger.warning(
-            "--trials_out %s: not written, since a stored result answers; --force searches again",
+        is_there = Path(settings.trials_out).exists()
+        logger.log(
+            logging.INFO if is_there else logging.WARNING,
+            "--trials_out %s: %s, since a stored result answers; --force searches again",
             settings.trials_out,
+            "left as it is" if is_there else "not written",
         )
     if settings.report is not None or settings.export is not None:
         from accel_search.report.reading import read_run
