@@ -146,8 +146,9 @@ def test_pictures_are_enlarged_by_click_and_gone_through_by_keys(open_page, repo
     assert blend == "difference"
     page.keyboard.press("Escape")
     light.wait_for(state="hidden")
-    # A dialog tells that it was closed a moment later.
-    page.wait_for_function("(document.activeElement.ariaLabel ?? '').includes('Winner')")
+    # A dialog tells that it was closed a moment later. By a selector: the page lets no text be
+    # evaluated, as waiting for a function does.
+    page.locator(":focus[aria-label*='Winner']").wait_for()
     assert all(page.locator("img.over").evaluate_all("all => all.slice(0, 4).map(e => e.alt)"))
 
 
