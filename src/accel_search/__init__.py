@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from accel_search.api import Acceleration, accelerate, compile_unet, load_best
+    from accel_search.api import Acceleration, accelerate, compile_unet, load_best, restore
     from accel_search.frames import load_results, load_trials
 
 __version__ = version("accel-search")
@@ -19,6 +19,7 @@ __all__ = [
     "load_best",
     "load_results",
     "load_trials",
+    "restore",
 ]
 _TABLES = ("load_results", "load_trials")
 

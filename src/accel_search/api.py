@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel_search.errors import ConfigurationError
-from accel_search.lookup import Wanted, find_settings
+from accel_search.lookup import Fitting, Wanted, find_result, holds_any
+from accel_search.program import in_one_line
 from accel_search.records import Candidate, Params
 from accel_search.settings import SCHEDULERS, scheduler_class
 
+if TYPE_CHECKING:
+    from accel_search.accelerators.compose import Patch
+
+_logger = logging.getLogger(__name__)
+
+_SIGMAS_AND_NOISE = (
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
+    *("algorithm_type", "solver_order", "solver_type", "final_sigmas_type"),
+)
+"""Options that make another sampler of a scheduler's class."""
+
 
 class Acceleration:
-    """Settings applied to a pipeline until `remove`, or to the end of a `with` block."""
+    """Settings applied to a pipeline until `remove`, or to the end of a `with` block.
+
+    To drop this object changes nothing: the pipeline stays accelerated, and `restore` brings it
+    back too.
+    """
 
     def __init__(self, pipe: Any, candidate: Candidate, scheduler: str | None = None) -> None:
-        from accel_search.accelerators.compose import apply_candidate
+        from accel_search.accelerators.compose import Patch
 
         self.candidate = candidate
         """What is applied."""
         with ExitStack() as stack:
+            exchanged = None
             if scheduler is not None:
-                stack.enter_context(_exchanged_scheduler(pipe, scheduler))
+                exchanged = _ExchangedScheduler(pipe, scheduler)
+                stack.callback(exchanged.put_back)
             # The scheduler that is in place here is the one that the accelerators watch.
-            stack.enter_context(apply_candidate(pipe, candidate))
-            self._stack = stack.pop_all()
+            self._patch: Patch = Patch(pipe, candidate)
+            if exchanged is not None:
+                self._patch.on_remove(exchanged.put_back)
+            stack.pop_all()
 
     def remove(self) -> None:
-        """Bring the pipeline back to what it was; a second call does nothing."""
-        self._stack.close()
+        """Bring the pipeline back to what it was; a second call does nothing.
+
+        What others have changed since stays as it is, e.g. a scheduler that was set meanwhile.
+
+        Raises:
+            AcceleratorError: Another thread is in a call of the pipeline.
+        """
+        self._patch.remove()
 
     def __enter__(self) -> Acceleration:
         """Return self."""
@@ -47,28 +76,36 @@ class Acceleration:
         self.remove()
 
 
-@contextmanager
-def _exchanged_scheduler(pipe: Any, name: str) -> Iterator[None]:
-    """Give a pipeline the scheduler that a search makes for it; its own one comes back on exit.
+class _ExchangedScheduler:
+    """Gives a pipeline the scheduler that a search makes for it.
 
     Also where its own is of that class: a search makes it so that it does not clip.
     """
-    import diffusers
 
-    from accel_search.accelerators.patching import check_pipeline
-    from accel_search.runtime.schedulers import build_scheduler
+    def __init__(self, pipe: Any, name: str) -> None:
+        import diffusers
 
-    class_name = scheduler_class(name)
-    if not (class_name.endswith("Scheduler") and hasattr(diffusers, class_name)):
-        known = ", ".join(SCHEDULERS)
-        raise ConfigurationError(f"scheduler {name!r}: give {known} or a scheduler of diffusers")
-    check_pipeline(pipe)
-    own = pipe.scheduler
-    pipe.scheduler = build_scheduler(class_name, own.config, type(pipe).__name__)
-    try:
-        yield
-    finally:
-        pipe.scheduler = own
+        from accel_search.accelerators.patching import check_pipeline
+        from accel_search.runtime.schedulers import build_scheduler, check_exchange
+
+        class_name = scheduler_class(name)
+        if not (class_name.endswith("Scheduler") and hasattr(diffusers, class_name)):
+            known = ", ".join(SCHEDULERS)
+            raise ConfigurationError(
+                f"scheduler {name!r}: give {known} or a scheduler of diffusers"
+            )
+        check_pipeline(pipe)
+        check_exchange(f"scheduler {name!r}", pipe.scheduler, class_name)
+        self._pipe = weakref.ref(pipe)
+        self._own = pipe.scheduler
+        self._ours = build_scheduler(class_name, self._own.config, type(pipe).__name__)
+        pipe.scheduler = self._ours
+
+    def put_back(self) -> None:
+        """Give the pipeline its own one again, unless somebody has given it another since."""
+        pipe = self._pipe()
+        if pipe is not None and pipe.scheduler is self._ours:
+            pipe.scheduler = self._own
 
 
 def accelerate(
@@ -80,17 +117,19 @@ def accelerate(
     targets: Sequence[str] | None = None,
     req_score_loss: float | None = None,
     model: str | None = None,
+    quiet: bool = False,
 ) -> Acceleration:
     """Apply accelerators to a diffusers pipeline, which is then called as always.
 
-    The pipeline stays accelerated after the call; keep the result to `remove` them, or use it as
-    a context manager.
+    The pipeline stays accelerated, whether the result is kept or not, until its `remove()`, the
+    end of its `with` block, or `restore(pipe)`.
 
     Args:
         pipe: A diffusers pipeline with a `UNet2DConditionModel` (SD1.5, SD2.1, SDXL type).
         settings: Accelerator name -> its parameters, e.g.
             `{"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}`; or a result file of
-            `accel-search`, of which the fastest fitting result is taken (`load_best`).
+            `accel-search`, of which the fastest fitting result is taken (`load_best`), and named
+            in one line on stderr.
         steps: As in `load_best`.
         scheduler: `DDIM`, `DPM-Solver++`, `UniPC` or a class name: only results for it are taken,
             and the pipeline has it, made as a search makes it, until the settings are removed.
@@ -98,11 +137,13 @@ def accelerate(
         targets: As in `load_best`.
         req_score_loss: As in `load_best`.
         model: As in `load_best`.
+        quiet: Leave out the line that names what a file's result is and where it was measured.
 
     Raises:
         ConfigurationError: The file holds no fitting result; or an accelerator or a parameter is
             unknown, missing or out of range; or there is no such scheduler.
-        LoadError: The pipeline's own scheduler has no configuration that makes the one asked for.
+        LoadError: The pipeline's own scheduler has no configuration that makes the one asked for,
+            or is of another kind of noise than a search takes (flow matching, EDM).
         AcceleratorError: The pipeline cannot be patched, or already is.
     """
     choice: dict[str, Any] = {
@@ -111,14 +152,33 @@ def accelerate(
         "req_score_loss": req_score_loss,
         "model": model,
     }
-    if isinstance(settings, str | Path):
-        settings = load_best(settings, pipe, scheduler=scheduler, **choice)
-    elif any(each is not None for each in choice.values()):
-        raise ConfigurationError(
-            f"accelerate: {', '.join(choice)} choose among a file's results: give the path of one, "
-            "or leave them out"
-        )
-    return Acceleration(pipe, Candidate(settings), scheduler)
+    if not isinstance(settings, str | Path):
+        if any(value is not None for value in choice.values()):
+            raise ConfigurationError(
+                f"accelerate: {', '.join(choice)} choose among a file's results: give the path of "
+                "one, or leave them out"
+            )
+        return Acceleration(pipe, Candidate(settings), scheduler)
+    found = _find(settings, pipe, scheduler=scheduler, **choice)
+    applied = Acceleration(pipe, Candidate(found.settings), scheduler)
+    _warn_of_sampler(settings, pipe.scheduler)
+    if not quiet:
+        print(in_one_line(f"accel-search: {settings}: applied {found}"), file=sys.stderr)
+    return applied
+
+
+def restore(pipe: Any) -> None:
+    """Bring an accelerated pipeline back, as `remove()` of what `accelerate` returned does.
+
+    For whoever kept no handle. Does nothing to a pipeline that is not accelerated. One that shares
+    its UNet with the accelerated pipeline brings that back too.
+
+    Raises:
+        AcceleratorError: Another thread is in a call of the pipeline.
+    """
+    from accel_search.accelerators.compose import remove_from
+
+    remove_from(pipe)
 
 
 def compile_unet(pipe: Any) -> None:
@@ -154,7 +214,9 @@ def load_best(
         path: The result file of `accel-search`.
         pipe: The pipeline they are for: only results of its class are taken, and where the file
             has results of several models, those of the model that it was loaded from. Where the
-            only one may be of another model, a warning says so. None takes any.
+            only one may be of another model, a warning says so. A pipeline of a class that is not
+            searched (image-to-image, inpainting, ControlNet …) takes those of the text-to-image
+            pipeline of the same UNet, with a warning. None takes any.
         steps: Only results for this many denoising steps are taken. None takes any.
         scheduler: Only results for this scheduler are taken: `DDIM`, `DPM-Solver++`, `UniPC`, or
             a class name. None takes the pipeline's.
@@ -171,22 +233,78 @@ def load_best(
         ConfigurationError: The file holds no such result, or only results of several models none
             of which is this one's, or results within several bounds.
     """
-    if not Path(path).exists():
-        raise ConfigurationError(f"{path}: no such file; accel-search writes it")
-    if scheduler is None and pipe is not None:
-        scheduler = type(pipe.scheduler).__name__
-    wanted = Wanted(
-        pipeline_class=None if pipe is None else type(pipe).__name__,
-        scheduler_class=None if scheduler is None else scheduler_class(scheduler),
+    return _find(
+        path,
+        pipe,
         steps=steps,
+        scheduler=scheduler,
         targets=targets,
         req_score_loss=req_score_loss,
         model=model,
-    )
-    loaded_from = None
-    if pipe is not None:  # A path, where that was what it was loaded by; None where by nothing.
-        loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
-    return find_settings(Path(path), wanted, loaded_from, _gpu_of(pipe))
+    ).settings
+
+
+def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) -> Fitting:
+    """Return the result that `load_best` takes its settings from."""
+    if not Path(path).exists():
+        raise ConfigurationError(f"{path}: no such file; accel-search writes it")
+    if pipe is None:
+        return find_result(Path(path), Wanted(scheduler_class=_class_of(scheduler), **choice))
+    own = type(pipe).__name__
+    name = type(pipe.scheduler).__name__ if scheduler is None else scheduler
+    wanted = [
+        Wanted(pipeline_class=searched, scheduler_class=_class_of(name), **choice)
+        for searched in _searched_as(pipe)
+    ]
+    taken = next((each for each in wanted if holds_any(Path(path), each)), wanted[-1])
+    # A path, where that was what it was loaded by; None where by nothing.
+    loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
+    found = find_result(Path(path), taken, loaded_from, _gpu_of(pipe))
+    if taken.pipeline_class != own:
+        _logger.warning(
+            "%s: searched on %s and applied to %s: speed and loss can differ there, so compare a "
+            "few pictures",
+            path,
+            taken.pipeline_class,
+            own,
+        )
+    return found
+
+
+def _class_of(scheduler: str | None) -> str | None:
+    return None if scheduler is None else scheduler_class(scheduler)
+
+
+def _searched_as(pipe: Any) -> Iterator[str]:
+    """Yield the classes whose results fit a pipeline: its own, then the one that is searched."""
+    yield type(pipe).__name__
+    config = getattr(getattr(pipe, "unet", None), "config", None)
+    is_xl = getattr(config, "addition_embed_type", None) == "text_time"
+    searched = f"StableDiffusion{'XL' if is_xl else ''}Pipeline"
+    if searched != type(pipe).__name__:
+        yield searched
+
+
+def _warn_of_sampler(path: str | Path, scheduler: Any) -> None:
+    """Say that a scheduler of the class that was searched with may be another sampler."""
+    import inspect
+
+    defaults = inspect.signature(type(scheduler).__init__).parameters
+    others = {
+        name: scheduler.config[name]
+        for name in _SIGMAS_AND_NOISE
+        if name in defaults
+        and name in scheduler.config
+        and scheduler.config[name] not in (defaults[name].default, None)
+    }
+    if others:
+        _logger.warning(
+            "%s: measured with %s as it comes, and this pipeline's has %s: another sampler, under "
+            "which speed and loss can differ",
+            path,
+            type(scheduler).__name__,
+            ", ".join(f"{name}={value!r}" for name, value in others.items()),
+        )
 
 
 def _gpu_of(pipe: Any) -> str | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.options import local_folder
-from accel_search.result_files import part_of, read_json
+from accel_search.records import Candidate
+from accel_search.result_files import are_numbers, is_interval, part_of, read_json
 from accel_search.results import by_model, device_of, model_of
 from accel_search.settings import scheduler_name
 from accel_search.space import parse_key
@@ -68,6 +69,34 @@ class Fitting:
     bound: float
     """On the loss of score, a fraction."""
     entry: dict[str, Any]
+    key: tuple[Any, ...] = ()
+    """As `parse_key` returns it."""
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Return accelerator name -> parameters."""
+        settings: dict[str, dict[str, Any]] = self.entry["settings"]
+        return settings
+
+    def __str__(self) -> str:
+        """Say in one line what was measured, what is to be expected of it, and where."""
+        evidence, where = part_of(self.entry, "evidence"), part_of(self.entry, "provenance")
+        # On prompts that the search did not choose by, where there are such.
+        figures = part_of(evidence, "held_out") or {**evidence, **self.entry}
+        expected = ["expected speedup " + _with_interval(figures, "speedup", "{:.2f}")]
+        if are_numbers(figures.get("score_loss")):
+            expected.append("score loss " + _with_interval(figures, "score_loss", "{:.1%}"))
+        measured = [str(where[name]) for name in ("device_name", "date") if where.get(name)]
+        names = [self.model, *map(str, self.key[:1]), *map(scheduler_name, self.key[1:2])]
+        workload = [name for name in names if name] + [f"{steps} steps" for steps in self.key[2:3]]
+        if where.get("width") and where.get("height"):
+            workload.append(f"{where['width']} x {where['height']} px")
+        if where.get("batch_size"):
+            workload.append(f"batch size {where['batch_size']}")
+        return (
+            f"{Candidate(self.settings)}, {', '.join(expected)}; measured on "
+            f"{', '.join(measured) or 'an unknown device'} with {', '.join(workload)}"
+        )
 
     @property
     def model(self) -> str:
@@ -85,13 +114,31 @@ class Fitting:
         return str(part_of(self.entry, "provenance").get("date", ""))
 
 
+def _with_interval(figures: Mapping[str, Any], name: str, form: str) -> str:
+    text, interval = form.format(figures[name]), figures.get(f"{name}_interval")
+    if not is_interval(interval):
+        return text
+    low, high = (form.format(end) for end in interval)
+    return f"{text} [{low}, {high}]"
+
+
 def find_settings(
     path: Path,
     wanted: Wanted | None = None,
     loaded_from: str | None = None,
     device: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the settings of the fastest stored result that fits.
+    """Return the settings of the fastest stored result that fits; see `find_result`."""
+    return find_result(path, wanted, loaded_from, device).settings
+
+
+def find_result(
+    path: Path,
+    wanted: Wanted | None = None,
+    loaded_from: str | None = None,
+    device: str | None = None,
+) -> Fitting:
+    """Return the fastest stored result that fits.
 
     Args:
         path: The result file.
@@ -114,6 +161,11 @@ def find_settings(
     if loaded_from is not None and wanted.model is None:
         _warn_of_model(path, chosen[0].model, loaded_from)
     return _fastest(chosen)
+
+
+def holds_any(path: Path, wanted: Wanted) -> bool:
+    """Return whether a file holds a result of what is wanted."""
+    return bool(_fitting(read_json(path), wanted))
 
 
 def _warn_of_devices(path: Path, fitting: Sequence[Fitting], chosen: str) -> None:
@@ -174,7 +226,7 @@ def _is_found(
     except ConfigurationError:
         return False
     return all(
-        _fastest(_of_device(fitting, device)) == entry["settings"]
+        _fastest(_of_device(fitting, device)).settings == entry["settings"]
         for device in (None, device_of(entry))
     )
 
@@ -197,10 +249,8 @@ def _candidates(
     return fitting
 
 
-def _fastest(fitting: Sequence[Fitting]) -> dict[str, dict[str, Any]]:
-    best = max(fitting, key=lambda each: float(each.entry["speedup"]))
-    settings: dict[str, dict[str, Any]] = best.entry["settings"]
-    return settings
+def _fastest(fitting: Sequence[Fitting]) -> Fitting:
+    return max(fitting, key=lambda each: float(each.entry["speedup"]))
 
 
 def _fitting(content: Mapping[str, Any], wanted: Wanted) -> list[Fitting]:
@@ -209,7 +259,7 @@ def _fitting(content: Mapping[str, Any], wanted: Wanted) -> list[Fitting]:
         key = parse_key(text)
         if key is not None and wanted.fits(key):
             found += [
-                Fitting(key[4], each)
+                Fitting(key[4], each, key)
                 for each in by_model(value).values()
                 if wanted.model is None or is_same_model(wanted.model, model_of(each))
             ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from accel_search.accelerators.compose import apply_candidate
+from accel_search.accelerators.patching import Layer, layered
 from accel_search.errors import AcceleratorError
 from tests.accelerators.tiny import (
     KINDS,
@@ -53,17 +54,16 @@ def test_the_unets_output_is_of_the_kind_asked_for(
 ) -> None:
     pipe = pipes[kind]
     outputs = []
-    with apply_candidate(pipe, TGATE):
-        forward = pipe.unet.forward
 
-        def spied(*args: Any, **kwargs: Any) -> Any:
-            result = forward(*args, **kwargs | {"return_dict": return_dict})
+    class Spy(Layer):
+        def run(self, unet: Any, *args: Any, **kwargs: Any) -> Any:
+            result = self.inner(unet, *args, **kwargs | {"return_dict": return_dict})
             outputs.append(result)
             return result if not return_dict else (result.sample,)
 
-        pipe.unet.forward = spied
-        image = render(pipe, steps=7)
-        pipe.unet.forward = forward
+    with apply_candidate(pipe, TGATE):
+        with layered(pipe.unet, Spy()):
+            image = render(pipe, steps=7)
         plain = render(pipe, steps=7)
     assert torch.equal(image, plain)
     last = outputs[-1].sample if return_dict else outputs[-1][0]

@@ -16,6 +16,7 @@ import torch
 from accel_search.accelerators import get
 from accel_search.accelerators.clock import StepClock
 from accel_search.accelerators.compose import apply_candidate
+from accel_search.accelerators.patching import Layer, layered
 from accel_search.accelerators.tgate import REUSE
 from accel_search.errors import AcceleratorError
 from tests.accelerators.tiny import (
@@ -233,18 +234,17 @@ def test_tgate_reuses_the_unmerged_value(sd: Any) -> None:
     baseline = render(sd, steps=8)
     sizes = []
 
-    def spy(_: Any, args: Any, output: torch.Tensor) -> None:
-        processor = attention.processor
-        value = processor.value
-        if processor.state.self_attention == REUSE:
-            assert output is value
-            sizes.append(value.shape[1])
+    class Spy(Layer):
+        def run(self, attn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            output = self.inner(attn, *args, **kwargs)
+            if self.below.state.self_attention == REUSE:
+                assert output is self.below.value
+                sizes.append(output.shape[1])
+            return output
 
     attention = sd.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
-    handle = attention.register_forward_hook(spy)
-    with apply_candidate(sd, TOME | TGATE):
+    with apply_candidate(sd, TOME | TGATE), layered(attention, Spy()):
         render(sd, steps=8)
-    handle.remove()
     assert sizes == [256] * 3  # All tokens, not the 128 that are left of them.
     with stacked(sd, *params):
         assert difference(render(sd, steps=8), baseline) > 0

@@ -8,8 +8,8 @@ It is what a package of its own would hold, with the entry point that its `pypro
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from accel_search.accelerators.base import (
@@ -21,7 +21,7 @@ from accel_search.accelerators.base import (
     Parameter,
     StepType,
 )
-from accel_search.accelerators.patching import attribute
+from accel_search.accelerators.patching import Layer, layered
 from accel_search.records import Params, Workload
 
 
@@ -54,31 +54,36 @@ class GuidanceCutoff(Accelerator):
         step = int(params["cutoff_step"])
         return tuple(half if call >= step else PLAIN for call in range(workload.unet_calls))
 
-    @contextmanager
-    def apply(self, pipe: Any, params: Params, clock: Any) -> Iterator[None]:
-        """Wrap the UNet's forward; see `Accelerator.apply`."""
-        forward, step = pipe.unet.forward, int(params["cutoff_step"])
-
-        def half(value: Any, batch: int) -> Any:
-            if isinstance(value, dict):
-                return {key: half(item, batch) for key, item in value.items()}
-            rows = getattr(value, "shape", (0,))
-            return value[batch // 2 :] if len(rows) and rows[0] == batch else value
-
-        def cut(sample: Any, *args: Any, **kwargs: Any) -> Any:
-            import torch
-
-            if clock.index < step or not pipe.do_classifier_free_guidance:
-                return forward(sample, *args, **kwargs)
-            batch = sample.shape[0]
-            output = forward(
-                half(sample, batch),
-                *(half(each, batch) for each in args),
-                **{key: half(each, batch) for key, each in kwargs.items()},
-            )
-            return (torch.cat([output[0], output[0]]), *output[1:])
-
+    def apply(self, pipe: Any, params: Params, clock: Any) -> AbstractContextManager[Any]:
+        """Put a layer on the UNet; see `Accelerator.apply`."""
         with ExitStack() as stack:
-            stack.enter_context(attribute(pipe.unet, "forward", cut))
+            stack.enter_context(layered(pipe.unet, _Cut(int(params["cutoff_step"]), clock)))
             stack.enter_context(clock.subscribe(restarts=self.restarts(params)))
-            yield
+            return stack.pop_all()
+
+
+class _Cut(Layer):
+    """Runs the UNet on the text half alone from a step on, and returns its output twice."""
+
+    def __init__(self, step: int, clock: Any) -> None:
+        self.step, self.clock = step, clock
+
+    def run(self, unet: Any, /, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        call, batch = self.clock.call, self.clock.batch
+        if self.clock.index < self.step or call is None or not call.is_guided:
+            return self.inner(unet, *args, **kwargs)
+        output = self.inner(
+            unet,
+            *(_text_half(value, batch) for value in args),
+            **{key: _text_half(value, batch) for key, value in kwargs.items()},
+        )
+        return (torch.cat([output[0], output[0]]), *output[1:])
+
+
+def _text_half(value: Any, batch: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _text_half(item, batch) for key, item in value.items()}
+    rows = getattr(value, "shape", (0,))
+    return value[batch // 2 :] if len(rows) and rows[0] == batch else value

@@ -83,18 +83,19 @@ def test_what_compiles_at_every_call_cannot_be_timed(compiled, workload, monkeyp
 def test_an_accelerator_that_cannot_be_compiled_is_refused(settings_for, workload):
     from contextlib import contextmanager
 
-    from accel_search.accelerators.patching import attribute, transformers
+    from accel_search.accelerators.patching import Layer, layered, transformers
 
     pipe, _ = load_pipeline(settings_for("sdxl"), LOG)
     compile_unet(pipe)
 
     @contextmanager
     def untraceable(pipe, candidate):
-        def forward(states, *args, **kwargs):
-            print(torch.Generator().seed())
-            return states
+        class Untraceable(Layer):
+            def run(self, module, /, states, *args, **kwargs):
+                print(torch.Generator().seed())
+                return states
 
-        with attribute(transformers(pipe.unet)[0].transformer_blocks[0].ff, "forward", forward):
+        with layered(transformers(pipe.unet)[0].transformer_blocks[0].ff, Untraceable()):
             yield
 
     caller = Caller(pipe, untraceable, Accounting(), compiled=True)

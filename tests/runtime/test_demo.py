@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import pytest
 
@@ -86,7 +86,7 @@ def test_too_much_acceleration_costs_score():
 def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_be(evaluator):
     """What self-attention hands on in steps that reuse it, against what it computes by itself."""
     from accel_search.accelerators.compose import apply_candidate
-    from accel_search.accelerators.patching import transformers
+    from accel_search.accelerators.patching import Layer, layered, transformers
     from accel_search.accelerators.tgate import REUSE, schedule
     from accel_search.runtime.generation import generate
     from tests.accelerators.test_traps import stacked
@@ -99,14 +99,17 @@ def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_b
 
     def handed_on(applied):
         found = []
-        hooks = [
-            block.attn1.register_forward_hook(lambda _, __, output: found.append(output.clone()))
-            for block in blocks
-        ]
-        with applied:
+
+        class Spy(Layer):
+            def run(self, attn, /, *args, **kwargs):
+                output = self.inner(attn, *args, **kwargs)
+                found.append(output.clone())
+                return output
+
+        with applied, ExitStack() as stack:
+            for block in blocks:
+                stack.enter_context(layered(block.attn1, Spy()))
             generate(pipe, evaluator.workload, prompts)
-        for hook in hooks:
-            hook.remove()
         return found
 
     plain = handed_on(nullcontext())

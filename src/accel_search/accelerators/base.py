@@ -153,11 +153,13 @@ class Accelerator(ABC):
         return (frozenset({Effect(name)}),) * workload.unet_calls
 
     @abstractmethod
-    def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[None]:
-        """Apply `params` to `pipe` for the length of a `with` block.
+    def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[Any]:
+        """Apply `params` to `pipe`, until the block that is returned is left.
 
-        On exit, also when the body raises, `vars()` of every module of the pipeline, its
-        hooks, attention processors and scheduler are as before, and no tensor is held.
+        On exit what it put on is taken off, in any order with other changes, and nothing else:
+        `vars()` of every module of the pipeline, its hooks, attention processors and scheduler are
+        as before, and no tensor is held. `patching.layered` does that; it keeps no reference to
+        the pipeline, which is to be freed when it is dropped, accelerated or not.
 
         Args:
             pipe: A diffusers pipeline with a `unet` (SD or SDXL type).

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from accel_search.accelerators.patching import attribute, forward_name
+from accel_search.accelerators.patching import Layer, layered, layers_of
+from accel_search.accelerators.pipeline_call import PipelineCall, caller, describe, is_running
+from accel_search.errors import AcceleratorError
 
 Listener = Callable[[], None]
 
@@ -18,7 +22,8 @@ class StepClock:
     Steps are counted, never looked up by timestep: a look-up waits for the device at every
     element compared, and finds the wrong step where timesteps repeat (Heun, PNDM, Karras sigmas
     rounded to whole timesteps). A pipeline call begins with the first UNet call after
-    `scheduler.set_timesteps`, or after the last expected call of the one before.
+    `scheduler.set_timesteps`, and within one call of the accelerated pipeline; a loop of the
+    user's own begins with `set_timesteps`, and after the last of its timesteps.
 
     A UNet call counts one, so a second-order scheduler counts about two for each inference step.
     """
@@ -29,127 +34,267 @@ class StepClock:
     """UNet calls that this pipeline call is to make; fewer than `len(scheduler.timesteps)` in
     image-to-image."""
     phase_start: int
-    """Index of the latest restart: 0, or a step at which a subscriber asked for one."""
+    """Index of the latest restart: 0, or a step at which a subscriber asked for one, or at which
+    the batch changed."""
+    batch: int
+    """Rows of the UNet's input."""
     latent_size: tuple[int, int]
     """Height and width of the UNet's input."""
+    call: PipelineCall | None
+    """The pipeline call; None in a loop of the user's own."""
 
     def __init__(self) -> None:
-        self.index = self.total = self.phase_start = 0
+        self.index = self.total = self.phase_start = self.batch = 0
         self.latent_size = (0, 0)
-        self._running = False
+        self.call = None
         self._begin: list[Listener] = []
         self._step: list[Listener] = []
         self._end: list[Listener] = []
         self._restarts: list[int] = []
+        self._pipe: weakref.ref[Any] | None = None
+        """The accelerated pipeline."""
+        self._watched = ExitStack()
+        """Layers on schedulers."""
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        """The thread whose call is in progress; None between calls."""
+        self._is_pipelines_own = False
+        """Whether that is a call of the accelerated pipeline, which says when it ends."""
+        self._frame_id = 0
+        """Of the frame of another pipeline's call, or of a loop."""
+        self._is_counting = False
+        """Whether a UNet call has been made, and further ones are to come."""
+        self._spent: weakref.ref[Any] | None = None
+        """A pipeline that has made all UNet calls of its call, until timesteps are set again."""
+        self._kind: Any = None
+        """Rows, dtype and device of the latest UNet call's input."""
+        self._timestep: Any = None
+        """The latest UNet call's."""
 
-    @contextmanager
     def subscribe(
         self,
         on_begin: Listener | None = None,
         on_step: Listener | None = None,
         on_end: Listener | None = None,
         restarts: Iterable[int] = (),
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[Any]:
         """Call the listeners for the length of a `with` block.
 
         Args:
-            on_begin: Called before the first UNet call of a pipeline call.
+            on_begin: Called before the first UNet call of a pipeline call; may refuse it by
+                raising AcceleratorError.
             on_step: Called before every UNet call, when `index` and `phase_start` are up to
                 date, in the order of subscription.
             on_end: Called once the last UNet call has returned, when a UNet call or the
                 pipeline's loop raises, when the next pipeline call begins, and on leaving the
-                block: drop what is cached.
-            restarts: Steps at which caches that count in intervals have to start anew, since
+                block: drop what is cached, and do nothing until the next call.
+            restarts: Steps at which caches that count in intervals have to start again, since
                 the UNet's batch or what its modules cache changes there.
         """
-        entries: list[tuple[list[Any], Any]] = [(self._restarts, step) for step in restarts]
-        for listeners, listener in (
+        lists: list[tuple[list[Any], Any]] = [
             (self._begin, on_begin),
             (self._step, on_step),
             (self._end, on_end),
-        ):
-            if listener is not None:
-                entries.append((listeners, listener))
-        for listeners, entry in entries:
-            listeners.append(entry)
+        ]
+        entries = [(entries, entry) for entries, entry in lists if entry is not None]
+        return _Subscription([*entries, *((self._restarts, step) for step in restarts)], on_end)
+
+    def install(self, pipe: Any) -> AbstractContextManager[Any]:
+        """Count the UNet calls of `pipe` until the block that is returned is left.
+
+        To be installed after the layers that listen: its own layer has to be the outermost, so
+        that they know the step before they run.
+        """
+        self._pipe = weakref.ref(pipe)
+        with ExitStack() as stack:
+            stack.callback(self._end_call)
+            stack.push(self._watched)
+            stack.enter_context(layered(pipe, _PipelineLayer(self)))
+            stack.enter_context(layered(pipe.unet, _UNetLayer(self)))
+            self._watch(pipe.scheduler)
+            return stack.pop_all()
+
+    def check_idle(self) -> None:
+        """Raise AcceleratorError if another thread is in a call of the pipeline."""
+        with self._lock:
+            if self._is_busy_elsewhere():
+                raise AcceleratorError(
+                    "another thread is in a call of this accelerated pipeline: wait for its end"
+                )
+
+    @contextmanager
+    def pipeline_call(self) -> Iterator[None]:
+        """Count the UNet calls of one call of the accelerated pipeline.
+
+        Raises:
+            AcceleratorError: Another call of it is in progress.
+        """
+        if self._is_mine() and self._is_pipelines_own:
+            raise AcceleratorError(
+                "an accelerated pipeline is called within its own call: use another pipeline there"
+            )
+        self.restart()
+        self._take(is_pipelines_own=True)
         try:
             yield
         finally:
-            for listeners, entry in reversed(entries):
-                listeners.remove(entry)
-            if on_end is not None:
-                on_end()
+            self._end_call()
+            self._spent = self._thread = None
 
-    @contextmanager
-    def install(self, pipe: Any) -> Iterator[None]:
-        """Count the UNet calls of `pipe` for the length of a `with` block.
+    def before_unet_call(self, sample: Any, timestep: Any) -> None:
+        """Count a UNet call, and tell the listeners.
 
-        To be entered after the patches that listen: its wrapper of `unet.forward` has to be the
-        outermost, so that they know the step before they run.
+        Args:
+            sample: The UNet's input, `[B, C, H, W]`.
+            timestep: As the UNet gets it.
+
+        Raises:
+            AcceleratorError: It is no call that can be counted, or a listener refuses it.
         """
-        scheduler, unet = pipe.scheduler, pipe.unet
-        name = forward_name(unet)
-        set_timesteps, forward, progress_bar = (
-            scheduler.set_timesteps,
-            getattr(unet, name),
-            pipe.progress_bar,
-        )
-
-        # `retrieve_timesteps` asks for the signature, which `wraps` hands on.
-        @functools.wraps(set_timesteps)
-        def counted_set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            self._finish()
-            return set_timesteps(*args, **kwargs)
-
-        @functools.wraps(forward)
-        def counted_forward(*args: Any, **kwargs: Any) -> Any:
-            try:
-                self._tick(pipe, args[0] if args else kwargs["sample"])
-                output = forward(*args, **kwargs)
-            except BaseException:
-                self._finish()
-                raise
-            if self.index + 1 >= self.total:
-                self._finish()
-            return output
-
-        # The pipeline's loop runs inside its progress bar, which is left however the loop ends:
-        # also when a callback raises between two UNet calls.
-        @functools.wraps(progress_bar)
-        @contextmanager
-        def counted_progress_bar(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            try:
-                with progress_bar(*args, **kwargs) as bar:
-                    yield bar
-            finally:
-                self._finish()
-
-        with ExitStack() as stack:
-            stack.callback(self._finish)
-            stack.enter_context(attribute(pipe, "progress_bar", counted_progress_bar))
-            stack.enter_context(attribute(scheduler, "set_timesteps", counted_set_timesteps))
-            stack.enter_context(attribute(unet, name, counted_forward))
-            yield
-
-    def _tick(self, pipe: Any, sample: Any) -> None:
-        if self._running:
-            self.index += 1
-            if self.index in self._restarts:
-                self.phase_start = self.index
+        size, kind = tuple(sample.shape[-2:]), (sample.shape[0], sample.dtype, sample.device)
+        if not (self._is_counting and self._is_mine() and size == self.latent_size):
+            self._begin_call(size)
         else:
-            self._running = True
-            self.index = self.phase_start = 0
-            # Set by the pipeline itself just before its loop; older pipelines have none.
-            total = getattr(pipe, "num_timesteps", None)
-            self.total = len(pipe.scheduler.timesteps) if total is None else total
-            self.latent_size = (sample.shape[-2], sample.shape[-1])
-            for listener in self._begin:
-                listener()
+            self._check_timestep(timestep)
+            self.index += 1
+            # Where guidance ends, say, the rows change, and what was kept is of the old ones.
+            if self.index in self._restarts or kind != self._kind:
+                self.phase_start = self.index
+        self.batch = kind[0]
+        self._kind, self._timestep = kind, timestep
         for listener in self._step:
             listener()
 
-    def _finish(self) -> None:
-        if self._running:
-            self._running = False
+    def after_unet_call(self) -> None:
+        """End the pipeline call if that was its last UNet call."""
+        if self.index + 1 >= self.total:
+            self._spent = None if self.call is None else self.call.pipe
+            self.finish()
+
+    def restart(self) -> None:
+        """Expect the first UNet call of another pipeline call: timesteps have been set."""
+        if self._thread is None or self._is_mine():
+            self.finish()
+            self._spent = None
+
+    def finish(self) -> None:
+        """End the pipeline call in progress, unless it is another thread's."""
+        if self._is_mine():
+            self._end_call()
+            if not self._is_pipelines_own:
+                self._thread = None
+
+    def _begin_call(self, size: tuple[int, int]) -> None:
+        pipe, frame = caller()
+        if not self._is_mine():
+            self._take(frame_id=id(frame))
+        self._end_call()
+        self.call = None if pipe is None else describe(pipe, frame)
+        scheduler = getattr(pipe or (self._pipe and self._pipe()), "scheduler", None)
+        if scheduler is not None:
+            self._watch(scheduler)
+        if self._step and pipe is not None and self._spent is not None and self._spent() is pipe:
+            raise AcceleratorError(
+                f"{type(pipe).__name__} makes more UNet calls than it has timesteps, so that steps "
+                "cannot be counted: leave out deepcache and tgate there"
+            )
+        # Set by the pipeline itself just before its loop; older pipelines have none.
+        total = getattr(pipe, "num_timesteps", None)
+        if total is None:  # Without a scheduler, until timesteps are set.
+            total = sys.maxsize if scheduler is None else len(scheduler.timesteps)
+        self.total = total
+        self.index = self.phase_start = 0
+        self.latent_size = size
+        self._is_counting = True
+        for listener in self._begin:
+            listener()
+
+    def _end_call(self) -> None:
+        if self._is_counting:
+            self._is_counting = False
+            self.call = self._timestep = None
             for listener in self._end:
                 listener()
+
+    def _check_timestep(self, timestep: Any) -> None:
+        if self._step and timestep is self._timestep and hasattr(timestep, "shape"):
+            raise AcceleratorError(
+                "the UNet is called twice at one timestep: give it both parts of the guidance in "
+                "one batch, [unconditional, text], or leave out deepcache and tgate"
+            )
+
+    def _is_mine(self) -> bool:
+        return self._thread == threading.get_ident()
+
+    def _is_busy_elsewhere(self) -> bool:
+        if self._thread is None or self._is_mine():
+            return False
+        # A loop or a pipeline that raised between two UNet calls has not said that it ended.
+        return self._is_pipelines_own or is_running(self._thread, self._frame_id)
+
+    def _take(self, is_pipelines_own: bool = False, frame_id: int = 0) -> None:
+        with self._lock:
+            if (self._begin or self._step or self._end) and self._is_busy_elsewhere():
+                raise AcceleratorError(
+                    "two threads call one accelerated pipeline at a time: use a pipeline of its "
+                    "own, with a UNet of its own, in each thread"
+                )
+            self._thread = threading.get_ident()
+            self._is_pipelines_own, self._frame_id = is_pipelines_own, frame_id
+
+    def _watch(self, scheduler: Any) -> None:
+        """Hear when a scheduler's timesteps are set: the pipeline's can be exchanged."""
+        layers = layers_of(scheduler, "set_timesteps")
+        if all(getattr(layer, "clock", None) is not self for layer in layers):
+            layer = _SchedulerLayer(self)
+            self._watched.enter_context(layered(scheduler, layer, "set_timesteps"))
+
+
+class _PipelineLayer(Layer):
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def run(self, pipe: Any, /, *args: Any, **kwargs: Any) -> Any:
+        with self.clock.pipeline_call():
+            return self.inner(pipe, *args, **kwargs)
+
+
+class _SchedulerLayer(Layer):
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def run(self, scheduler: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.clock.restart()
+        return self.inner(scheduler, *args, **kwargs)
+
+
+class _UNetLayer(Layer):
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def run(self, unet: Any, /, *args: Any, **kwargs: Any) -> Any:
+        clock = self.clock
+        try:
+            sample = args[0] if args else kwargs["sample"]
+            clock.before_unet_call(sample, args[1] if len(args) > 1 else kwargs.get("timestep"))
+            output = self.inner(unet, *args, **kwargs)
+        except BaseException:
+            clock.finish()
+            raise
+        clock.after_unet_call()
+        return output
+
+
+class _Subscription(AbstractContextManager[None]):
+    def __init__(self, entries: list[tuple[list[Any], Any]], on_end: Listener | None) -> None:
+        self._entries, self._on_end = entries, on_end
+
+    def __enter__(self) -> None:
+        for listeners, entry in self._entries:
+            listeners.append(entry)
+
+    def __exit__(self, *_: object) -> None:
+        for listeners, entry in reversed(self._entries):
+            listeners.remove(entry)
+        if self._on_end is not None:
+            self._on_end()

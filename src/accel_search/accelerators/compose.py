@@ -3,60 +3,115 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accel_search.accelerators import get
 from accel_search.accelerators.base import Accelerator
 from accel_search.accelerators.clock import StepClock
-from accel_search.accelerators.patching import check_pipeline
+from accel_search.accelerators.patching import Layer, check_pipeline, layered, layers_of
 from accel_search.errors import AcceleratorError, ConfigurationError
 from accel_search.records import Params
 
-# Kept here, not on the pipeline, so that marking leaves no trace in `vars()`. It holds UNets
-# because they are what is patched, and two pipelines may share one.
+# Kept here, so that an empty candidate leaves no trace in `vars()`. It holds UNets because they are
+# what is patched, and two pipelines may share one.
 _accelerated: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Patch:
+    """A candidate applied to a pipeline, until `remove`; not bound to the life of this object.
+
+    Of the pipeline only weak references are kept: one that is dropped is freed, accelerated or not.
+
+    Args:
+        pipe: As in `apply_candidate`.
+        candidate: As in `apply_candidate`.
+
+    Raises:
+        AcceleratorError: As `apply_candidate`.
+        ConfigurationError: As `apply_candidate`.
+    """
+
+    def __init__(self, pipe: Any, candidate: Mapping[str, Params]) -> None:
+        chosen = [(get(name), params) for name, params in candidate.items()]
+        for accelerator, params in chosen:
+            check_params(accelerator, params)
+        chosen.sort(key=lambda pair: (pair[0].order, pair[0].name))
+        check_pipeline(pipe)
+        if pipe.unet in _accelerated:
+            raise AcceleratorError(
+                f"this {type(pipe).__name__} is accelerated already: remove() what was applied "
+                "first, or call accel_search.restore(pipe)"
+            )
+        self._clock = StepClock()
+        with ExitStack() as stack:
+            _accelerated.add(pipe.unet)
+            stack.callback(_forget, weakref.ref(pipe.unet))
+            for accelerator, params in chosen:
+                stack.enter_context(accelerator.apply(pipe, params, self._clock))
+            if chosen:
+                stack.enter_context(self._clock.install(pipe))
+                for owner in (pipe, pipe.unet):
+                    stack.enter_context(layered(owner, _Mark(self)))
+            self._stack = stack.pop_all()
+
+    def on_remove(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when this has been removed; it must keep no reference to the pipeline."""
+        self._stack.push(lambda *_: callback())
+
+    def remove(self) -> None:
+        """Take off what was applied, and nothing else; a second call does nothing.
+
+        Raises:
+            AcceleratorError: Another thread is in a call of the pipeline.
+        """
+        self._clock.check_idle()
+        self._stack.close()
+
+
+class _Mark(Layer):
+    """Does nothing; by it the patch of a pipeline is found, and lives as long as that."""
+
+    def __init__(self, patch: Patch) -> None:
+        self.patch = patch
+
+
+def _forget(unet: weakref.ref[Any]) -> None:
+    _accelerated.discard(unet())
+
+
+def remove_from(pipe: Any) -> None:
+    """Remove what is applied to a pipeline, or to the UNet that it shares with another, if any."""
+    unet = getattr(pipe, "unet", None)
+    owners = (pipe, *([] if unet is None else [unet]))
+    marks = [layer for owner in owners for layer in layers_of(owner) if isinstance(layer, _Mark)]
+    for mark in marks:
+        mark.patch.remove()
+    if not marks and unet is not None:
+        _accelerated.discard(unet)  # An empty candidate, which leaves no mark.
 
 
 @contextmanager
 def apply_candidate(pipe: Any, candidate: Mapping[str, Params]) -> Iterator[None]:
     """Accelerate `pipe` for the length of a `with` block; an empty candidate changes nothing.
 
-    The order of the mapping does not matter: accelerators nest by their `order` and are undone
-    last in, first out, also when the body raises. Inside, the pipeline is called as always, any
-    number of times, with any number of steps. The scheduler that the pipeline has on entry is
-    the one that is watched: exchange it outside.
+    The order of the mapping does not matter: accelerators nest by their `order`. Inside, the
+    pipeline is called as always, any number of times, with any number of steps.
 
     Args:
-        pipe: A diffusers pipeline with a UNet2DConditionModel, of SD or SDXL type, that batches
-            guidance as [unconditional, text].
+        pipe: A diffusers pipeline with a UNet2DConditionModel, of SD or SDXL type.
         candidate: Accelerator name -> parameter name -> value, every parameter given.
 
     Raises:
         AcceleratorError: The pipeline cannot be patched, or is accelerated already.
         ConfigurationError: An accelerator, a parameter or a value is not known or allowed.
     """
-    chosen = [(get(name), params) for name, params in candidate.items()]
-    for accelerator, params in chosen:
-        check_params(accelerator, params)
-    chosen.sort(key=lambda pair: (pair[0].order, pair[0].name))
-    check_pipeline(pipe)
-    unet = pipe.unet
-    if unet in _accelerated:
-        raise AcceleratorError(
-            f"this {type(pipe).__name__} is accelerated already: leave the first `with` block "
-            "before entering another"
-        )
-    clock = StepClock()
-    with ExitStack() as stack:
-        _accelerated.add(unet)
-        stack.callback(_accelerated.discard, unet)
-        for accelerator, params in chosen:
-            stack.enter_context(accelerator.apply(pipe, params, clock))
-        if chosen:
-            stack.enter_context(clock.install(pipe))
+    patch = Patch(pipe, candidate)
+    try:
         yield
+    finally:
+        patch.remove()
 
 
 def check_params(accelerator: Accelerator, params: Params) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from accel_search.accelerators.base import (
@@ -15,7 +15,8 @@ from accel_search.accelerators.base import (
     Parameter,
     StepType,
 )
-from accel_search.accelerators.patching import attribute
+from accel_search.accelerators.kept import Kept
+from accel_search.accelerators.patching import Layer, layered
 from accel_search.errors import AcceleratorError
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class DeepCache(Accelerator):
         (uniform interval); DeepCache 0.1.1, `DeepCacheSDHelper`. Deviations, none of which
         changes an image that the package gets right: steps are counted and not looked up by
         timestep; of the modules that a partial step skips only the outermost are wrapped, so
-        less is kept.
+        less is kept; where the batch changes in the middle of a call, as where a callback ends
+        guidance, the interval starts again; under FreeU, which changes features in place, copies
+        are kept (the package's are scaled again at every partial step).
     """
 
     name = "deepcache"
@@ -73,31 +76,31 @@ class DeepCache(Accelerator):
         partial = frozenset({Effect(f"partial at branch {params['cache_branch_id']}")})
         return tuple(PLAIN if full else partial for full in _full_calls(params, workload, company))
 
-    @contextmanager
-    def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
-        """Wrap the modules that partial steps skip; see `Accelerator.apply`.
+    def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[Any]:
+        """Put a layer on the modules that partial steps skip; see `Accelerator.apply`.
 
         Raises:
             AcceleratorError: The UNet has no branch `cache_branch_id`.
         """
         interval, branch = int(params["cache_interval"]), int(params["cache_branch_id"])
         modules = skipped_modules(pipe.unet, branch)
-        if interval == 1:
-            yield
-            return
-
-        cache = _Cache()
+        state = _State()
+        layers = [_Skipped(state) for _ in modules]
 
         def on_step() -> None:
-            cache.partial = not is_full(clock.index, clock.phase_start, interval)
+            state.is_partial = not is_full(clock.index, clock.phase_start, interval)
+
+        def on_end() -> None:
+            state.is_partial = False
+            for layer in layers:
+                layer.kept.drop()
 
         with ExitStack() as stack:
-            for key, module in enumerate(modules):
-                forward = _cached(module.forward, key, cache)
-                stack.enter_context(attribute(module, "forward", forward))
-            # Last, so that it is undone first and clears what the wrappers kept.
-            stack.enter_context(clock.subscribe(on_step=on_step, on_end=cache.outputs.clear))
-            yield
+            if interval > 1:
+                for module, layer in zip(modules, layers, strict=True):
+                    stack.enter_context(layered(module, layer))
+                stack.enter_context(clock.subscribe(on_step=on_step, on_end=on_end))
+            return stack.pop_all()
 
 
 def is_full(call: int, start: int, interval: int) -> bool:
@@ -150,21 +153,22 @@ def skipped_modules(unet: Any, branch: int) -> list[Any]:
     return found
 
 
-class _Cache:
-    """What the wrapped modules returned in the latest full step."""
+class _State:
+    """What the layers of one application share."""
 
-    def __init__(self) -> None:
-        self.partial = False
-        self.outputs: dict[int, Any] = {}
+    is_partial = False
 
 
-def _cached(forward: Any, key: int, cache: _Cache) -> Any:
-    outputs = cache.outputs
+class _Skipped(Layer):
+    """Runs a module in full steps, and returns what it returned in the latest in partial ones."""
 
-    def cached_forward(*args: Any, **kwargs: Any) -> Any:
-        if cache.partial:
-            return outputs[key]
-        output = outputs[key] = forward(*args, **kwargs)
+    def __init__(self, state: _State) -> None:
+        self.state = state
+        self.kept = Kept()
+
+    def run(self, module: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self.state.is_partial:
+            return self.kept.get()
+        output = self.inner(module, *args, **kwargs)
+        self.kept.store(output)
         return output
-
-    return cached_forward

@@ -1,80 +1,180 @@
-"""Reversible changes to objects, and what kinds of UNet can be changed at all."""
+"""Layers around methods of objects, each removable by itself; and the UNets that can be changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import wraps
+import copy
+import functools
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from accel_search.errors import AcceleratorError
 
-_ABSENT = object()
+_LAYERS = "_accel_search_layers"
+"""In `vars()` of a layered object: method name -> its outermost layer."""
+_PLAIN = "_accel_search_plain"
+"""On the class of a layered object: its class without layers."""
 
 
-@contextmanager
-def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set `owner.name` on the instance; put back, or remove, what was there on exit.
+class Layer:
+    """What runs around one method of one object: override `run`, and call `self.inner` in it.
 
-    Writes `vars(owner)` directly: `torch.nn.Module.__setattr__` would file a module-valued
-    attribute elsewhere (an attention processor with weights of its own lies in `_modules`),
-    while an instance attribute shadows it and leaves it where it is.
+    Layers lie on the object's class. Other libraries wrap or replace instance attributes
+    (`forward`, `_old_forward`, `processor`): whatever they put there or take away, before or
+    after, stays theirs and runs inside the layer. Of the object itself a layer keeps nothing, so
+    that it is freed as if it had none.
     """
-    own = vars(owner)
-    before = own.get(name, _ABSENT)
-    own[name] = value
-    try:
-        yield
-    finally:
-        if before is _ABSENT:
-            del own[name]
+
+    inner: Callable[..., Any]
+    """The method as it is inside this layer; takes the object first. Set while it is applied."""
+    below: Layer | None = None
+    """The next layer inside; None where `inner` is the object's own method."""
+
+    def run(self, owner: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Return what the method returns."""
+        return self.inner(owner, *args, **kwargs)
+
+
+class layered(AbstractContextManager[None]):  # noqa: N801 - used like a function
+    """Run `layer` around `owner.method`, outside of the layers there are, for a `with` block.
+
+    Layers can be removed in any order. While it has any, the object is of a subclass of its class
+    that has the same name; copies of it are plain, and it refuses to be pickled.
+
+    Args:
+        owner: A module, a scheduler or a pipeline; only a weak reference is kept.
+        layer: Around this object and no other.
+        method: Looked up on the class, as `owner(...)` looks up `__call__`.
+    """
+
+    def __init__(self, owner: Any, layer: Layer, method: str = "__call__") -> None:
+        self._owner = weakref.ref(owner)
+        self._layer = layer
+        self._method = method
+
+    def __enter__(self) -> None:
+        """Put the layer on."""
+        owner = self._owner()
+        layers = vars(owner).setdefault(_LAYERS, {})
+        layer, below = self._layer, layers.get(self._method)
+        layer.below = below
+        layer.inner = getattr(_plain(owner), self._method) if below is None else below.run
+        layers[self._method] = layer
+        _set_class(owner)
+
+    def __exit__(self, *_: object) -> None:
+        """Take the layer off, and nothing else; does nothing where it is off already."""
+        owner = self._owner()
+        layers: dict[str, Layer] = {} if owner is None else vars(owner).get(_LAYERS, {})
+        layer, above = layers.get(self._method), None
+        while layer is not None and layer is not self._layer:
+            layer, above = layer.below, layer
+        if layer is None:
+            return
+        if above is not None:
+            above.below, above.inner = layer.below, layer.inner
+        elif layer.below is not None:
+            layers[self._method] = layer.below
         else:
-            own[name] = before
+            del layers[self._method]
+        if not layers:
+            del vars(owner)[_LAYERS]
+        _set_class(owner)
 
 
-def forward_name(module: Any) -> str:
-    """Return the attribute under which a module's `forward` is to be patched.
+def layers_of(owner: Any, method: str = "__call__") -> list[Layer]:
+    """Return the layers around `owner.method`, the outermost first."""
+    found = []
+    layer = vars(owner).get(_LAYERS, {}).get(method)
+    while layer is not None:
+        found.append(layer)
+        layer = layer.below
+    return found
 
-    Under `enable_model_cpu_offload`, accelerate's `forward` moves the module to the GPU and then
-    runs `_old_forward`. diffusers takes these hooks off and on again after every pipeline call,
-    which drops a patch of `forward` and keeps one of `_old_forward`.
+
+def _plain(owner: Any) -> type:
+    plain: type = getattr(type(owner), _PLAIN, type(owner))
+    return plain
+
+
+def _set_class(owner: Any) -> None:
+    """Give an object the class that its layers ask for."""
+    if _PLAIN not in vars(type(owner)) and hasattr(owner, _PLAIN):
+        return  # Somebody has derived a class from ours since: it runs the layers there are.
+    plain, methods = _plain(owner), frozenset(vars(owner).get(_LAYERS, ()))
+    # Not by `owner.__class__ =`, which pipelines and modules look into.
+    object.__setattr__(owner, "__class__", _layered_class(plain, methods) if methods else plain)
+
+
+@functools.cache
+def _layered_class(plain: type, methods: frozenset[str]) -> type:
+    """Return the subclass of `plain` whose `methods` run the layers of the object.
+
+    One for all objects of a class: torch.compile makes a graph of its own for each class.
     """
-    return "_old_forward" if "_old_forward" in vars(module) else "forward"
+    namespace: dict[str, Any] = {
+        name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")
+    }
+    namespace |= {method: _layered_method(plain, method) for method in methods}
+    namespace |= {
+        _PLAIN: plain,
+        _LAYERS: {},  # Where an object has none any more, but others still hold its method.
+        # `type(scheduler).from_config(...)`, as is usual, makes a plain one.
+        "__new__": lambda _, *args, **kwargs: plain(*args, **kwargs),
+        "__copy__": _shallow_copy,
+        "__deepcopy__": _deep_copy,
+        "__reduce_ex__": _refuse_to_pickle,
+    }
+    return type(plain)(plain.__name__, (plain,), namespace)
 
 
-class ProcessorWrapper:
-    """Base of attention processors that run another one, `inner`, within their own `process`.
+def _layered_method(plain: type, method: str) -> Callable[..., Any]:
+    own = getattr(plain, method)
 
-    `Attention.forward` reads the signature of `processor.__call__` to decide which keyword
-    arguments to pass on, so a wrapper has its inner processor's. That is a matter of the class:
-    torch.compile can't trace calls of an object whose `__call__` is its own.
-    """
+    # `retrieve_timesteps` asks for the signature, which `wraps` hands on.
+    @functools.wraps(own)
+    def run_layers(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layer = self._accel_search_layers.get(method)
+        return own(self, *args, **kwargs) if layer is None else layer.run(self, *args, **kwargs)
 
-    def __new__(cls, inner: Any, *_: Any) -> Any:
-        """Return an instance of the subclass that has the signature of `inner`."""
-        return super().__new__(_with_signature(cls, type(inner)))
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def process(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return what the attention returns; to be overridden."""
-        return self.inner(attn, hidden_states, *args, **kwargs)
+    return run_layers
 
 
-_classes: dict[tuple[type, type], Any] = {}
+def _state_of(owner: Any) -> dict[str, Any]:
+    return {name: value for name, value in owner.__getstate__().items() if name != _LAYERS}
 
 
-def _with_signature(cls: type[ProcessorWrapper], inner: Any) -> Any:
-    if (cls, inner) not in _classes:
+def _deep_copy(self: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy without layers, for `copy.deepcopy`."""
+    plain = _plain(self)
+    twin: Any = object.__new__(plain)
+    memo[id(self)] = twin
+    state = copy.deepcopy(_state_of(self), memo)
+    if hasattr(twin, "__setstate__"):
+        twin.__setstate__(state)
+    else:
+        vars(twin).update(state)
+    return twin
 
-        @wraps(inner.__call__)
-        def call(self: ProcessorWrapper, *args: Any, **kwargs: Any) -> Any:
-            return self.process(*args, **kwargs)
 
-        name = f"{cls.__name__}Of{inner.__name__}"
-        _classes[cls, inner] = type(name, (cls,), {"__call__": call})
-    return _classes[cls, inner]
+def _shallow_copy(self: Any) -> Any:
+    """Return a copy without layers of an object that has no modules to share, for `copy.copy`."""
+    if "_modules" in vars(self):
+        raise AcceleratorError(
+            f"this {type(self).__name__} is accelerated, and a shallow copy shares its modules: "
+            "use copy.deepcopy, or call accel_search.restore(pipe) first"
+        )
+    twin: Any = object.__new__(_plain(self))
+    vars(twin).update(_state_of(self))
+    return twin
+
+
+def _refuse_to_pickle(self: Any, _: Any) -> Any:
+    raise AcceleratorError(
+        f"this {type(self).__name__} is accelerated and cannot be pickled: "
+        "call accel_search.restore(pipe) first, and accelerate what is loaded"
+    )
 
 
 def check_pipeline(pipe: Any) -> None:

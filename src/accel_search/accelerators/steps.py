@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+import inspect
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from accel_search.accelerators.base import (
     Parameter,
     StepType,
 )
-from accel_search.accelerators.patching import attribute
+from accel_search.accelerators.patching import Layer, layered
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
@@ -29,8 +29,7 @@ class Steps(Accelerator):
     A call that gives timesteps or sigmas of its own keeps them.
 
     Source:
-        diffusers 0.42: pipelines ask the scheduler for steps by `set_timesteps`; image-to-image
-        then keeps a share of them, which `get_timesteps` counts.
+        diffusers 0.42: every pipeline of its takes `num_inference_steps`.
     """
 
     name = "steps"
@@ -63,24 +62,23 @@ class Steps(Accelerator):
         """Return plain calls: only their number changes, and the workload holds that."""
         return (PLAIN,) * workload.unet_calls
 
-    @contextmanager
-    def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
-        """Hand the scheduler fewer steps; see `Accelerator.apply`."""
-        most = int(params["num_inference_steps"])
-        set_timesteps = pipe.scheduler.set_timesteps
-        get_timesteps: Any = getattr(pipe, "get_timesteps", None)
+    def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[Any]:
+        """Ask the pipeline for fewer steps; see `Accelerator.apply`."""
+        return layered(pipe, _FewerSteps(int(params["num_inference_steps"])))
 
-        @functools.wraps(set_timesteps)
-        def fewer(num_inference_steps: int | None = None, *args: Any, **kwargs: Any) -> Any:
-            if num_inference_steps is not None:
-                num_inference_steps = min(num_inference_steps, most)
-            return set_timesteps(num_inference_steps, *args, **kwargs)
 
-        def share(num_inference_steps: int, *args: Any, **kwargs: Any) -> Any:
-            return get_timesteps(min(num_inference_steps, most), *args, **kwargs)
+class _FewerSteps(Layer):
+    """Calls a pipeline with at most `most` steps."""
 
-        with ExitStack() as stack:
-            stack.enter_context(attribute(pipe.scheduler, "set_timesteps", fewer))
-            if get_timesteps is not None:
-                stack.enter_context(attribute(pipe, "get_timesteps", share))
-            yield
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def run(self, pipe: Any, /, *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(type(pipe).__call__).bind(pipe, *args, **kwargs)
+        call.apply_defaults()
+        arguments = call.arguments
+        asked = arguments.get("num_inference_steps")
+        if asked is None or any(arguments.get(own) is not None for own in ("timesteps", "sigmas")):
+            return self.inner(pipe, *args, **kwargs)
+        arguments["num_inference_steps"] = min(asked, self.most)
+        return self.inner(*call.args, **call.kwargs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,16 +15,12 @@ from accel_search.accelerators.base import (
     Parameter,
     StepType,
 )
-from accel_search.accelerators.patching import (
-    ProcessorWrapper,
-    attention_modules,
-    attribute,
-    forward_name,
-)
+from accel_search.accelerators.patching import Layer, attention_modules, layered
 from accel_search.errors import AcceleratorError
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
+    from accel_search.accelerators.pipeline_call import PipelineCall
     from accel_search.records import Params, Workload
 
 COMPUTE, STORE, REUSE = 0, 1, 2
@@ -166,43 +162,35 @@ class TGate(Accelerator):
             types.append(frozenset(Effect(name) for name, done in effects.items() if done))
         return tuple(types)
 
-    @contextmanager
-    def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
-        """Wrap every attention's processor, and the UNet's batch; see `Accelerator.apply`.
+    def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[Any]:
+        """Put a layer on every attention, and on the UNet's batch; see `Accelerator.apply`.
 
         Raises:
             AcceleratorError: An attention has a residual connection or added keys and values.
         """
         state = _State()
-        processors: list[_CachingProcessor] = []
+        attentions = attention_modules(pipe.unet)
+        layers = [_CachingLayer(state) for _ in attentions]
 
         def on_begin() -> None:
             state.modes = _schedule(clock.total, params)
 
         def on_step() -> None:
-            mode = state.modes[clock.index]
-            state.self_attention = mode.self_attention
-            state.cross_attention = mode.cross_attention
             # Asked at each step, since a callback may end guidance in the middle of a call.
-            guided = bool(getattr(pipe, "do_classifier_free_guidance", False))
-            state.mean = mode.mean and guided
-            state.half = mode.half and guided
+            state.set(clock.index, is_guided_in_halves(clock.call, clock.batch))
 
         def on_end() -> None:
-            for processor in processors:
-                processor.value = None
+            state.rest()
+            for layer in layers:
+                layer.value = None
 
         with ExitStack() as stack:
-            for attention in attention_modules(pipe.unet):
-                processor = _CachingProcessor(attention.processor, state)
-                processors.append(processor)
-                stack.enter_context(attribute(attention, "processor", processor))
-            name = forward_name(pipe.unet)
-            forward = _halved(getattr(pipe.unet, name), state)
-            stack.enter_context(attribute(pipe.unet, name, forward))
+            for attention, layer in zip(attentions, layers, strict=True):
+                stack.enter_context(layered(attention, layer))
+            stack.enter_context(layered(pipe.unet, _HalvingLayer(state)))
             restarts = self.restarts(params)
             stack.enter_context(clock.subscribe(on_begin, on_step, on_end, restarts))
-            yield
+            return stack.pop_all()
 
 
 def _schedule(steps: int, params: Params) -> tuple[StepMode, ...]:
@@ -215,68 +203,110 @@ def _schedule(steps: int, params: Params) -> tuple[StepMode, ...]:
     )
 
 
+def is_guided_in_halves(call: PipelineCall | None, batch: int) -> bool:
+    """Return whether the UNet's batch is [unconditional, text]; False without guidance.
+
+    Args:
+        call: The pipeline call, as of now.
+        batch: Rows of the UNet's input.
+
+    Raises:
+        AcceleratorError: The batch is made of other parts, or what it is made of is not known.
+    """
+    way_out = "leave tgate out there"
+    if call is None:
+        raise AcceleratorError(
+            "tgate: the UNet is called outside of a pipeline call, so how its batch is guided "
+            f"cannot be told: call the pipeline, or {way_out}"
+        )
+    guided = call.is_guided
+    if guided is None or call.images is None:
+        raise AcceleratorError(
+            f"tgate: {call.name} does not say whether it guides, or how many pictures it makes: "
+            f"{way_out}"
+        )
+    if guided and call.guess_mode:
+        raise AcceleratorError(
+            "tgate: under guess mode ControlNet acts on one half of the batch alone, so that one "
+            f"half cannot stand for both: call with guess_mode=False, or {way_out}"
+        )
+    if batch != call.images * (1 + guided):
+        parts = "two parts, [unconditional, text]" if guided else "one part"
+        raise AcceleratorError(
+            f"tgate: {call.name} gives the UNet a batch of {batch} for {call.images} pictures "
+            f"{'with' if guided else 'without'} guidance, where {parts} are expected (PAG and "
+            f"InstructPix2Pix have others): {way_out}"
+        )
+    return guided
+
+
 class _State:
-    """What the processors of one application share; set before every UNet call."""
+    """What the layers of one application share; set before every UNet call."""
 
     def __init__(self) -> None:
         self.modes: tuple[StepMode, ...] = ()
+        self.rest()
+
+    def rest(self) -> None:
+        """Do nothing, until the next pipeline call."""
         self.self_attention = self.cross_attention = COMPUTE
         self.mean = self.half = False
 
+    def set(self, step: int, guided: bool) -> None:
+        """Do what the schedule has for a step."""
+        mode = self.modes[step]
+        self.self_attention = mode.self_attention
+        self.cross_attention = mode.cross_attention
+        self.mean = mode.mean and guided
+        self.half = mode.half and guided
 
-class _CachingProcessor(ProcessorWrapper):
-    """Runs `inner`, or returns what it returned in an earlier step."""
 
-    def __init__(self, inner: Any, state: _State) -> None:
-        super().__init__(inner)
+class _CachingLayer(Layer):
+    """Runs an attention, or returns what it returned in an earlier step."""
+
+    def __init__(self, state: _State) -> None:
         self.state = state
         self.value: Any = None
 
-    def process(
-        self,
-        attn: Any,
-        hidden_states: Any,
-        encoder_hidden_states: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        state = self.state
-        mode = state.self_attention if encoder_hidden_states is None else state.cross_attention
-        # No value yet where DeepCache skipped this module in the step that kept one: compute.
-        if mode == REUSE and self.value is not None:
-            return self.value
-        output = self.inner(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
+    def run(self, attn: Any, /, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        state, kept = self.state, self.value
+        text = args[0] if args else kwargs.get("encoder_hidden_states")
+        mode = state.self_attention if text is None else state.cross_attention
+        # No value yet where DeepCache skipped this module in the step that kept one, and none for
+        # these rows where guidance has ended since: compute.
+        if mode == REUSE and kept is not None and kept.shape[:2] == hidden_states.shape[:2]:
+            return kept
+        output = self.inner(attn, hidden_states, *args, **kwargs)
         if mode == STORE:
             if state.mean:
-                uncond, text = output.chunk(2)
-                self.value = (uncond + text) / 2
+                uncond, conditional = output.chunk(2)
+                self.value = (uncond + conditional) / 2
             else:
                 self.value = output
         return output
 
 
-def _halved(forward: Any, state: _State) -> Any:
-    def halved_forward(*args: Any, **kwargs: Any) -> Any:
-        if not state.half:
-            return forward(*args, **kwargs)
+class _HalvingLayer(Layer):
+    """Runs the UNet on the first half of its batch, and returns its output twice."""
+
+    def __init__(self, state: _State) -> None:
+        self.state = state
+
+    def run(self, unet: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not self.state.half:
+            return self.inner(unet, *args, **kwargs)
 
         import torch
 
         batch = (args[0] if args else kwargs["sample"]).shape[0]
-        if batch % 2:
-            raise AcceleratorError(
-                f"tgate: the UNet got a batch of {batch} under guidance, which is not two halves: "
-                "use a pipeline that batches guidance as [unconditional, text]"
-            )
-        output = forward(
+        output = self.inner(
+            unet,
             *(_first_half(value, batch) for value in args),
             **{name: _first_half(value, batch) for name, value in kwargs.items()},
         )
         if isinstance(output, tuple):
             return (torch.cat([output[0], output[0]]), *output[1:])
         return type(output)(sample=torch.cat([output.sample, output.sample]))
-
-    return halved_forward
 
 
 def _first_half(value: Any, batch: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from accel_search.accelerators.base import (
@@ -15,7 +15,7 @@ from accel_search.accelerators.base import (
     Parameter,
     StepType,
 )
-from accel_search.accelerators.patching import ProcessorWrapper, attribute, transformers
+from accel_search.accelerators.patching import Layer, layered, transformers
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
@@ -96,29 +96,23 @@ class ToMe(Accelerator):
         )
         return (effects,) * workload.unet_calls
 
-    @contextmanager
-    def apply(self, pipe: Any, params: Params, clock: StepClock) -> Iterator[None]:
-        """Wrap the processors of all self-attentions; see `Accelerator.apply`."""
+    def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[Any]:
+        """Put layers on all self-attentions and on what draws for them; see `Accelerator.apply`."""
         state = _State(float(params["ratio"]), int(params["max_downsample"]))
 
-        def capture(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            state.block_input = args[0] if args else kwargs["hidden_states"]
+        def on_begin() -> None:
+            state.latent_size = clock.latent_size
 
         with ExitStack() as stack:
             for transformer in transformers(pipe.unet):
-                processors = []
+                merging = []
                 for block in transformer.transformer_blocks:
-                    processors.append(_MergingProcessor(block.attn1.processor, state))
-                    stack.enter_context(attribute(block.attn1, "processor", processors[-1]))
-                    hook = block.register_forward_pre_hook(capture, with_kwargs=True)
-                    stack.callback(hook.remove)
-                    stack.callback(processors[-1].drop)
-                forward = _drawn(transformer.forward, processors, state)
-                stack.enter_context(attribute(transformer, "forward", forward))
-            stack.enter_context(
-                clock.subscribe(on_begin=lambda: state.begin(clock.latent_size), on_end=state.drop)
-            )
-            yield
+                    merging.append(_MergingLayer(state))
+                    stack.enter_context(layered(block.attn1, merging[-1]))
+                    stack.enter_context(layered(block, _CapturingLayer(state)))
+                stack.enter_context(layered(transformer, _DrawingLayer(state, merging)))
+            stack.enter_context(clock.subscribe(on_begin=on_begin, on_end=state.drop))
+            return stack.pop_all()
 
 
 def _levels(params: Params, workload: Workload) -> Iterator[tuple[int, int, int]]:
@@ -168,25 +162,24 @@ def merge_plan(
 
 
 class _State:
-    """What the processors of one application share."""
+    """What the layers of one application share."""
 
     def __init__(self, ratio: float, max_downsample: int) -> None:
         self.ratio = ratio
         self.max_downsample = max_downsample
+        self.drop()
+
+    def drop(self) -> None:
+        """Merge nothing until the next pipeline call, and hold no tensor."""
         # The input [B, N, C] of the transformer block that runs. One slot for all blocks: a
         # block's self-attention takes it, and where T-GATE leaves it, the next one overwrites it.
         self.block_input: Any = None
         self.generator: Any = None
-        self.latent_size = (0, 0)
-
-    def begin(self, latent_size: tuple[int, int]) -> None:
-        self.latent_size = latent_size
-        self.drop()
-
-    def drop(self) -> None:
-        self.block_input = self.generator = None
+        self.latent_size: tuple[int, int] | None = None
 
     def plan(self, tokens: int) -> tuple[int, int, int] | None:
+        if self.latent_size is None:
+            return None
         return merge_plan(self.latent_size, tokens, self.ratio, self.max_downsample)
 
     def draw(self, plan: tuple[int, int, int], device: Any) -> Any:
@@ -197,20 +190,15 @@ class _State:
         return draw_destinations(plan[0], plan[1], self.generator)
 
 
-class _MergingProcessor(ProcessorWrapper):
-    """Runs `inner` on merged tokens and returns its un-merged output."""
+class _MergingLayer(Layer):
+    """Runs a self-attention on merged tokens and returns its un-merged output."""
 
-    def __init__(self, inner: Any, state: _State) -> None:
-        super().__init__(inner)
+    def __init__(self, state: _State) -> None:
         self.state = state
         self.plan: tuple[int, int, int] | None = None
         self.destinations: Any = None
 
-    def drop(self) -> None:
-        """Let go of what was drawn for the latest call."""
-        self.plan = self.destinations = None
-
-    def process(self, attn: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(self, attn: Any, /, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         state = self.state
         metric, state.block_input = state.block_input, None
         if self.plan is None:
@@ -220,22 +208,37 @@ class _MergingProcessor(ProcessorWrapper):
         return matching.unmerge(self.inner(attn, merged, *args, **kwargs))
 
 
-def _drawn(forward: Any, processors: list[_MergingProcessor], state: _State) -> Any:
-    """Return a transformer's forward that draws for its blocks before they run."""
+class _CapturingLayer(Layer):
+    """Hands a transformer block's input on to its self-attention."""
 
-    def drawing_forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = state.plan(hidden_states.shape[-2] * hidden_states.shape[-1])
-        for processor in processors:
-            processor.plan = plan
-            if plan is not None:
-                processor.destinations = state.draw(plan, hidden_states.device)
+    def __init__(self, state: _State) -> None:
+        self.state = state
+
+    def run(self, block: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.state.block_input = args[0] if args else kwargs["hidden_states"]
+        return self.inner(block, *args, **kwargs)
+
+
+class _DrawingLayer(Layer):
+    """Draws for the blocks of a transformer before they run."""
+
+    def __init__(self, state: _State, merging: list[_MergingLayer]) -> None:
+        self.state = state
+        self.merging = merging
+
+    def run(self, transformer: Any, /, *args: Any, **kwargs: Any) -> Any:
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        plan = self.state.plan(hidden_states.shape[-2] * hidden_states.shape[-1])
+        if plan is None:
+            return self.inner(transformer, *args, **kwargs)
+        for layer in self.merging:
+            layer.plan = plan
+            layer.destinations = self.state.draw(plan, hidden_states.device)
         try:
-            return forward(hidden_states, *args, **kwargs)
+            return self.inner(transformer, *args, **kwargs)
         finally:
-            for processor in processors:
-                processor.drop()
-
-    return drawing_forward
+            for layer in self.merging:
+                layer.plan = layer.destinations = None
 
 
 def draw_destinations(width: int, height: int, generator: Any) -> Any:

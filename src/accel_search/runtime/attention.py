@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from accel_search.accelerators.patching import forward_name
 from accel_search.errors import ConfigurationError, first_line
 from accel_search.runtime.devices import dtype_name, execution_device
 
@@ -44,7 +43,9 @@ def use_kernel(pipe: Any, name: str) -> None:
             f"--attention {name}: torch {torch.__version__} has no such kernel for {refusal}: use "
             + " or ".join(["auto", *others])
         )
-    where = forward_name(unet)
+    # Under CPU offload accelerate's `forward` moves the module and runs `_old_forward`; diffusers
+    # takes these hooks off and on again after every call, which would drop a patch of `forward`.
+    where = "_old_forward" if "_old_forward" in vars(unet) else "forward"
     forward = getattr(unet, where)
 
     @functools.wraps(forward)

@@ -49,6 +49,28 @@ def check_config(given: str, name: str, config: Mapping[str, Any]) -> None:
         raise _other_noise(given, f"{name} with prediction_type {str(prediction)[:40]!r}")
 
 
+def check_exchange(given: str, own: Any, class_name: str) -> None:
+    """Raise LoadError where one scheduler cannot take the place of another.
+
+    Args:
+        given: What asked for it, for messages.
+        own: The pipeline's scheduler.
+        class_name: diffusers class of the one asked for.
+    """
+    import diffusers
+
+    name = type(own).__name__
+    if hasattr(diffusers, name):
+        check_class(f"{given}: the pipeline", name)
+        check_config(f"{given}: the pipeline", name, own.config)
+    asked = _parameters(getattr(diffusers, class_name))
+    if not {"beta_start", "trained_betas"} & asked:
+        raise LoadError(
+            f"{given}: it is for models trained with another noise than Stable Diffusion's (flow "
+            "matching, EDM): give DDIM, DPM-Solver++, UniPC or another of theirs"
+        )
+
+
 def build_scheduler(
     class_name: str, own: Mapping[str, Any], pipeline_class: str, given: str = "the pipeline"
 ) -> Any:

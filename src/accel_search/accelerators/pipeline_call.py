@@ -1,0 +1,82 @@
+"""The pipeline call that a UNet call belongs to, as that call's own variables describe it."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from types import FrameType
+from typing import Any, NamedTuple
+
+
+class PipelineCall(NamedTuple):
+    """What is asked of a pipeline call before its batch is touched."""
+
+    pipe: weakref.ref[Any]
+    """The pipeline that calls the UNet: not always the accelerated one, since `from_pipe` makes
+    others that share it."""
+    name: str
+    """The pipeline's class."""
+    images: int | None
+    """Latents that it denoises; None where it does not say."""
+    is_guided_at_start: bool | None
+    """What it works out for itself where it has no `do_classifier_free_guidance`."""
+    guess_mode: bool
+    """ControlNet's: only the text half of the batch is controlled."""
+
+    @property
+    def is_guided(self) -> bool | None:
+        """Return whether it guides as of now: a callback may end that; None if it doesn't say."""
+        guided = getattr(self.pipe(), "do_classifier_free_guidance", self.is_guided_at_start)
+        return None if guided is None else bool(guided)
+
+
+_LIBRARIES = ("accel_search", "accelerate", "diffusers", "torch")
+
+
+def caller() -> tuple[Any, FrameType]:
+    """Return the pipeline whose method calls the UNet, and that method's frame.
+
+    The pipeline is None in a loop of the user's own, whose frame is returned then. A frame holds
+    all variables of its call, so it is not to be kept.
+    """
+    from diffusers import DiffusionPipeline
+
+    frame: FrameType | None = sys._getframe(1)
+    loop = frame
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, DiffusionPipeline):
+                return owner, frame
+        if _is_of_library(loop):
+            loop = frame
+        frame = frame.f_back
+    assert loop is not None
+    return None, loop
+
+
+def _is_of_library(frame: FrameType | None) -> bool:
+    module = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in _LIBRARIES
+
+
+def is_running(thread: int, frame_id: int) -> bool:
+    """Return whether a thread is in a call whose frame had the id `frame_id`."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None and id(frame) != frame_id:
+        frame = frame.f_back
+    return frame is not None
+
+
+def describe(pipe: Any, frame: FrameType) -> PipelineCall:
+    """Return what the variables of a pipeline's running call say of it."""
+    variables = frame.f_locals
+    shape = getattr(variables.get("latents"), "shape", None)
+    guided = variables.get("do_classifier_free_guidance")
+    return PipelineCall(
+        pipe=weakref.ref(pipe),
+        name=type(pipe).__name__,
+        images=int(shape[0]) if shape else None,
+        is_guided_at_start=guided if isinstance(guided, bool) else None,
+        guess_mode=bool(variables.get("guess_mode")),
+    )
