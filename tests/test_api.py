@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from accel_search import accelerate, load_best
-from accel_search.errors import AcceleratorError, ConfigurationError
+from accel_search import accelerate, load_best, restore
+from accel_search.errors import AcceleratorError, ConfigurationError, LoadError
 from accel_search.records import Candidate
 from accel_search.report.summary import snippet
 from accel_search.settings import Settings, scheduler_class
 from accel_search.space import search_key
 from tests.accelerators.tiny import assert_same as assert_untouched
-from tests.accelerators.tiny import make_pipe, make_scheduler, render, snapshot
+from tests.accelerators.tiny import make_img2img, make_pipe, make_scheduler, render, snapshot
 from tests.fakes import PROVENANCE, WORKLOAD, with_steps
 from tests.test_results import GRID, searched
 
@@ -228,3 +230,99 @@ def test_a_search_for_fewer_steps_is_applied_like_any_other(pipe: Any) -> None:
     with accelerate(pipe, {"steps": {"num_inference_steps": 5}}):
         assert torch.equal(render(pipe, steps=20), expected)
         assert torch.equal(render(pipe, steps=3), render(pipe, steps=3))
+
+
+# What is applied is said
+
+
+def test_a_files_result_is_named_in_one_line(
+    pipe: Any, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accelerate(pipe, results, steps=20)
+    restore(pipe)
+    line = capsys.readouterr().err
+    assert line.startswith(f"accel-search: {results}: applied deepcache(") and line.count("\n") == 1
+    assert "expected speedup 2.10" in line and "an unknown device" in line and "20 steps" in line
+    with accelerate(pipe, results, steps=20, quiet=True), accelerate(make_pipe(), DEEPCACHE):
+        assert capsys.readouterr().err == ""
+    # All that a result may say, held-out figures first; nothing of it can steer a terminal.
+    content = json.loads(results.read_text())
+    entry = next(iter(content.values()))
+    entry |= {
+        "score_loss": 0.013,
+        "evidence": {
+            "held_out": {
+                "speedup": 2.04, "speedup_interval": [1.98, 2.11],
+                "score_loss": -0.004, "score_loss_interval": [-0.01, 0.003],
+            },
+        },
+        "provenance": {
+            "device_name": "NVIDIA\x1b[31m H200", "date": "2026-11-28T01:00:00+00:00",
+            "model_id": "demo", "width": 512, "height": 768, "batch_size": 4,
+        },
+    }  # fmt: skip
+    results.write_text(json.dumps(content))
+    accelerate(pipe, results, steps=20, model="demo").remove()
+    line = capsys.readouterr().err
+    for part in (
+        "speedup 2.04 [1.98, 2.11]", "score loss -0.4% [-1.0%, 0.3%]", "2026-11-28",
+        "demo, StableDiffusionPipeline, DDIM, 20 steps, 512 x 768 px, batch size 4",
+        r"NVIDIA\x1b[31m H200",
+    ):  # fmt: skip
+        assert part in line
+    assert "\x1b" not in line
+
+
+def test_a_pipeline_of_a_class_that_is_not_searched_takes_the_text_to_image_result(
+    results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = make_img2img()
+    pipe.scheduler = make_scheduler("DDIMScheduler")
+    own = load_best(results, make_pipe(), steps=20)
+    with caplog.at_level(logging.WARNING), accelerate(pipe, results, steps=20) as handle:
+        assert handle.candidate == own
+    assert "searched on StableDiffusionPipeline and applied to StableDiffusionImg2ImgPipeline" in (
+        caplog.text
+    )
+    with pytest.raises(ConfigurationError, match="no result for StableDiffusionPipeline.*50 steps"):
+        accelerate(pipe, results, steps=50)
+    # Not to another model's kind of UNet.
+    xl = make_pipe("SDXL")
+    with pytest.raises(ConfigurationError, match="no result for StableDiffusionXLPipeline"):
+        accelerate(xl, results, steps=20)
+    assert type(xl.scheduler).__name__ == "DDIMScheduler"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, None),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas=True"),
+        ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type='sde-dpmsolver++'"),
+        ({"solver_order": 3}, "solver_order=3"),
+    ],
+)
+def test_another_sampler_of_the_same_class_is_warned_of(
+    options: dict[str, Any], named: str | None, results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = results.read_text().replace("DDIMScheduler", "DPMSolverMultistepScheduler")
+    results.write_text(text)
+    pipe = make_pipe("SD", "DPMSolverMultistepScheduler", **options)
+    for scheduler in (None, "DPM-Solver++"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            accelerate(pipe, results, steps=20, scheduler=scheduler).remove()
+        assert ("another sampler" in caplog.text) == bool(named)
+        assert named is None or named in caplog.text
+
+
+@pytest.mark.parametrize("own", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
+def test_noise_that_is_not_searched_is_refused_when_it_is_given(own: str) -> None:
+    pipe = make_pipe()
+    with pytest.raises(LoadError, match="flow matching, EDM"):
+        accelerate(pipe, DEEPCACHE, scheduler=own)
+    theirs = pipe.scheduler = getattr(diffusers, own)()
+    with pytest.raises(LoadError, match=f"{own}, so the model was trained with noise"):
+        accelerate(pipe, DEEPCACHE, scheduler="DDIM")
+    assert pipe.scheduler is theirs
+    accelerate(pipe, DEEPCACHE).remove()  # Nothing was left accelerated.

@@ -10,7 +10,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from accel_search.accelerators.patching import Layer, layered, layers_of
-from accel_search.accelerators.pipeline_call import PipelineCall, caller, describe, is_running
+from accel_search.accelerators.pipeline_call import (
+    PipelineCall,
+    caller,
+    describe,
+    is_running,
+    take_back_processors,
+)
 from accel_search.errors import AcceleratorError
 
 Listener = Callable[[], None]
@@ -278,6 +284,10 @@ class _UNetLayer(Layer):
             sample = args[0] if args else kwargs["sample"]
             clock.before_unet_call(sample, args[1] if len(args) > 1 else kwargs.get("timestep"))
             output = self.inner(unet, *args, **kwargs)
+        except AcceleratorError:
+            clock.finish()
+            take_back_processors(unet)
+            raise
         except BaseException:
             clock.finish()
             raise

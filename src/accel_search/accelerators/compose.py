@@ -78,7 +78,8 @@ class _Mark(Layer):
 
 
 def _forget(unet: weakref.ref[Any]) -> None:
-    _accelerated.discard(unet())
+    if (owner := unet()) is not None:
+        _accelerated.discard(owner)
 
 
 def remove_from(pipe: Any) -> None:

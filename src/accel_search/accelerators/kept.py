@@ -62,7 +62,7 @@ class Kept:
 def _tensors(value: Any) -> list[Any]:
     if isinstance(value, tuple | list):
         return [tensor for item in value for tensor in _tensors(item)]
-    return [value] if hasattr(value, "_version") or hasattr(value, "data_ptr") else []
+    return [value] if hasattr(value, "data_ptr") else []
 
 
 def _versions(value: Any) -> list[tuple[Any, int | None]]:

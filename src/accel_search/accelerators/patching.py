@@ -177,11 +177,20 @@ def _refuse_to_pickle(self: Any, _: Any) -> Any:
     )
 
 
+COMPILED = (
+    "the UNet is compiled as a whole, which hides what is accelerated in it: leave out "
+    "torch.compile, and call accel_search.compile_unet(pipe)"
+)
+
+
 def check_pipeline(pipe: Any) -> None:
     """Raise AcceleratorError unless `pipe` has a UNet2DConditionModel and a scheduler."""
     from diffusers import UNet2DConditionModel
 
     unet = getattr(pipe, "unet", None)
+    # `torch.compile(unet)` is another module around it; `unet.compile()` sets a call of its own.
+    if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
+        raise AcceleratorError(COMPILED)
     if not isinstance(unet, UNet2DConditionModel) or getattr(pipe, "scheduler", None) is None:
         raise AcceleratorError(
             f"{type(pipe).__name__} with a UNet of type {type(unet).__name__} cannot be "

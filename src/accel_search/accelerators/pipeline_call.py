@@ -7,6 +7,9 @@ import weakref
 from types import FrameType
 from typing import Any, NamedTuple
 
+from accel_search.accelerators.patching import COMPILED
+from accel_search.errors import AcceleratorError
+
 
 class PipelineCall(NamedTuple):
     """What is asked of a pipeline call before its batch is touched."""
@@ -38,6 +41,9 @@ def caller() -> tuple[Any, FrameType]:
 
     The pipeline is None in a loop of the user's own, whose frame is returned then. A frame holds
     all variables of its call, so it is not to be kept.
+
+    Raises:
+        AcceleratorError: The UNet is called through torch.compile.
     """
     from diffusers import DiffusionPipeline
 
@@ -48,11 +54,27 @@ def caller() -> tuple[Any, FrameType]:
             owner = frame.f_locals.get("self")
             if isinstance(owner, DiffusionPipeline):
                 return owner, frame
+        if str(frame.f_globals.get("__name__")).startswith("torch._dynamo."):
+            raise AcceleratorError(COMPILED)
         if _is_of_library(loop):
             loop = frame
         frame = frame.f_back
     assert loop is not None
     return None, loop
+
+
+def take_back_processors(unet: Any) -> None:
+    """Put back the attention processors that the pipeline's call in progress has exchanged.
+
+    PAG's pipelines give the UNet others for the length of a call, and put its own back only where
+    it ends well: one that is refused would keep them.
+
+    Source:
+        diffusers 0.42, `pipeline_pag_sd.py` and its like: the variable `original_attn_proc`.
+    """
+    own = caller()[1].f_locals.get("original_attn_proc")
+    if own is not None:
+        unet.set_attn_processor(own)
 
 
 def _is_of_library(frame: FrameType | None) -> bool:
