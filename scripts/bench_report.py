@@ -17,7 +17,7 @@ DRAWN = "new Promise(r => requestAnimationFrame(() => setTimeout(() => r(perform
 def main() -> None:
     """Print the figures."""
     from playwright.sync_api import sync_playwright
-    from tests.report.pages import many_trials
+    from tests.support.pages import many_trials
 
     from accel_search.report.page import search_page
     from accel_search.report.reading import read_run

@@ -11,8 +11,8 @@ from accel_search import bounds
 from accel_search.exploration import explore
 from accel_search.report.summary import bound_summary
 from accel_search.settings import Settings
-from tests.fakes import FakeEvaluator
-from tests.test_speed_bound import Timer
+from tests.support.fakes import FakeEvaluator
+from tests.support.timer import Timer
 
 LOG = logging.getLogger("tests.bounds")
 KEY = "('StableDiffusionPipeline', 'DDIMScheduler', '20', 'upbound_speedup', 0.02, ['deepcache'])"

@@ -22,7 +22,7 @@ from accel_search.store import TrialStore, default_url
 from accel_search.strategies import get
 from accel_search.strategies.base import Task
 from accel_search.study import open_store
-from tests.fakes import FakeEvaluator
+from tests.support.fakes import FakeEvaluator
 
 TABLE = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"
 BOUND = 0.0005

@@ -14,10 +14,10 @@ from accel_search.frames import load_results, load_trials
 from accel_search.report.reading import read_run
 from accel_search.store import default_url
 from accel_search.write_report import main
-from tests.fakes import FakeEvaluator
-from tests.report.pages import add_failure, make_run_dir, search
-from tests.test_results import GRID, searched
-from tests.test_search import point, run
+from tests.support.fakes import FakeEvaluator
+from tests.support.pages import add_failure, make_run_dir, search
+from tests.support.results import GRID, searched
+from tests.support.searches import point, run
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = ["deepcache.cache_interval", "deepcache.cache_branch_id"]

@@ -10,7 +10,7 @@ import pytest
 from accel_search.latency import LatencyModel, Run
 from accel_search.space import JointSpace
 from accel_search.step_plans import plans_in
-from tests.fakes import WORKLOAD
+from tests.support.fakes import WORKLOAD
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,11 +18,11 @@ from accel_search.space import JointSpace
 from accel_search.speed_bound import SpeedBoundSearch
 from accel_search.statistics import Estimate
 from accel_search.store import TrialStore
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
-from tests.test_search import run
-from tests.test_speed_bound import Timer
+from tests.support.fakes import WORKLOAD, FakeEvaluator
+from tests.support.joint import ALWAYS, BOTH, FLASH, jointly
+from tests.support.searches import run
+from tests.support.timer import Timer
 
-FLASH = replace(PROVENANCE, attention_backend="native (flash)")
 TOME = JointSpace(("tome",), WORKLOAD)
 
 
@@ -88,42 +88,6 @@ def test_an_accelerator_gives_its_own_reason_or_none(monkeypatch):
     assert of_speed(0.9, None, targets=("deepcache",)) and asked[-1] is None  # A replay's.
 
 
-BOTH = JointSpace(
-    ("deepcache", "tome"),
-    WORKLOAD,
-    {
-        "deepcache": {"cache_interval": [2, 3], "cache_branch_id": [0]},
-        "tome": {"ratio": [0.0, 0.5], "max_downsample": [1]},
-    },
-)
-"""Of four points, two merge nothing."""
-
-
-ALWAYS = JointSpace(
-    ("deepcache", "tome"),
-    WORKLOAD,
-    {
-        "deepcache": {"cache_interval": [2, 3], "cache_branch_id": [0]},
-        "tome": {"ratio": [0.3, 0.5], "max_downsample": [1]},
-    },
-)
-"""Each of its points merges."""
-
-
-def jointly(cost, monkeypatch, space=BOTH, url=None):
-    """Return the outcome, the calls, and what is said where ToMe multiplies the speed by `cost`."""
-
-    def truth(candidate):
-        interval = candidate["deepcache"]["cache_interval"] if "deepcache" in candidate else 1
-        merges = "tome" in candidate and candidate["tome"]["ratio"] > 0
-        return interval * (cost if merges else 1.0), 0.0
-
-    monkeypatch.setattr("tests.test_search.JointSpace", lambda *_: space)
-    evaluator = FakeEvaluator(truth)
-    outcome = run(evaluator, targets=space.targets, url=url)
-    return outcome, evaluator.calls, no_gain.of_search(outcome, space, FLASH)
-
-
 def test_in_a_joint_search_the_target_that_costs_time_is_named(monkeypatch):
     _, _, said = jointly(0.8, monkeypatch)
     assert said.startswith(
@@ -182,7 +146,7 @@ def test_a_target_that_the_winner_makes_no_use_of_is_named(monkeypatch):
 def test_a_target_that_cannot_be_left_out_is_passed_over(monkeypatch):
     alone = Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}})
     monkeypatch.setattr(
-        "tests.test_no_gain.FakeEvaluator", partial(FakeEvaluator, fails=frozenset([alone]))
+        "tests.support.joint.FakeEvaluator", partial(FakeEvaluator, fails=frozenset([alone]))
     )
     outcome, _, said = jointly(0.8, monkeypatch, ALWAYS)
     assert [each.target for each in outcome.ablations] == ["deepcache"] and said is None

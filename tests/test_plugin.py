@@ -13,7 +13,7 @@ import pytest
 
 from accel_search import accelerators
 from accel_search.traversal_search import main
-from tests.test_program import SMALL
+from tests.support.options import SMALL
 
 SOURCE = Path(__file__).parent / "plugin" / "guidance_cutoff.py"
 
@@ -82,7 +82,7 @@ def test_it_composes_with_the_packages_own(installed):
     import torch
 
     from accel_search import accelerate
-    from tests.accelerators.tiny import make_pipe, render, runs
+    from tests.support.tiny import make_pipe, render, runs
 
     pipe = make_pipe()
     before = render(pipe, steps=7)

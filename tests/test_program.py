@@ -16,16 +16,9 @@ from accel_search.errors import TrialFailure
 from accel_search.report.reading import read_run
 from accel_search.story import pictures_path
 from accel_search.traversal_search import main
-from tests.fakes import FakeEvaluator
+from tests.support.fakes import FakeEvaluator
+from tests.support.options import FAST, SMALL, SURE
 
-# Small pictures, two prompts; one thread, since two wait for each other on a busy machine.
-SMALL = ["--device", "cpu", "--threads", "1", "--batch_size", "2", "--timing_pairs", "2"]
-SMALL += ["--num_samples", "2", "--held_out_samples", "2", "--steps", "6"]
-SMALL += ["--height", "64", "--width", "64"]
-# Far from the baseline in speed, so that no noise of a busy machine can hide it.
-FAST = "[space.deepcache]\ncache_interval = [5, 4]\ncache_branch_id = [0]\n"
-# And where a test needs a gain to be shown: of two pairs one outlier hides any.
-SURE = ["--timing_pairs", "8"]
 # A few trials' worth, to be killed in between.
 SLOW = ["--strategy", "random", *SMALL, "--max_trials", "3", "--held_out_samples", "0"]
 

@@ -11,7 +11,7 @@ from accel_search.replay import replay_space
 from accel_search.space import JointSpace
 from accel_search.step_plans import plans_in
 from accel_search.trials_file import read_trials
-from tests.fakes import WORKLOAD
+from tests.support.fakes import WORKLOAD
 
 TABLES = Path(__file__).parent / "data" / "tables"
 LIMIT = float(to_scale(np.ones(1))[0])

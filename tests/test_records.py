@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from accel_search.records import Candidate, Failure, Measurement, Prompt, PromptSet, Trial
-from tests.fakes import PROVENANCE
+from tests.support.fakes import PROVENANCE
 
 
 def test_candidates_are_equal_however_they_are_written():

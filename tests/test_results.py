@@ -2,47 +2,19 @@
 
 import ast
 import json
-import logging
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from accel_search.api import load_best
 from accel_search.errors import ConfigurationError
 from accel_search.lookup import Wanted, find_settings
-from accel_search.report.progress import Progress
-from accel_search.results import entry_of, save, save_winner, stored_answer
+from accel_search.results import save_winner, stored_answer
 from accel_search.runtime.demo import demo_folder
-from accel_search.search import Budget, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
-from accel_search.store import TrialStore
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
-
-GRID = partial(Settings, strategy="grid")
-
-
-def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth, evaluator=None):
-    """Run a search on the fake and save its result; return the entry."""
-    space = JointSpace(settings.targets, WORKLOAD, settings.space)
-    store = TrialStore(None, "study", space)
-    evaluator = evaluator or FakeEvaluator(truth)
-    task = Task(space, settings.goal, evaluator.prompt_count, evaluator.chunk, settings.seed)
-    with Progress(logging.getLogger("test"), 16, settings.goal, show_bar=False) as observer:
-        outcome = Search(
-            evaluator,
-            get(settings.strategy)(task),
-            store,
-            settings.goal,
-            Budget(settings.max_trials),
-            observer,
-        ).run()
-    entry = entry_of(outcome, settings, space, provenance, store.name)
-    save(path, WORKLOAD, settings, entry)
-    return entry
+from tests.support.fakes import PROVENANCE, WORKLOAD
+from tests.support.results import GRID, Halved, searched
 
 
 def answer(path, settings, provenance=PROVENANCE):
@@ -169,13 +141,6 @@ def test_a_result_from_elsewhere_is_named_and_not_reused(tmp_path):
     elsewhere = replace(PROVENANCE, device_name="NVIDIA H200", driver="580")
     entry, differences = answer(path, GRID(), elsewhere)
     assert entry is None and differences == ["device_name", "driver"]
-
-
-class Halved(FakeEvaluator):
-    """Has room for half the batch that is asked for."""
-
-    def _measurement(self, *arguments):
-        return replace(super()._measurement(*arguments), batch_size=2)
 
 
 def test_a_batch_that_was_halved_here_is_no_other_machine(tmp_path):

@@ -1,6 +1,5 @@
 """The loop's logic on an evaluator whose truth is known."""
 
-import logging
 import math
 import statistics
 from dataclasses import replace
@@ -11,43 +10,13 @@ import pytest
 from accel_search.errors import ContaminationError
 from accel_search.outcome import speed_of
 from accel_search.records import Candidate, Goal
-from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search
+from accel_search.search import Budget
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore
-from accel_search.strategies import all_strategies, get
-from accel_search.strategies.base import Task
+from accel_search.strategies import all_strategies
 from accel_search.watchdog import Watchdog
-from tests.fakes import FakeEvaluator, deepcache_truth
-
-
-def point(interval, branch):
-    return Candidate({"deepcache": {"cache_interval": interval, "cache_branch_id": branch}})
-
-
-def run(
-    evaluator,
-    *,
-    bound=0.02,
-    speedup=None,
-    budget=None,
-    url=None,
-    strategy="grid",
-    targets=("deepcache",),
-    min_psnr=None,
-    watchdog=None,
-    space=None,
-):
-    space = JointSpace(targets, evaluator.workload, space)
-    store = TrialStore(url, "study", space)
-    goal = Goal(bound, speedup, min_psnr)
-    cls = get(strategy)
-    task = Task(
-        space, goal, evaluator.prompt_count, evaluator.chunk, 0, next(iter(cls.samplers), "")
-    )
-    with Progress(logging.getLogger("test"), len(space), goal, show_bar=False) as observer:
-        budget = budget or Budget()
-        return Search(evaluator, cls(task), store, goal, budget, observer, watchdog).run()
+from tests.support.fakes import FakeEvaluator, deepcache_truth
+from tests.support.searches import point, run
 
 
 def searched(evaluator):

@@ -8,7 +8,7 @@ from accel_search.errors import ConfigurationError
 from accel_search.options import parse_seconds
 from accel_search.settings import Settings, from_command_line, search_parser
 from accel_search.space import search_key
-from tests.fakes import WORKLOAD
+from tests.support.fakes import WORKLOAD
 
 
 def parse(*arguments):

@@ -8,7 +8,7 @@ import pytest
 from accel_search.errors import ConfigurationError
 from accel_search.records import Candidate
 from accel_search.space import JointSpace, search_key
-from tests.fakes import WORKLOAD, with_steps
+from tests.support.fakes import WORKLOAD, with_steps
 
 
 def walk(space):

@@ -7,7 +7,7 @@ import pytest
 
 from accel_search.space import JointSpace
 from accel_search.step_plans import plans_in, plans_of
-from tests.fakes import WORKLOAD, with_steps
+from tests.support.fakes import WORKLOAD, with_steps
 
 NARROW = {
     "tgate": {"gate_step": (5, 10, 19), "sp_interval": (2, 5), "fi_interval": (1, 3)},

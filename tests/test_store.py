@@ -9,7 +9,7 @@ from accel_search.space import JointSpace
 from accel_search.statistics import assess
 from accel_search.storage import sqlite_file
 from accel_search.store import DATABASE, TrialStore, default_url, study_name, study_names
-from tests.fakes import WORKLOAD, FakeEvaluator
+from tests.support.fakes import WORKLOAD, FakeEvaluator
 
 SPACE = JointSpace(("deepcache",), WORKLOAD)
 CANDIDATES = [SPACE.candidate_at(position) for position in range(3)]

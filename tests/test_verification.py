@@ -25,9 +25,9 @@ from accel_search.verification import (
     judge_speedup,
     verify,
 )
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
-from tests.test_program import FAST, SMALL, SURE
-from tests.test_results import GRID, Halved, searched
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
+from tests.support.options import FAST, SMALL, SURE
+from tests.support.results import GRID, Halved, searched
 
 TABLE = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"
 

@@ -18,7 +18,7 @@ from accel_search.accelerators.computation import (
     effective_workload,
 )
 from accel_search.records import Candidate
-from tests.accelerators.tiny import make_pipe, render, tgate_params, workload
+from tests.support.tiny import make_pipe, render, tgate_params, workload
 
 STEPS = 8
 POINTS: dict[str, list[dict[str, Any]]] = {

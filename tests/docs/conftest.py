@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from accel_search import accelerators, strategies
-from tests.docs.pages import blocks, project_in
+from tests.support.docs_pages import blocks, project_in
 
 
 @pytest.fixture

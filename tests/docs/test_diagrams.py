@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from tests.docs.pages import ROOT, links
+from tests.support.docs_pages import ROOT, links
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

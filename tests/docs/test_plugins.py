@@ -8,7 +8,7 @@ import pytest
 
 from accel_search import strategies
 from accel_search.traversal_search import main
-from tests.docs.pages import ROOT
+from tests.support.docs_pages import ROOT
 
 
 def test_the_strategy_searches_a_recorded_table(installed, tmp_path, monkeypatch, capsys):
@@ -45,8 +45,8 @@ def test_the_accelerator_leaves_out_what_it_says_and_leaves_no_trace(installed):
 
     from accel_search import accelerate
     from accel_search.accelerators.computation import describe_steps
-    from tests.accelerators.tiny import make_pipe, render, runs
-    from tests.fakes import with_steps
+    from tests.support.fakes import with_steps
+    from tests.support.tiny import make_pipe, render, runs
 
     installed("docs/write_accelerator.md")
     pipe = make_pipe()
@@ -73,7 +73,7 @@ def test_the_accelerator_leaves_out_what_it_says_and_leaves_no_trace(installed):
 
 @pytest.mark.slow
 def test_the_accelerator_is_searched_by_name(installed, tmp_path, monkeypatch, capsys):
-    from tests.test_program import SMALL
+    from tests.support.options import SMALL
 
     installed("docs/write_accelerator.md")
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from accel_search.sweep.settings import options as sweep_options
 from accel_search.sweep.settings import sweep_parser
 from accel_search.trials_file import read_trials
 from accel_search.write_report import report_parser
-from tests.docs.pages import (
+from tests.support.docs_pages import (
     NAMES,
     PROGRAMS,
     ROOT,

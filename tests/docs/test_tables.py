@@ -7,7 +7,7 @@ import json
 import pytest
 from scripts.tabulate_full_size import MARKED, rewritten, timings
 
-from tests.docs.pages import ROOT
+from tests.support.docs_pages import ROOT
 
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("sd15", "sd21", "sdxl", "parameters")]
 

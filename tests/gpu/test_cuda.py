@@ -24,7 +24,7 @@ from accel_search.runtime.scoring import load_scorer  # noqa: E402
 from accel_search.runtime.timing import timed  # noqa: E402
 from accel_search.runtime.workbench import Workbench  # noqa: E402
 from accel_search.settings import Settings  # noqa: E402
-from tests.runtime import making  # noqa: E402
+from tests.support import making  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 

@@ -37,8 +37,8 @@ from accel_search.sweep.status import status_of
 from accel_search.sweep.table import Configuration
 from accel_search.traversal_search import main
 from accel_search.write_report import main as report_main
-from tests.fakes import PROVENANCE, WORKLOAD
-from tests.report.pages import make_run_dir
+from tests.support.fakes import PROVENANCE, WORKLOAD
+from tests.support.pages import make_run_dir
 
 ROOT = Path(__file__).parents[2]
 SEARCHED = Settings(req_score_loss=0.02)

@@ -22,7 +22,7 @@ from accel_search.statistics import Verdict, assess, score_loss, speedup
 from accel_search.store import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import Task
-from tests.fakes import WORKLOAD, FakeEvaluator
+from tests.support.fakes import WORKLOAD, FakeEvaluator
 
 BOUND = 0.02
 

@@ -33,12 +33,12 @@ from accel_search.store import TrialStore, default_url
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
 from accel_search.trials_file import read_trials
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
-from tests.reliability.evidence import journal, lasting, nothing_lost, stored
-from tests.reliability.processes import ROOT, SECONDS, Run, beside, wait_for
-from tests.reliability.recorded import PAUSE, TABLES, search, sweep
-from tests.reliability.wrong_types import wrong_types
-from tests.test_replay import recorded
+from tests.support.evidence import journal, lasting, nothing_lost, stored
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.support.processes import ROOT, SECONDS, Run, beside, wait_for
+from tests.support.recorded import PAUSE, TABLES, search, sweep
+from tests.support.trials import recorded
+from tests.support.wrong_types import wrong_types
 
 SEARCH = ["--targets", "deepcache"]
 NOBODY = 65534

@@ -30,7 +30,7 @@ from accel_search.strategies.base import Task
 
 # The tiny pipelines and the scorer of the runtime's own tests: fixtures, named again below.
 # ruff: noqa: F811
-from tests.runtime.conftest import (  # noqa: F401
+from tests.support.pipelines import (  # noqa: F401
     evaluator_for,
     loaded,
     made,
@@ -428,7 +428,7 @@ def evaluator_on(own_pipeline, scorer, apply, **options):
 
     from accel_search.runtime.evaluator import PipelineEvaluator
     from accel_search.runtime.provenance import describe
-    from tests.runtime.conftest import prompt_set
+    from tests.support.pipelines import prompt_set
 
     pipe, workload = own_pipeline
     workload, prompts = replace(workload, batch_size=2), prompt_set(4)

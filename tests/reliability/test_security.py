@@ -22,11 +22,11 @@ from accel_search.report.sweep_page import read_bounds, sweep_page
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore, default_url
-from tests.fakes import WORKLOAD
-from tests.report.pages import EVIL, TARGETS, add_failure, make_run_dir
+from tests.support.fakes import WORKLOAD
+from tests.support.pages import EVIL, TARGETS, add_failure, make_run_dir
 
 # ruff: noqa: F811
-from tests.runtime.conftest import made, one_thread, settings_for  # noqa: F401
+from tests.support.pipelines import made, one_thread, settings_for  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = Path("/usr/bin/chromium")

@@ -17,8 +17,8 @@ from accel_search.report.export import script
 from accel_search.report.page import search_page
 from accel_search.report.reading import read_run
 from accel_search.write_report import main
-from tests.reliability.wrong_types import OTHERS, wrong_types
-from tests.report.pages import make_run_dir
+from tests.support.pages import make_run_dir
+from tests.support.wrong_types import OTHERS, wrong_types
 
 ROOT = Path(__file__).parents[2]
 INSTEAD = (*OTHERS, math.nan)

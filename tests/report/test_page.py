@@ -12,7 +12,7 @@ from accel_search.report.page import search_page
 from accel_search.report.reading import read_run
 from accel_search.report.sweep_page import read_bounds, sweep_page
 from accel_search.sweep.table import Configuration
-from tests.report.pages import EVIL, add_failure, make_run_dir, many_trials
+from tests.support.pages import EVIL, add_failure, make_run_dir, many_trials
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [

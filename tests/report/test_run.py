@@ -26,9 +26,9 @@ from accel_search.settings import Settings
 from accel_search.store import default_url
 from accel_search.story import story_of, story_path, to_picture, write_story
 from accel_search.write_report import main
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
-from tests.report.pages import EVIL, add_failure, make_run_dir, search
-from tests.test_no_gain import ALWAYS, jointly
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.support.joint import ALWAYS, jointly
+from tests.support.pages import EVIL, add_failure, make_run_dir, search
 
 ROOT = Path(__file__).parents[2]
 WINNER = Candidate({"deepcache": {"cache_interval": 4, "cache_branch_id": 3}})
@@ -312,7 +312,7 @@ def fake_search(tmp_path, monkeypatch):
     from accel_search import traversal_search
     from accel_search.settings import Settings
     from accel_search.space import JointSpace
-    from tests.fakes import FakeEvaluator
+    from tests.support.fakes import FakeEvaluator
 
     fake = FakeEvaluator()
     space = JointSpace(("deepcache",), fake.workload)

@@ -15,9 +15,9 @@ from accel_search.search import Budget
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.statistics import Estimate
-from tests.fakes import WORKLOAD, FakeEvaluator
-from tests.test_no_gain import ALWAYS, jointly
-from tests.test_search import point, run
+from tests.support.fakes import WORKLOAD, FakeEvaluator
+from tests.support.joint import ALWAYS, jointly
+from tests.support.searches import point, run
 
 SPACE = JointSpace(("deepcache",), WORKLOAD)
 

@@ -10,7 +10,7 @@ from accel_search.errors import ConfigurationError
 from accel_search.runtime import attention
 from accel_search.runtime.attention import describe_attention, use_kernel
 from accel_search.runtime.pipelines import load_pipeline
-from tests.runtime.conftest import LOG
+from tests.support.pipelines import LOG
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from accel_search.runtime.attention import use_kernel
 from accel_search.runtime.calls import Accounting, Caller
 from accel_search.runtime.compiling import RECOMPILE_LIMIT, compile_unet, graphs_compiled
 from accel_search.runtime.pipelines import load_pipeline
-from tests.runtime.conftest import LOG, prompt_set
+from tests.support.pipelines import LOG, prompt_set
 
 ALL = Candidate(
     {

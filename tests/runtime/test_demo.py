@@ -10,7 +10,7 @@ from accel_search.records import Candidate
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
 from accel_search.statistics import score_loss
-from tests.runtime.conftest import LOG
+from tests.support.pipelines import LOG
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_b
     from accel_search.accelerators.patching import transformers
     from accel_search.accelerators.tgate import REUSE, schedule
     from accel_search.runtime.generation import generate
-    from tests.accelerators.test_traps import stacked
+    from tests.support.stacks import stacked
 
     steps, interval = 8, 3
     tome = {"ratio": 0.7, "max_downsample": 2}

@@ -22,7 +22,7 @@ from accel_search.records import Candidate
 from accel_search.runtime.batches import plan_batches, plan_steps
 from accel_search.runtime.evaluator import NOISE_PAIRS
 from accel_search.runtime.workbench import open_evaluator
-from tests.runtime.conftest import LOG
+from tests.support.pipelines import LOG
 
 TOME = Candidate({"tome": {"ratio": 0.5, "max_downsample": 2}})
 DEEPCACHE = Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}})

@@ -9,8 +9,8 @@ import pytest
 
 from accel_search.errors import LoadError
 from accel_search.runtime.pipelines import load_pipeline
-from tests.runtime import making
-from tests.runtime.conftest import LOG
+from tests.support import making
+from tests.support.pipelines import LOG
 
 UNETS = {
     "inpainting": ({"in_channels": 9}, "takes 9 channels and makes 4, as those of inpainting"),

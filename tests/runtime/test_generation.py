@@ -16,7 +16,7 @@ from accel_search.runtime.generation import (
     prepare,
     prompt_generators,
 )
-from tests.runtime.conftest import prompt_set
+from tests.support.pipelines import prompt_set
 
 KERNEL_TOLERANCE = 1e-4
 """Largest difference of a pixel (0..1) in float32 between two batch sizes: other kernels sum in

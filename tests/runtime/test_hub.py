@@ -21,9 +21,9 @@ from accel_search.errors import ExitCode, LoadError
 from accel_search.runtime import hub
 from accel_search.runtime.folders import HUB_IDS, find_pipeline, find_vae
 from accel_search.runtime.pipelines import load_pipeline
-from tests.runtime.conftest import LOG
-from tests.runtime.hub import Repository
-from tests.runtime.making import without
+from tests.support.hub import Repository
+from tests.support.making import without
+from tests.support.pipelines import LOG
 
 TOKEN = "hf_" + "s3cret" * 4
 
@@ -547,7 +547,7 @@ def test_a_broken_vae_is_one_line(other_vae, made, tmp_path, settings_for, name)
 
 
 def test_a_vae_of_other_latents_is_refused(made, tmp_path, settings_for):
-    from tests.runtime import making
+    from tests.support import making
 
     vae = making.make_vae()
     vae = type(vae).from_config({**vae.config, "latent_channels": 16})

@@ -21,8 +21,8 @@ from accel_search.runtime.pipelines import (
     describe_workload,
     load_pipeline,
 )
-from tests.runtime import making
-from tests.runtime.conftest import LOG
+from tests.support import making
+from tests.support.pipelines import LOG
 
 
 @pytest.mark.parametrize(

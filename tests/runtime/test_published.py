@@ -19,8 +19,8 @@ from accel_search.errors import LoadError
 from accel_search.runtime.folders import HUB_IDS
 from accel_search.runtime.generation import generate
 from accel_search.runtime.pipelines import describe_workload, load_pipeline
-from tests.runtime.conftest import LOG, prompt_set
-from tests.runtime.hub import Repository
+from tests.support.hub import Repository
+from tests.support.pipelines import LOG, prompt_set
 
 WORDS = ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]
 SCHEDULE = {

@@ -19,9 +19,9 @@ from accel_search.errors import ConfigurationError, LoadError
 from accel_search.runtime import scoring
 from accel_search.runtime.preprocessing import batched
 from accel_search.runtime.scoring import ClipScorer, load_scorer
-from tests.runtime.conftest import CPU
-from tests.runtime.hub import Repository
-from tests.runtime.making import without
+from tests.support.hub import Repository
+from tests.support.making import without
+from tests.support.pipelines import CPU
 
 TEXTS = ["a small red ring", "a large blue star", "many words " * 50]
 

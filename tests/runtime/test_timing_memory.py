@@ -17,7 +17,7 @@ from accel_search.runtime.memory import (
     parse_shortage,
 )
 from accel_search.runtime.timing import timed, warm_up_steps
-from tests.runtime.conftest import CPU, LOG
+from tests.support.pipelines import CPU, LOG
 
 MIB = 2**20
 

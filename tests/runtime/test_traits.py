@@ -19,7 +19,7 @@ from accel_search.runtime.pipelines import describe_workload, load_pipeline
 from accel_search.runtime.schedulers import build_scheduler
 from accel_search.runtime.workbench import Workbench
 from accel_search.settings import SCHEDULERS
-from tests.runtime.conftest import LOG, prompt_set
+from tests.support.pipelines import LOG, prompt_set
 
 
 @pytest.fixture(scope="session")

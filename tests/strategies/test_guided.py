@@ -15,8 +15,8 @@ from accel_search.store import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import History, Task
 from accel_search.trials_file import read_trials
-from tests.fakes import WORKLOAD
-from tests.strategies.test_conformance import Run
+from tests.support.fakes import WORKLOAD
+from tests.support.strategies import Run
 
 TABLES = Path(__file__).parents[1] / "data" / "tables"
 

@@ -15,7 +15,7 @@ from accel_search.settings import Settings
 from accel_search.sweep.child import Child, Stopped, TimedOut, describe_exit
 from accel_search.sweep.worker import ABANDONED, HUNG
 from accel_search.sweep.workers import LocalWorker
-from tests.sweep.run_fake import COMMAND, ROOT, is_gone
+from tests.support.run_fake import COMMAND, ROOT, is_gone
 
 NEVER = threading.Event()
 

@@ -15,8 +15,9 @@ from accel_search.sweep.driver import Sweep
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
 from accel_search.sweep.table import Configuration
-from tests.fakes import PROVENANCE
-from tests.sweep.fake_worker import answer as answered
+from tests.support.fake_worker import answer as answered
+from tests.support.fakes import PROVENANCE
+from tests.support.sweeps import Observer
 
 
 class Worker:
@@ -45,22 +46,6 @@ class Worker:
 
     def close(self):
         self.closed, self.model = True, None
-
-
-class Observer:
-    def __init__(self):
-        self.events = []
-        self._lock = threading.Lock()
-
-    def __getattr__(self, name):
-        def note(configuration, *details):
-            with self._lock:
-                self.events.append((name, configuration.failed_key, details))
-
-        return note
-
-    def of(self, kind):
-        return [key for name, key, _ in self.events if name == kind]
 
 
 def settings(tmp_path, **changes):

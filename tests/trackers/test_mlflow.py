@@ -15,8 +15,8 @@ from accel_search.store import TrialStore
 from accel_search.study import run_search
 from accel_search.tracking import tracked
 from accel_search.traversal_search import main
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
-from tests.trackers.test_tracking import REPLAY
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.support.replays import REPLAY
 
 pytestmark = pytest.mark.slow
 LOG = logging.getLogger("test")

@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,10 +13,8 @@ from accel_search.sweep.settings import from_command_line, sweep_parser
 from accel_search.trackers.base import Tracker
 from accel_search.tracking import Tracking, tracked
 from accel_search.traversal_search import main
-from tests.fakes import PROVENANCE, WORKLOAD
-
-TABLE = Path(__file__).parents[1] / "data" / "tables" / "deepcache.json.gz"
-REPLAY = ["--replay", str(TABLE), "--strategy", "grid", "--max_trials", "3"]
+from tests.support.fakes import PROVENANCE, WORKLOAD
+from tests.support.replays import REPLAY
 
 
 class Notebook(Tracker):

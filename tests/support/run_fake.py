@@ -9,7 +9,7 @@ from accel_search.explore_upper_bounds import main
 from accel_search.sweep import child
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = (sys.executable, "-m", "tests.sweep.fake_worker")
+COMMAND = (sys.executable, "-m", "tests.support.fake_worker")
 
 
 def is_gone(pid):

@@ -13,8 +13,8 @@ from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore, default_url
 from accel_search.story import pictures_path, story_of, to_picture, write_story
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
-from tests.test_search import run
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.support.searches import run
 
 EVIL = (
     "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed = 2'>"

@@ -17,6 +17,6 @@ import accel_search.study
 import accel_search.sweep.driver
 import accel_search.sweep.estimate
 import accel_search.traversal_search
-import tests.reliability.recorded
+import tests.support.recorded
 
 __all__ = ["accel_search", "alembic", "optuna", "psutil", "scipy", "sqlalchemy", "tests", "tqdm"]

@@ -8,8 +8,8 @@ import signal
 
 from accel_search.sweep import worker
 from accel_search.sweep.answers import Answer
-from tests.fakes import PROVENANCE
-from tests.reliability.recorded import RecordedEvaluator
+from tests.support.fakes import PROVENANCE
+from tests.support.recorded import RecordedEvaluator
 
 CRASHES = "RECORDED_CRASHES"
 """Environment variable: a JSON list of configurations that end their process."""

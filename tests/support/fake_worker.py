@@ -18,7 +18,7 @@ from accel_search.settings import Settings
 from accel_search.space import search_key
 from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.worker import _jobs, settings_of
-from tests.fakes import PROVENANCE, with_steps
+from tests.support.fakes import PROVENANCE, with_steps
 
 PLAN = json.loads(os.environ.get("FAKE_PLAN", "{}"))
 

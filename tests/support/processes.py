@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 import accel_search
-from tests.reliability.recorded import JOURNAL
+from tests.support.recorded import JOURNAL
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(accel_search.__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ SECONDS = 240.0
 """Longest that anything is waited for."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.reliability.preloaded"])
+_context.set_forkserver_preload(["tests.support.preloaded"])
 
 
 class Run:

@@ -14,7 +14,7 @@ import threading
 
 from accel_search import traversal_search
 from accel_search.errors import TrialFailure
-from tests.reliability.recorded import RecordedEvaluator, open_recorded
+from tests.support.recorded import RecordedEvaluator, open_recorded
 
 HANGING = "HANGING"
 ENDLESS = (
@@ -57,7 +57,7 @@ class Hanging(RecordedEvaluator):
 
 
 if __name__ == "__main__":
-    from tests.reliability import recorded, recorded_worker
+    from tests.support import recorded, recorded_worker
 
     # The three streams and the listing itself: a process that begins anew takes nothing over.
     assert len(os.listdir("/proc/self/fd")) == 4  # noqa: PTH208
@@ -69,7 +69,7 @@ if __name__ == "__main__":
         from accel_search import explore_upper_bounds
         from accel_search.sweep import child
 
-        child.COMMAND = (sys.executable, "-m", "tests.reliability.hanging", "worker")
+        child.COMMAND = (sys.executable, "-m", "tests.support.hanging", "worker")
         sys.exit(explore_upper_bounds.main(sys.argv[2:]))
     else:
         recorded.RecordedEvaluator = Hanging

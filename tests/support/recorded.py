@@ -20,7 +20,7 @@ from pathlib import Path
 from accel_search.errors import TrialFailure
 from accel_search.replay import ReplayEvaluator, replay_space
 from accel_search.trials_file import read_trials
-from tests.fakes import PROVENANCE
+from tests.support.fakes import PROVENANCE
 
 TABLES = Path(__file__).resolve().parents[1] / "data" / "tables"
 JOURNAL = "RECORDED_JOURNAL"
@@ -138,7 +138,7 @@ def sweep(arguments):
     from accel_search import explore_upper_bounds
     from accel_search.sweep import child
 
-    child.COMMAND = (sys.executable, "-m", "tests.reliability.recorded_worker")
+    child.COMMAND = (sys.executable, "-m", "tests.support.recorded_worker")
     return explore_upper_bounds.main(arguments)
 
 

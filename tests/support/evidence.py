@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.reliability.processes import beside
+from tests.support.processes import beside
 
 FINISHED = {"COMPLETE", "PRUNED", "FAIL"}
 VOLATILE = {"date", "timestamp", "trials_resumed", "resumed", "pid"}

@@ -1,6 +1,6 @@
 """Makes tiny random pipelines and scorers in the real folder formats.
 
-Run as a script to write them somewhere: `python -m tests.runtime.making FOLDER`.
+Run as a script to write them somewhere: `python -m tests.support.making FOLDER`.
 """
 
 from __future__ import annotations

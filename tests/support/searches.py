@@ -1,0 +1,40 @@
+"""A search of the fake evaluator."""
+
+import logging
+
+from accel_search.records import Candidate, Goal
+from accel_search.report.progress import Progress
+from accel_search.search import Budget, Search
+from accel_search.space import JointSpace
+from accel_search.store import TrialStore
+from accel_search.strategies import get
+from accel_search.strategies.base import Task
+
+
+def point(interval, branch):
+    return Candidate({"deepcache": {"cache_interval": interval, "cache_branch_id": branch}})
+
+
+def run(
+    evaluator,
+    *,
+    bound=0.02,
+    speedup=None,
+    budget=None,
+    url=None,
+    strategy="grid",
+    targets=("deepcache",),
+    min_psnr=None,
+    watchdog=None,
+    space=None,
+):
+    space = JointSpace(targets, evaluator.workload, space)
+    store = TrialStore(url, "study", space)
+    goal = Goal(bound, speedup, min_psnr)
+    cls = get(strategy)
+    task = Task(
+        space, goal, evaluator.prompt_count, evaluator.chunk, 0, next(iter(cls.samplers), "")
+    )
+    with Progress(logging.getLogger("test"), len(space), goal, show_bar=False) as observer:
+        budget = budget or Budget()
+        return Search(evaluator, cls(task), store, goal, budget, observer, watchdog).run()

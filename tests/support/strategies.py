@@ -1,0 +1,69 @@
+"""A search's loop in its plainest form, every look checked."""
+
+from accel_search.racing import rungs
+from accel_search.records import Candidate, Failure, Goal, Trial
+from accel_search.statistics import AssessedTrial, assess
+from accel_search.strategies.base import History, Task
+from tests.support.fakes import FakeEvaluator
+
+PROMPTS = 32
+CHUNK = 4
+
+
+def truth(candidate):
+    """Harsher settings are faster and lose more; `steps` counts, `tome` does nothing."""
+    speedup, loss = 1.0, 0.0
+    for name, params in candidate.items():
+        harsh = {
+            "deepcache": lambda p: p["cache_interval"] / 5 - p["cache_branch_id"] / 9,
+            "steps": lambda p: 1 - p["num_inference_steps"] / 20,
+            "tgate": lambda p: 1 - p["gate_step"] / 20,
+            "tome": lambda p: 0.0,
+        }[name](params)
+        speedup, loss = speedup * (1 + harsh), loss + 0.03 * harsh**2
+    return speedup, loss
+
+
+class Run:
+    """A search's loop in its plainest form, every look checked."""
+
+    def __init__(self, strategy, space, seed=0, goal=Goal(0.02), fails=lambda candidate: False):
+        self.evaluator = FakeEvaluator(truth)
+        self.baseline = self.evaluator.baseline()
+        self.space, self.goal, self.fails = space, goal, fails
+        sampler = next(iter(strategy.samplers), "")
+        self.strategy = strategy(Task(space, goal, PROMPTS, CHUNK, seed, sampler))
+        self.trials: dict[Candidate, AssessedTrial] = {}
+        self.looks = []
+
+    def history(self):
+        return History(self.baseline, tuple(self.trials.values()))
+
+    def go(self, most=60):
+        for _ in range(most):
+            proposal = self.strategy.ask(self.history())
+            if proposal is None:
+                break
+            self.look(proposal)
+        return self
+
+    def look(self, proposal):
+        candidate, before = proposal.candidate, self.trials.get(proposal.candidate)
+        position = self.space.position(candidate)
+        assert position is not None, f"{candidate} is not in the space"
+        known = {self.space.position(each) for each in self.trials}
+        assert before is not None or position not in known, "coincides with a measured one"
+        scored = 0
+        if before is not None:
+            assert before.is_open, "asked for a finished candidate again"
+            scored = before.assessment.prompts
+        assert scored < proposal.prompts <= PROMPTS
+        assert proposal.prompts in rungs(PROMPTS, CHUNK)
+        self.looks.append((str(candidate), proposal.prompts))
+        if self.fails(candidate):
+            failed = Trial(candidate, None, Failure("invalid_image", "black", 1.0))
+            self.trials[candidate] = AssessedTrial(failed, None)
+            return
+        measured = self.evaluator.measure(candidate, prompts=range(proposal.prompts))
+        assessment = assess(measured, self.baseline, self.goal.max_score_loss)
+        self.trials[candidate] = AssessedTrial(Trial(candidate, measured), assessment)
