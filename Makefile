@@ -31,10 +31,11 @@ torture: $(READY)  ## Kill searches and sweeps, fill disks, damage files: hours
 test-gpu: $(READY)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-lint: $(READY)  ## Check style and types
+lint: $(READY)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 audit: $(READY)  ## Look our dependencies up among known vulnerabilities, where there is a network
 	scripts/audit.sh
