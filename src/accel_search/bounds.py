@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.logging_utils import without_secrets
-from accel_search.no_gain import of_bound
 from accel_search.outcome import Outcome
 from accel_search.records import Candidate, Provenance
 from accel_search.result_files import are_numbers, as_object, is_interval, update_json
@@ -76,6 +75,7 @@ def entry_of(
     bound: SpeedBound,
     outcome: Outcome | None,
     winner: Mapping[str, Any] | None,
+    no_gain: str | None,
 ) -> dict[str, Any]:
     """Return the entry of one explored configuration.
 
@@ -87,6 +87,7 @@ def entry_of(
         bound: The fastest candidate.
         outcome: What the search found; None where nothing was scored.
         winner: Its winner's entry in `search_params.json`; None without one.
+        no_gain: What is to be said of targets that gain nothing, from `no_gain.of_bound`.
     """
     trials = () if outcome is None else outcome.trials
     size = bound.measurement.batch_size
@@ -100,7 +101,7 @@ def entry_of(
             "params": bound.candidate.flat(),
             "settings": bound.candidate.as_dict(),
         },
-        "no_gain": of_bound(bound, space.targets, provenance),
+        "no_gain": no_gain,
         "best_feasible": None if winner is None else _feasible(winner),
         "model": settings.pipe,
         "latency_only": settings.latency_only,

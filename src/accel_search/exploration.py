@@ -9,6 +9,7 @@ from typing import Any
 
 from accel_search import bounds, results
 from accel_search.errors import NothingMeasured
+from accel_search.no_gain import of_bound, of_search
 from accel_search.outcome import Outcome
 from accel_search.report.progress import Progress
 from accel_search.search import Evaluator
@@ -78,7 +79,8 @@ def explore(
                 tracking=tracking,
                 watchdog=watchdog,
             )
-            keep(settings, logger, evaluator, space, store, outcome)
+            no_gain = of_search(outcome, space, provenance)
+            keep(settings, logger, evaluator, space, store, outcome, no_gain)
         pairs = 1 if settings.latency_only else evaluator.pairs
         with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
             observers = Observers(progress, tracking)
@@ -90,9 +92,19 @@ def explore(
                 raise
         winner = None
         if outcome is not None and outcome.winner is not None:
-            winner = results.entry_of(outcome, settings, space, evaluator.provenance, store.name)
+            no_gain = of_search(outcome, space, evaluator.provenance)
+            winner = results.entry_of(
+                outcome, settings, space, evaluator.provenance, store.name, no_gain
+            )
         entry = bounds.entry_of(
-            settings, space, evaluator.provenance, store.name, bound, outcome, winner
+            settings,
+            space,
+            evaluator.provenance,
+            store.name,
+            bound,
+            outcome,
+            winner,
+            of_bound(bound, space.targets, evaluator.provenance),
         )
         store.finish()
         tracking.end(dict(entry) | dict(winner or {}), outcome, ())

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accel_search.no_gain import of_search
 from accel_search.outcome import Outcome
 from accel_search.records import Provenance, Workload
 from accel_search.result_files import (
@@ -28,8 +27,18 @@ def entry_of(
     space: JointSpace,
     provenance: Provenance | None,
     study: str,
+    no_gain: str | None,
 ) -> dict[str, Any]:
-    """Return the value that stands in the result file for a search that found a winner."""
+    """Return the value that stands in the result file for a search that found a winner.
+
+    Args:
+        outcome: What it found.
+        settings: What was asked.
+        space: What was searched.
+        provenance: Where and with what; None of recorded trials.
+        study: Name of the trials' study.
+        no_gain: What is to be said of targets that gain nothing, from `no_gain.of_search`.
+    """
     winner = outcome.winner
     assert winner is not None and winner.assessment is not None and winner.trial.measurement
     assessment = winner.assessment
@@ -80,7 +89,7 @@ def entry_of(
         "score_loss": rounded(assessment.score_loss.value),
         **winner.trial.candidate.flat(),
         "settings": winner.trial.candidate.as_dict(),
-        "no_gain": of_search(outcome, space, provenance),
+        "no_gain": no_gain,
         "evidence": evidence,
         "provenance": None
         if provenance is None

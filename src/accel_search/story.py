@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.errors import ConfigurationError
-from accel_search.no_gain import of_search
 from accel_search.outcome import Outcome
 from accel_search.records import Candidate, Provenance, Workload
 from accel_search.result_files import write_atomically
@@ -38,8 +37,19 @@ def story_of(
     workload: Workload,
     provenance: Provenance | None,
     study: str,
+    no_gain: str | None,
 ) -> dict[str, Any]:
-    """Return how a search went, as plain JSON types."""
+    """Return how a search went, as plain JSON types.
+
+    Args:
+        outcome: What it found.
+        settings: What was asked.
+        space: What was searched.
+        workload: What was measured.
+        provenance: Where and with what; None of recorded trials.
+        study: Name of the trials' study.
+        no_gain: What is to be said of targets that gain nothing, from `no_gain.of_search`.
+    """
     winner = outcome.winner
     return begun_story(settings, space, workload, provenance, study) | {
         "winner": None if winner is None else winner.trial.candidate.as_dict(),
@@ -53,7 +63,7 @@ def story_of(
             for rival in outcome.rivals
         ],
         "refuted": [each.as_dict() for each in outcome.refuted],
-        "no_gain": of_search(outcome, space, provenance),
+        "no_gain": no_gain,
         "resumed": outcome.resumed,
         "stopped": outcome.stopped,
         "settled": outcome.settled,

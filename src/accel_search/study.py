@@ -68,13 +68,23 @@ def keep(
     space: JointSpace,
     store: TrialStore,
     outcome: Outcome,
+    no_gain: str | None,
 ) -> dict[str, Any]:
     """Leave in the run folder what a report needs beside the trials, and return its story.
 
     A replay leaves nothing: it measured nothing.
+
+    Args:
+        settings: What was asked.
+        logger: Gets the lines.
+        evaluator: Measured; makes the pictures.
+        space: What was searched.
+        store: Keeps the trials.
+        outcome: What the search found.
+        no_gain: What is to be said of targets that gain nothing.
     """
-    provenance = evaluator.provenance
-    story = story_of(outcome, settings, space, evaluator.workload, provenance, store.name)
+    load, where = evaluator.workload, evaluator.provenance
+    story = story_of(outcome, settings, space, load, where, store.name, no_gain)
     if settings.replay is None:
         write_story(settings.run_dir, story)
         if settings.pictured and not settings.latency_only:

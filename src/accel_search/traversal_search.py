@@ -61,6 +61,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         is_program: Whether the process is ours, to be begun anew where a candidate hangs in it.
     """
     from accel_search import results
+    from accel_search.no_gain import of_search
     from accel_search.report.colour import takes_colour
     from accel_search.report.summary import snippet, summary
     from accel_search.study import keep, open_store, run_search
@@ -97,26 +98,26 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         )
         if settings.trials_out is not None:
             _write_trials(settings.trials_out, space, evaluator, outcome, store)
-        entry = None
+        entry, no_gain = None, of_search(outcome, space, provenance)
         if outcome.winner is not None:
-            entry = results.entry_of(outcome, settings, space, provenance, store.name)
+            entry = results.entry_of(outcome, settings, space, provenance, store.name, no_gain)
             if settings.replay is None:
                 keys = results.save(output, evaluator.workload, settings, entry)
                 logger.debug("written to %s under %s", output, " and ".join(keys))
         # The result is safe before pictures are made, which may fail in ways of their own.
-        story = keep(settings, logger, evaluator, space, store, outcome)
+        story = keep(settings, logger, evaluator, space, store, outcome, no_gain)
         store.finish()
         written = _write_report(settings, outcome, story, store)
         stored = [output] if entry is not None and settings.replay is None else []
         trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
         tracking.end(entry, outcome, [*stored, *trials, *written])
     if settings.json:
-        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": story["no_gain"]}
+        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": no_gain}
         print(json.dumps(entry or nothing, allow_nan=False))
     else:
         use = [] if entry is None else snippet(entry, settings, evaluator.workload)
-        said, colour = story["no_gain"], takes_colour(sys.stdout)
-        print("\n" + summary(outcome, settings, space, use=use, no_gain=said, colour=colour))
+        colour = takes_colour(sys.stdout)
+        print("\n" + summary(outcome, settings, space, use=use, no_gain=no_gain, colour=colour))
     _say_written(written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 

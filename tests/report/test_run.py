@@ -141,9 +141,11 @@ def test_the_page_says_what_the_winner_of_a_joint_search_is_without_each_target(
     tmp_path, monkeypatch, caplog
 ):
     with caplog.at_level(logging.INFO, "test"):
-        outcome, _, _ = jointly(0.8, monkeypatch, ALWAYS, default_url(tmp_path))
+        outcome, _, said = jointly(0.8, monkeypatch, ALWAYS, default_url(tmp_path))
     settings = Settings(targets=ALWAYS.targets)
-    write_story(tmp_path, story_of(outcome, settings, ALWAYS, WORKLOAD, PROVENANCE, "study-run1"))
+    write_story(
+        tmp_path, story_of(outcome, settings, ALWAYS, WORKLOAD, PROVENANCE, "study-run1", said)
+    )
     without = read_run(tmp_path).without
     assert without == {each.target: each.assessment.speedup for each in outcome.ablations}
     page = search_page(read_run(tmp_path))

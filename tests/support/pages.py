@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from PIL import Image
 
+from accel_search.no_gain import of_search
 from accel_search.records import Candidate, Failure, Trial
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
@@ -29,7 +30,15 @@ def search(evaluator=None, **options):
     outcome = run(evaluator, **options)
     space = JointSpace(TARGETS, WORKLOAD)
     load = replace(WORKLOAD, pipeline=options.pop("pipeline", "demo"))
-    return outcome, story_of(outcome, Settings(), space, load, PROVENANCE, "study")
+    return outcome, story_of(
+        outcome,
+        Settings(),
+        space,
+        load,
+        PROVENANCE,
+        "study",
+        of_search(outcome, space, PROVENANCE),
+    )
 
 
 def make_run_dir(folder, model="demo", prompt="a red ring", pictures=True, story=True):

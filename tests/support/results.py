@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 
+from accel_search.no_gain import of_search
 from accel_search.report.progress import Progress
 from accel_search.results import entry_of, save
 from accel_search.search import Budget, Search
@@ -32,7 +33,8 @@ def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth, evalu
             Budget(settings.max_trials),
             observer,
         ).run()
-    entry = entry_of(outcome, settings, space, provenance, store.name)
+    no_gain = of_search(outcome, space, provenance)
+    entry = entry_of(outcome, settings, space, provenance, store.name, no_gain)
     save(path, WORKLOAD, settings, entry)
     return entry
 
