@@ -323,7 +323,7 @@ def play(
         outcome = Search(
             evaluator,
             cls(task),
-            TrialStore(None, "bench", table.space),
+            TrialStore(None, "bench", table.space.values()),
             goal,
             Budget(seconds=budget),
             watch,

@@ -61,7 +61,9 @@ def merge(options: argparse.Namespace) -> None:
         raise SystemExit("--merge: the files' baselines made other pictures")
     space = JointSpace(options.targets, workload)
     trials = {space.key(trial.candidate): trial for each in files for trial in each.trials}
-    write_trials(options.out, space, workload, files[0].baseline, list(trials.values()), {})
+    write_trials(
+        options.out, space.coinciding, workload, files[0].baseline, list(trials.values()), {}
+    )
     print(f"{options.out}: {len(trials)} of {len(space)} points")
 
 
@@ -84,7 +86,7 @@ def record(options: argparse.Namespace) -> None:
             break
         recorder.measure(space.candidate_at(position))
     baseline, trials = recorder.finish()
-    write_trials(options.out, space, recorder.workload, baseline, trials, {})
+    write_trials(options.out, space.coinciding, recorder.workload, baseline, trials, {})
     print(
         f"{options.out}: {len(trials)} of {len(space)} points in "
         f"{time.perf_counter() - began:.0f} s; baseline {np.mean(baseline.scores):.2f}, "

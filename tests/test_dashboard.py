@@ -33,7 +33,7 @@ def studied(tmp_path_factory):
     """Return the URL of the storage of a search over recorded trials, and what it found."""
     evaluator, space = open_replay(TABLE, ("deepcache",))
     url = default_url(tmp_path_factory.mktemp("runs"))
-    store = TrialStore(url, "study", space, about="SDXL, deepcache: 20 steps")
+    store = TrialStore(url, "study", space.values(), about="SDXL, deepcache: 20 steps")
     task = Task(space, Goal(BOUND), evaluator.prompt_count, evaluator.chunk, 0, "")
     with Progress(logging.getLogger("test"), 16, task.goal, show_bar=False) as progress:
         search = Search(evaluator, get("guided")(task), store, task.goal, Budget(), progress)

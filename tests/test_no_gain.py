@@ -110,7 +110,7 @@ def test_the_winner_is_timed_without_each_target_where_no_candidate_goes_without
     )
     assert "deepcache costs" not in said
     settings = Settings(targets=ALWAYS.targets)
-    entry = entry_of(outcome, settings, ALWAYS, FLASH, "study", said)
+    entry = entry_of(outcome, settings, ALWAYS.summary(), FLASH, "study", said)
     assert entry["no_gain"] == said
     assert said in " ".join(stored_summary(entry, settings).split())
     evidence = entry["evidence"]
@@ -153,7 +153,7 @@ def test_a_target_that_cannot_be_left_out_is_passed_over(monkeypatch):
 
 
 def bound_of(timer):
-    store = TrialStore(None, "study", TOME)
+    store = TrialStore(None, "study", TOME.values())
 
     class Deaf:
         def __getattr__(self, name):

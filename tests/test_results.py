@@ -19,7 +19,7 @@ from tests.support.results import GRID, Halved, searched
 
 def answer(path, settings, provenance=PROVENANCE):
     space = JointSpace(settings.targets, WORKLOAD, settings.space)
-    return stored_answer(path, WORKLOAD, settings, space, provenance)
+    return stored_answer(path, WORKLOAD, settings, space.values(), provenance)
 
 
 def test_an_upper_bound_is_stored_under_both_kinds_of_key(tmp_path):

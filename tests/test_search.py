@@ -258,7 +258,7 @@ def test_contamination_ends_the_search_with_what_was_stored(tmp_path):
     with pytest.raises(ContaminationError):
         run(Leaky(), url=url)
     space = JointSpace(("deepcache",), FakeEvaluator().workload)
-    assert len(TrialStore(url, "study", space).trials()) == 3
+    assert len(TrialStore(url, "study", space.values()).trials()) == 3
 
 
 # Racing

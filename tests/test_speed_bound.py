@@ -32,7 +32,7 @@ class Listener:
 
 def search(evaluator, targets=("deepcache",), store=None, pairs=1):
     space = JointSpace(targets, WORKLOAD)
-    store = store or TrialStore(None, "test", space)
+    store = store or TrialStore(None, "test", space.values())
     listener = Listener()
     bound = SpeedBoundSearch(evaluator, space, store, listener, pairs).run()
     return bound, listener, space
@@ -58,7 +58,7 @@ def test_the_fastest_is_found_in_a_handful_of_runs(targets):
 
 def test_what_is_stored_is_not_timed_again():
     space = JointSpace(("deepcache",), WORKLOAD)
-    store = TrialStore(None, "test", space)
+    store = TrialStore(None, "test", space.values())
     first, _, _ = search(Timer(), store=store)
     evaluator = Timer()
     again, listener, _ = search(evaluator, store=store)
@@ -68,7 +68,7 @@ def test_what_is_stored_is_not_timed_again():
 
 def test_what_is_stored_of_another_batch_size_does_not_count():
     space = JointSpace(("deepcache",), WORKLOAD)
-    store = TrialStore(None, "test", space)
+    store = TrialStore(None, "test", space.values())
     slow = Candidate({"deepcache": {"cache_interval": 2, "cache_branch_id": 3}})
     store.add(Trial(slow, Measurement((0.001,) * 3, (0.5,) * 3, (), batch_size=2)), None)
     bound, _, _ = search(Timer(), store=store)
@@ -77,7 +77,7 @@ def test_what_is_stored_of_another_batch_size_does_not_count():
 
 def test_candidates_that_fail_are_records_and_the_others_go_on():
     space = JointSpace(("deepcache",), WORKLOAD)
-    store = TrialStore(None, "test", space)
+    store = TrialStore(None, "test", space.values())
     winner, _, _ = search(Timer())
     bound, listener, _ = search(Timer(fails=frozenset({winner.candidate})), store=store)
     assert bound.failed == 1 and bound.candidate != winner.candidate
@@ -95,7 +95,7 @@ def test_where_every_candidate_fails_its_reason_is_raised():
 def test_a_space_in_which_every_point_is_the_bare_pipeline_has_no_fastest():
     evaluator = Timer()
     nothing = JointSpace(("deepcache",), WORKLOAD, {"deepcache": {"cache_interval": (1,)}})
-    store = TrialStore(None, "test", nothing)
+    store = TrialStore(None, "test", nothing.values())
     with pytest.raises(NothingMeasured, match="every point is the bare pipeline") as caught:
         SpeedBoundSearch(evaluator, nothing, store, Listener(), 1).run()
     assert caught.value.exit_code == 3 and evaluator.calls == []
@@ -122,7 +122,7 @@ def test_noise_ends_the_search_and_is_told_from_a_gain():
 def test_candidates_that_a_search_has_scored_are_not_scored_again():
     evaluator = FakeEvaluator()
     space = JointSpace(("deepcache",), evaluator.workload)
-    store = TrialStore(None, "test", space)
+    store = TrialStore(None, "test", space.values())
     fastest = Candidate({"deepcache": {"cache_interval": 5, "cache_branch_id": 0}})
     store.add(Trial(fastest, evaluator.measure(fastest)), None)
     evaluator.calls.clear()
@@ -148,7 +148,7 @@ def test_a_candidate_that_hangs_is_on_record_before_anyone_is_told():
 
     evaluator = Hung()
     space = JointSpace(("deepcache",), evaluator.workload)
-    store = TrialStore(None, "study", space)
+    store = TrialStore(None, "study", space.values())
     SpeedBoundSearch(evaluator, space, store, Listener(), 1, Watchdog(0.2, react)).run()
     ((hang, (trial,)),) = heard
     assert hang.candidate == trial.candidate == evaluator.calls[0][0] and hang.recorded == 1

@@ -19,7 +19,7 @@ def filled(url):
     """Return a store with one measured and one failed trial, and the trials."""
     evaluator = FakeEvaluator()
     baseline = evaluator.baseline()
-    store = TrialStore(url, "study", SPACE)
+    store = TrialStore(url, "study", SPACE.values())
     measured = Trial(CANDIDATES[0], evaluator.measure(CANDIDATES[0]))
     failed = Trial(CANDIDATES[1], None, Failure("invalid_image", "image 3 is black", 2.0))
     store.add(measured, assess(measured.measurement, baseline, 0.02))
@@ -31,7 +31,7 @@ def filled(url):
 def test_trials_come_back_whole_in_another_process(tmp_path):
     url = default_url(tmp_path / "runs")
     _, trials, baseline = filled(url)
-    again = TrialStore(url, "study", SPACE)
+    again = TrialStore(url, "study", SPACE.values())
     assert again.trials() == trials
     assert again.recall("baseline:search") == baseline
     assert again.recall("held_out:nothing") is None
@@ -69,7 +69,7 @@ def test_an_early_look_is_kept_as_pruned_and_the_farthest_one_counts(tmp_path):
         look = evaluator.measure(candidate, prompts=range(scored, until))
         looks.append(looks[-1].joined(look) if looks else look)
         store.add(Trial(candidate, looks[-1]), assess(looks[-1], baseline, 0.02))
-    again = TrialStore(url, "study", SPACE)
+    again = TrialStore(url, "study", SPACE.values())
     kept = [each for each in again.trials() if each.candidate == candidate]
     assert [each.measurement for each in kept] == [looks[-1]]
     study = optuna.load_study(study_name=store.name, storage=url)
@@ -94,30 +94,30 @@ def test_a_candidate_that_failed_in_the_middle_of_a_race_has_failed(tmp_path):
 def test_a_fresh_run_is_gone_on_with_until_it_is_finished(tmp_path):
     url = default_url(tmp_path)
     _, trials, _ = filled(url)  # Unfinished, but not begun as a fresh run.
-    begun = TrialStore(url, "study", SPACE, fresh=True)
+    begun = TrialStore(url, "study", SPACE.values(), fresh=True)
     begun.add(trials[1], None)
-    again = TrialStore(url, "study", SPACE, fresh=True)
+    again = TrialStore(url, "study", SPACE.values(), fresh=True)
     assert again.name == begun.name == "study-run2" and again.trials() == [trials[1]]
     again.finish()
-    assert TrialStore(url, "study", SPACE).name == "study-run2"
-    assert TrialStore(url, "study", SPACE, fresh=True).name == "study-run3"
+    assert TrialStore(url, "study", SPACE.values()).name == "study-run2"
+    assert TrialStore(url, "study", SPACE.values(), fresh=True).name == "study-run3"
 
 
 def test_whoever_finishes_a_fresh_run_it_is_finished(tmp_path):
     url = default_url(tmp_path)
-    first = TrialStore(url, "study", SPACE, fresh=True).name
-    TrialStore(url, "study", SPACE).finish()
-    assert TrialStore(url, "study", SPACE, fresh=True).name != first
+    first = TrialStore(url, "study", SPACE.values(), fresh=True).name
+    TrialStore(url, "study", SPACE.values()).finish()
+    assert TrialStore(url, "study", SPACE.values(), fresh=True).name != first
 
 
 def test_a_fresh_run_leaves_the_old_trials_alone_and_is_the_one_resumed(tmp_path):
     url = default_url(tmp_path)
     _, trials, _ = filled(url)
-    fresh = TrialStore(url, "study", SPACE, fresh=True)
+    fresh = TrialStore(url, "study", SPACE.values(), fresh=True)
     assert fresh.trials() == []
     assert fresh.name == "study-run2"
     fresh.add(trials[1], None)
-    assert TrialStore(url, "study", SPACE).trials() == [trials[1]]
+    assert TrialStore(url, "study", SPACE.values()).trials() == [trials[1]]
     assert optuna.load_study(study_name="study-run1", storage=url).trials
 
 
@@ -130,17 +130,17 @@ def test_studies_of_different_workloads_have_different_names():
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/t.db", "oracle+x://h/d"])
 def test_a_storage_that_cannot_be_opened_is_one_line(url):
     with pytest.raises(ConfigurationError, match="--storage") as refused:
-        TrialStore(url, "study", SPACE)
+        TrialStore(url, "study", SPACE.values())
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_no_database_is_one_line(tmp_path):
     (tmp_path / "trials.db").write_text("this is not a database, it is a text file" * 100)
     with pytest.raises(ConfigurationError, match="--storage"):
-        TrialStore(default_url(tmp_path), "study", SPACE)
+        TrialStore(default_url(tmp_path), "study", SPACE.values())
 
 
 def test_the_empty_candidate_is_storable():
-    store = TrialStore(None, "study", SPACE)
+    store = TrialStore(None, "study", SPACE.values())
     store.add(Trial(Candidate(), None, Failure("timeout", "", 0.0)), None)
     assert store.trials()[0].candidate == Candidate()

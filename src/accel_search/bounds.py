@@ -14,11 +14,11 @@ from typing import Any
 
 from accel_search.logging_utils import without_secrets
 from accel_search.outcome import Outcome
-from accel_search.records import Candidate, Provenance
+from accel_search.records import Candidate, Provenance, SpaceSummary
 from accel_search.result_files import are_numbers, as_object, is_interval, update_json
 from accel_search.results import rounded
 from accel_search.settings import UPPER_BOUND, Settings
-from accel_search.space import JointSpace, parse_key
+from accel_search.space import parse_key
 from accel_search.speed_bound import SpeedBound
 
 FAILED = "failed_configs"
@@ -69,7 +69,7 @@ def asked_otherwise(settings: Settings, entry: Mapping[str, Any]) -> list[str]:
 
 def entry_of(
     settings: Settings,
-    space: JointSpace,
+    space: SpaceSummary,
     provenance: Provenance | None,
     study: str,
     bound: SpeedBound,
@@ -109,8 +109,8 @@ def entry_of(
         "evidence": {
             "noise_floor": rounded(bound.noise_floor),
             "baseline_seconds_per_image": rounded(sum(calls) / len(calls)),
-            "space_points": space.point_count,
-            "space_distinct": len(space),
+            "space_points": space.points,
+            "space_distinct": space.distinct,
             "trials_measured": bound.timed,
             "trials_failed": bound.failed,
             "speed_settled": bound.settled,

@@ -94,11 +94,11 @@ def explore(
         if outcome is not None and outcome.winner is not None:
             no_gain = of_search(outcome, space, evaluator.provenance)
             winner = results.entry_of(
-                outcome, settings, space, evaluator.provenance, store.name, no_gain
+                outcome, settings, space.summary(), evaluator.provenance, store.name, no_gain
             )
         entry = bounds.entry_of(
             settings,
-            space,
+            space.summary(),
             evaluator.provenance,
             store.name,
             bound,

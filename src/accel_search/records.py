@@ -178,6 +178,20 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class SpaceSummary:
+    """What was searched, as far as files hold it."""
+
+    targets: tuple[str, ...]
+    """Names of the accelerators, sorted."""
+    values: Mapping[str, Mapping[str, Sequence[Value]]]
+    """Accelerator -> parameter -> values, as plain JSON types."""
+    points: int
+    """Points of the space, coinciding ones counted each."""
+    distinct: int
+    """Distinct computations among them, the baseline not counted."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Raw samples of one candidate, or of the baseline; statistics are derived elsewhere."""
 

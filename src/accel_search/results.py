@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accel_search.outcome import Outcome
-from accel_search.records import Provenance, Workload
+from accel_search.records import Provenance, SpaceSummary, Value, Workload
 from accel_search.result_files import (
     are_numbers,
     as_object,
@@ -17,14 +17,17 @@ from accel_search.result_files import (
     update_json,
 )
 from accel_search.settings import UPPER_BOUND, Settings
-from accel_search.space import JointSpace, parse_key, search_key
+from accel_search.space import parse_key, search_key
 from accel_search.statistics import Assessment, Estimate, Verdict, prompts_needed
+
+Values = Mapping[str, Mapping[str, Sequence[Value]]]
+"""Accelerator -> parameter -> values searched, as plain JSON types."""
 
 
 def entry_of(
     outcome: Outcome,
     settings: Settings,
-    space: JointSpace,
+    space: SpaceSummary,
     provenance: Provenance | None,
     study: str,
     no_gain: str | None,
@@ -67,9 +70,9 @@ def entry_of(
         "baseline_score": rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
         "refuted_on_held_out": [each.as_dict() for each in outcome.refuted],
         "strategy": settings.strategy,
-        "search": _search_identity(settings, space),
-        "space_points": space.point_count,
-        "space_distinct": len(space),
+        "search": _search_identity(settings, space.values),
+        "space_points": space.points,
+        "space_distinct": space.distinct,
         "trials_measured": sum(each.assessment is not None for each in outcome.trials),
         "trials_failed": sum(each.assessment is None for each in outcome.trials),
         "trials_resumed": outcome.resumed,
@@ -235,12 +238,19 @@ def stored_answer(
     path: Path,
     workload: Workload,
     settings: Settings,
-    space: JointSpace,
+    values: Values,
     provenance: Provenance | None,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Look for a finished search that answers this one.
 
     For a required speedup any stored result that reached it will do, the fastest first.
+
+    Args:
+        path: The result file.
+        workload: What is measured.
+        settings: What is asked.
+        values: What is searched: accelerator -> parameter -> values.
+        provenance: Where and with what; None of recorded trials.
 
     Returns:
         The entry, or None; and the fields in which the entries that were passed over differ
@@ -253,7 +263,7 @@ def stored_answer(
         if provenance is None or not isinstance(stored, dict):
             continue
         differences = provenance.differences(stored)
-        if not differences and _same_search(entry, settings, space):
+        if not differences and _same_search(entry, settings, values):
             return entry, []
         passed_over = passed_over or differences
     return None, passed_over
@@ -288,10 +298,10 @@ def answering(
     return sorted(found, key=lambda entry: -float(entry["speedup"]))
 
 
-def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
+def _search_identity(settings: Settings, values: Values) -> dict[str, Any]:
     """Return what was searched and how far: two upper bounds that differ in it are not one."""
     return {
-        "values": space.values(),
+        "values": values,
         "min_psnr": settings.min_psnr,
         "min_ssim": settings.min_ssim,
         "max_trials": settings.max_trials,
@@ -300,7 +310,7 @@ def _search_identity(settings: Settings, space: JointSpace) -> dict[str, Any]:
     }
 
 
-def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace) -> bool:
+def _same_search(entry: Mapping[str, Any], settings: Settings, values: Values) -> bool:
     """Tell whether an entry's search went at least as far as this one asks for.
 
     A requirement is met by any result that meets it under the same bounds, timed by as many pairs
@@ -309,7 +319,7 @@ def _same_search(entry: Mapping[str, Any], settings: Settings, space: JointSpace
     but its like.
     """
     evidence = part_of(entry, "evidence")
-    found, wanted = part_of(evidence, "search"), _search_identity(settings, space)
+    found, wanted = part_of(evidence, "search"), _search_identity(settings, values)
     if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
         return False
     # More of them are what an unsteady machine is told to ask for.

@@ -24,7 +24,7 @@ from accel_search import accelerators
 from accel_search.accelerators.base import Accelerator, Company, Parameter
 from accel_search.accelerators.computation import signatures
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate, Params, Value, Workload
+from accel_search.records import Candidate, Params, SpaceSummary, Value, Workload
 
 Key = tuple[tuple[str, Hashable], ...]
 """Identity of a computation: accelerator name and signature, for each that does anything."""
@@ -160,6 +160,10 @@ class JointSpace:
             }
             for axis in self.axes
         }
+
+    def summary(self) -> SpaceSummary:
+        """Return what files hold of the space."""
+        return SpaceSummary(self.targets, self.values(), self.point_count, len(self))
 
     def key(self, candidate: Candidate) -> Key:
         """Return the identity of a candidate's computation; `()` is the baseline's."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.records import Candidate, Failure, Measurement, Trial
-from accel_search.space import JointSpace
+from accel_search.records import Candidate, Failure, Measurement, Trial, Value
 from accel_search.storage import open_storage, reason, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class TrialStore:
     Args:
         url: Optuna storage URL, e.g. `sqlite:///runs/trials.db`; None keeps trials in memory.
         name: Study name, from `study_name`.
-        space: Declares each parameter's values to Optuna.
+        values: Accelerator -> parameter -> values searched, declared to Optuna.
         fresh: Leave stored trials alone and begin a study beside them; one that was begun so and is
             not finished is gone on with, for an interrupted search is resumed by its own command.
         about: What is searched and where, in words: the name is a digest of it.
@@ -75,7 +74,7 @@ class TrialStore:
         self,
         url: str | None,
         name: str,
-        space: JointSpace,
+        values: Mapping[str, Mapping[str, Sequence[Value]]],
         *,
         fresh: bool = False,
         about: str | None = None,
@@ -85,9 +84,9 @@ class TrialStore:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._distributions = {
-            f"{axis.accelerator.name}.{parameter.name}": CategoricalDistribution(values)
-            for axis in space.axes
-            for parameter, values in zip(axis.parameters, axis.values, strict=True)
+            f"{accelerator}.{parameter}": CategoricalDistribution(searched)
+            for accelerator, parameters in values.items()
+            for parameter, searched in parameters.items()
         }
         self._url = url
         try:

@@ -17,11 +17,10 @@ from typing import Any
 
 from accel_search.errors import ConfigurationError
 from accel_search.outcome import Outcome
-from accel_search.records import Candidate, Provenance, Workload
+from accel_search.records import Candidate, Provenance, SpaceSummary, Workload
 from accel_search.result_files import write_atomically
 from accel_search.results import figures
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.statistics import Verdict
 
 FORMAT = "accel-search-story/1"
@@ -33,7 +32,7 @@ PICTURES = "pictures"
 def story_of(
     outcome: Outcome,
     settings: Settings,
-    space: JointSpace,
+    space: SpaceSummary,
     workload: Workload,
     provenance: Provenance | None,
     study: str,
@@ -74,7 +73,7 @@ def story_of(
 
 def begun_story(
     settings: Settings,
-    space: JointSpace,
+    space: SpaceSummary,
     workload: Workload,
     provenance: Provenance | None,
     study: str,
@@ -100,9 +99,9 @@ def begun_story(
             "replay": settings.replay,
         },
         "space": {
-            "points": space.point_count,
-            "distinct": len(space),
-            "values": space.values(),
+            "points": space.points,
+            "distinct": space.distinct,
+            "values": space.values,
         },
         "provenance": None if provenance is None else provenance.as_dict(),
     }

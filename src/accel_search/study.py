@@ -37,18 +37,19 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
     Raises:
         ConfigurationError: The storage cannot be opened.
     """
+    values = space.values()
     if settings.replay is not None:
-        return TrialStore(None, "replay", space)
+        return TrialStore(None, "replay", values)
     provenance = evaluator.provenance
     identity: Mapping[str, object] = {
         "workload": asdict(evaluator.workload),
         "provenance": None if provenance is None else provenance.identity(),
         "timing_pairs": settings.timing_pairs,
-        "values": space.values(),
+        "values": values,
     }
     url = settings.storage or default_url(settings.run_dir)
     about = _about(evaluator.workload, provenance, space)
-    return TrialStore(url, study_name(identity), space, fresh=settings.force, about=about)
+    return TrialStore(url, study_name(identity), values, fresh=settings.force, about=about)
 
 
 def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> str:
@@ -84,7 +85,7 @@ def keep(
         no_gain: What is to be said of targets that gain nothing.
     """
     load, where = evaluator.workload, evaluator.provenance
-    story = story_of(outcome, settings, space, load, where, store.name, no_gain)
+    story = story_of(outcome, settings, space.summary(), load, where, store.name, no_gain)
     if settings.replay is None:
         write_story(settings.run_dir, story)
         if settings.pictured and not settings.latency_only:
@@ -122,7 +123,8 @@ def run_search(
     """
     if settings.replay is None:
         load, where = evaluator.workload, evaluator.provenance
-        reopen_story(settings.run_dir, begun_story(settings, space, load, where, store.name))
+        begun = begun_story(settings, space.summary(), load, where, store.name)
+        reopen_story(settings.run_dir, begun)
     cls = strategies.get(settings.strategy)
     goal = settings.goal
     task = Task(

@@ -100,7 +100,9 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
             _write_trials(settings.trials_out, space, evaluator, outcome, store)
         entry, no_gain = None, of_search(outcome, space, provenance)
         if outcome.winner is not None:
-            entry = results.entry_of(outcome, settings, space, provenance, store.name, no_gain)
+            entry = results.entry_of(
+                outcome, settings, space.summary(), provenance, store.name, no_gain
+            )
             if settings.replay is None:
                 keys = results.save(output, evaluator.workload, settings, entry)
                 logger.debug("written to %s under %s", output, " and ".join(keys))
@@ -129,7 +131,7 @@ def _stored_here(
     from accel_search.results import stored_answer
 
     entry, differences = stored_answer(
-        Path(settings.output), evaluator.workload, settings, space, evaluator.provenance
+        Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
     )
     if entry is None and differences:
         logger.warning(
@@ -276,7 +278,7 @@ def _write_trials(
 
     write_trials(
         Path(path),
-        space,
+        space.coinciding,
         evaluator.workload,
         outcome.baseline,
         [each.trial for each in outcome.trials],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from accel_search.accelerators.compose import check_params
 from accel_search.errors import ConfigurationError, first_line
 from accel_search.records import Candidate, Failure, Measurement, Trial, Workload
 from accel_search.result_files import are_numbers, parse_json, write_atomically
-from accel_search.space import JointSpace
 
 FORMAT = "accel-search-trials/1"
 
@@ -44,7 +43,7 @@ class TrialsFile:
 
 def write_trials(
     path: Path,
-    space: JointSpace,
+    coinciding: Callable[[Candidate], Sequence[Candidate]],
     workload: Workload,
     baseline: Measurement,
     trials: Sequence[Trial],
@@ -54,7 +53,7 @@ def write_trials(
 
     Args:
         path: The file; replaced at once. Compressed if its name ends in `.gz`.
-        space: Names the points that coincide with each measured one.
+        coinciding: Returns every point that is the same computation as a measured one.
         workload: What was measured.
         baseline: The bare pipeline's samples.
         trials: Measured and failed ones, in the order they were stored.
@@ -67,7 +66,7 @@ def write_trials(
         "format": FORMAT,
         "workload": asdict(workload),
         "baseline": asdict(baseline),
-        "trials": [_written(trial, space) for trial in trials],
+        "trials": [_written(trial, coinciding) for trial in trials],
         "beside": {name: asdict(measurement) for name, measurement in recall.items()},
     }
     try:
@@ -80,9 +79,11 @@ def write_trials(
         raise ConfigurationError(f"--trials_out {path}: {error.strerror}") from error
 
 
-def _written(trial: Trial, space: JointSpace) -> dict[str, Any]:
+def _written(
+    trial: Trial, coinciding: Callable[[Candidate], Sequence[Candidate]]
+) -> dict[str, Any]:
     measured = asdict(trial.measurement) if trial.measurement else {}
-    also = [point for point in space.coinciding(trial.candidate) if point != trial.candidate]
+    also = [point for point in coinciding(trial.candidate) if point != trial.candidate]
     return {
         "candidate": trial.candidate.as_dict(),
         "seconds_per_image": measured.pop("seconds_per_image", []),

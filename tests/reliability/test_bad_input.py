@@ -308,7 +308,7 @@ def a_result_file():
     entry = entry | {"provenance": PROVENANCE.as_dict()}
     key = search_key(WORKLOAD, "upbound_speedup", 0.02, ["deepcache"])
     other = entry | {"provenance": PROVENANCE.as_dict() | {"model_id": "other"}}
-    entry["evidence"]["search"] = results._search_identity(SEARCHED, SPACE)
+    entry["evidence"]["search"] = results._search_identity(SEARCHED, SPACE.values())
     return key, {key: entry | {"by_model": {"demo": entry, "other": other}}}
 
 
@@ -317,12 +317,12 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
     key, sound = a_result_file()
     entry = sound[key]["by_model"]["demo"]
     path = written(tmp_path / "search_params.json", sound)
-    found, _ = results.stored_answer(path, WORKLOAD, SEARCHED, SPACE, PROVENANCE)
+    found, _ = results.stored_answer(path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE)
     assert found is not None and find_settings(path, Wanted(model="demo")) == entry["settings"]
 
     def check(content):
         written(path, content)
-        found, _ = results.stored_answer(path, WORKLOAD, SEARCHED, SPACE, PROVENANCE)
+        found, _ = results.stored_answer(path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE)
         if found is not None:
             from accel_search.report.summary import stored_summary
 

@@ -236,7 +236,7 @@ def winner_of(seed, noise, strategy, lucky=None):
     goal = Goal(BOUND)
     cls = get(strategy)
     task = Task(space, goal, 16, 4, seed, next(iter(cls.samplers), ""))
-    store = TrialStore(None, "copies", space)
+    store = TrialStore(None, "copies", space.values())
     with Progress(logging.getLogger("copies"), len(space), goal, show_bar=False) as observer:
         return Search(evaluator, cls(task), store, goal, Budget(), observer).run().winner
 

@@ -312,7 +312,7 @@ def filled(folder: Path) -> None:
     space = JointSpace(("deepcache",), WORKLOAD)
     evaluator = FakeEvaluator()
     baseline = evaluator.baseline()
-    store = TrialStore(default_url(folder), "study", space)
+    store = TrialStore(default_url(folder), "study", space.values())
     store.remember("baseline:search:4", baseline)
     for position in range(5):
         candidate = space.candidate_at(position)
@@ -325,7 +325,7 @@ def opened(folder: Path) -> str:
     """Do with a run folder's database all that the programs do; return what was wrong."""
     space = JointSpace(("deepcache",), WORKLOAD)
     try:
-        store = TrialStore(default_url(folder), "study", space)
+        store = TrialStore(default_url(folder), "study", space.values())
         found = store.trials()
         store.remembered()
         failed = Trial(space.candidate_at(6), None, Failure("timeout", "late", 1.0))
@@ -510,7 +510,7 @@ def use_results(path: Path) -> None:
     workload, _ = of_the_file()
     for required in (None, 1.5):
         wanted = Settings(pipe="demo", req_speedup=required)
-        entry, _ = stored_answer(path, workload, wanted, space, PROVENANCE)
+        entry, _ = stored_answer(path, workload, wanted, space.values(), PROVENANCE)
         if entry is not None:
             stored_summary(entry, wanted)
     try:

@@ -101,14 +101,14 @@ def search(evaluator, url=None, strategy="grid"):
     assert len(space) == 3
     goal = Goal(1.0)
     task = Task(space, goal, evaluator.prompt_count, evaluator.chunk, 0, "")
-    store = TrialStore(url, "study", space)
+    store = TrialStore(url, "study", space.values())
     with Progress(LOG, len(space), goal, show_bar=False) as observer:
         return Search(evaluator, get(strategy)(task), store, goal, Budget(), observer).run()
 
 
 def stored(url, evaluator):
     space = JointSpace(("tome",), evaluator.workload, VALUES)
-    return {trial.candidate: trial for trial in TrialStore(url, "study", space).trials()}
+    return {trial.candidate: trial for trial in TrialStore(url, "study", space.values()).trials()}
 
 
 @pytest.fixture
@@ -221,7 +221,9 @@ def test_out_of_memory_halves_the_batch_and_compares_equal_sizes(evaluator_for, 
     outcome = search(evaluator, url)
     assert [each.trial.measurement.batch_size for each in outcome.trials] == [fits] * 3
     assert not [each for each in outcome.trials if each.trial.failure]
-    kept = TrialStore(url, "study", JointSpace(("tome",), evaluator.workload, VALUES)).remembered()
+    kept = TrialStore(
+        url, "study", JointSpace(("tome",), evaluator.workload, VALUES).values()
+    ).remembered()
     assert {f"baseline:search:{size}" for size in (4, fits)} <= set(kept)
 
 

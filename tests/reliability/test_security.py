@@ -299,10 +299,10 @@ def test_settings_of_a_strangers_file_are_checked_before_they_are_applied(tmp_pa
 def test_a_study_that_someone_else_wrote_is_refused_or_passed_over(tmp_path):
     space = JointSpace(TARGETS, WORKLOAD)
     url = default_url(tmp_path)
-    store = TrialStore(url, "study", space)
+    store = TrialStore(url, "study", space.values())
     store._study.set_user_attr("owner", EVIL)
     store._study.set_user_attr("baseline:search:4", {"seconds_per_image": EVIL})
-    assert TrialStore(url, "study", space).remembered() == {}
+    assert TrialStore(url, "study", space.values()).remembered() == {}
     import optuna
 
     for record in (EVIL, {"candidate": [1]}, {"candidate": {}, "measurement": 3, "failure": None}):
@@ -310,7 +310,7 @@ def test_a_study_that_someone_else_wrote_is_refused_or_passed_over(tmp_path):
                                           user_attrs={"accel_search": record})  # fmt: skip
         store._study.add_trial(trial)
         with pytest.raises(ConfigurationError, match="no record of accel-search") as caught:
-            TrialStore(url, "study", space).trials()
+            TrialStore(url, "study", space.values()).trials()
         assert "\n" not in str(caught.value)
 
 

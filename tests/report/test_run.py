@@ -144,7 +144,8 @@ def test_the_page_says_what_the_winner_of_a_joint_search_is_without_each_target(
         outcome, _, said = jointly(0.8, monkeypatch, ALWAYS, default_url(tmp_path))
     settings = Settings(targets=ALWAYS.targets)
     write_story(
-        tmp_path, story_of(outcome, settings, ALWAYS, WORKLOAD, PROVENANCE, "study-run1", said)
+        tmp_path,
+        story_of(outcome, settings, ALWAYS.summary(), WORKLOAD, PROVENANCE, "study-run1", said),
     )
     without = read_run(tmp_path).without
     assert without == {each.target: each.assessment.speedup for each in outcome.ablations}

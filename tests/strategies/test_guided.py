@@ -83,7 +83,7 @@ def search(recorded, space, goal, budget=None):
 
     evaluator = Charged(recorded, space)
     strategy = get("guided")(Task(space, goal, evaluator.prompt_count, evaluator.chunk, 0))
-    store = TrialStore(None, "guided", space)
+    store = TrialStore(None, "guided", space.values())
     outcome = Search(evaluator, strategy, store, goal, budget or Budget(), Deaf()).run()
     return outcome, evaluator.charged / sum(t.measurement.seconds for t in recorded.trials)
 

@@ -33,7 +33,7 @@ def search(evaluator=None, **options):
     return outcome, story_of(
         outcome,
         Settings(),
-        space,
+        space.summary(),
         load,
         PROVENANCE,
         "study",
@@ -66,7 +66,7 @@ def make_run_dir(folder, model="demo", prompt="a red ring", pictures=True, story
 
 def add_failure(folder, message):
     """Store a trial that failed in a run folder's study."""
-    store = TrialStore(default_url(folder), "study", JointSpace(TARGETS, WORKLOAD))
+    store = TrialStore(default_url(folder), "study", JointSpace(TARGETS, WORKLOAD).values())
     failed = Candidate({"deepcache": {"cache_interval": 2, "cache_branch_id": 3}})
     store.add(Trial(failed, None, Failure("unknown_error", message, 1.0)), None)
 

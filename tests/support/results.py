@@ -21,7 +21,7 @@ GRID = partial(Settings, strategy="grid")
 def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth, evaluator=None):
     """Run a search on the fake and save its result; return the entry."""
     space = JointSpace(settings.targets, WORKLOAD, settings.space)
-    store = TrialStore(None, "study", space)
+    store = TrialStore(None, "study", space.values())
     evaluator = evaluator or FakeEvaluator(truth)
     task = Task(space, settings.goal, evaluator.prompt_count, evaluator.chunk, settings.seed)
     with Progress(logging.getLogger("test"), 16, settings.goal, show_bar=False) as observer:
@@ -34,7 +34,7 @@ def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth, evalu
             observer,
         ).run()
     no_gain = of_search(outcome, space, provenance)
-    entry = entry_of(outcome, settings, space, provenance, store.name, no_gain)
+    entry = entry_of(outcome, settings, space.summary(), provenance, store.name, no_gain)
     save(path, WORKLOAD, settings, entry)
     return entry
 

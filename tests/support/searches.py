@@ -29,7 +29,7 @@ def run(
     space=None,
 ):
     space = JointSpace(targets, evaluator.workload, space)
-    store = TrialStore(url, "study", space)
+    store = TrialStore(url, "study", space.values())
     goal = Goal(bound, speedup, min_psnr)
     cls = get(strategy)
     task = Task(

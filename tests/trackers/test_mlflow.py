@@ -89,7 +89,7 @@ def test_a_search_is_a_run_with_a_nested_run_for_each_candidate(store, place, ca
 def searched(store, evaluator, **options):
     settings = Settings(mlflow=store, strategy="grid", run_dir="runs", **options)
     space = JointSpace(settings.targets, WORKLOAD, settings.space)
-    kept = TrialStore("sqlite:///trials.db", "study", space)
+    kept = TrialStore("sqlite:///trials.db", "study", space.values())
     with tracked(settings, WORKLOAD, PROVENANCE, kept.name, LOG) as tracking:
         outcome = run_search(
             settings, LOG, evaluator, space, kept, show_bar=False, tracking=tracking
@@ -137,7 +137,7 @@ def test_a_candidate_that_hung_after_its_first_look_is_a_failed_run_once_it_goes
     hung = space.candidate_at(0)
     assert str(hung) in nested
     failure = Failure("timeout", "it did not end within 3 s", 3.0)
-    TrialStore("sqlite:///trials.db", "study", space).add(Trial(hung, None, failure), None)
+    TrialStore("sqlite:///trials.db", "study", space.values()).add(Trial(hung, None, failure), None)
     searched(store, FakeEvaluator())
     _, _, nested = place()
     assert nested[str(hung)].info.status == "FAILED"
