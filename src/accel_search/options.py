@@ -147,6 +147,7 @@ def build_parser(
     version: str,
     options: Sequence[Field[Any]],
     groups: Mapping[str, str],
+    words: Mapping[str, Words] | None = None,
 ) -> argparse.ArgumentParser:
     """Return a command line made from the fields of a dataclass.
 
@@ -156,6 +157,7 @@ def build_parser(
         version: Printed by `--version`.
         options: Fields that were declared with `declare`; others are passed over.
         groups: First option of each group in the help -> title of the group.
+        words: Option -> values that a shell completes, beside those of the declarations.
     """
     parser = _Parser(
         prog=prog,
@@ -167,8 +169,8 @@ def build_parser(
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
-    words = {each.name: each.metadata.get("words") for each in options}
-    add_completion(parser, {name: each for name, each in words.items() if each is not None})
+    known = {each.name: each.metadata.get("words") for each in options} | dict(words or {})
+    add_completion(parser, {name: each for name, each in known.items() if each is not None})
     parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
     group: argparse._ArgumentGroup | None = None
     for each in options:

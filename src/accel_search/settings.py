@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from accel_search.completion import Words
 from accel_search.errors import ConfigurationError
 from accel_search.options import (
     MAX_SECONDS,
@@ -44,13 +45,6 @@ def target_names() -> list[str]:
     from accel_search import accelerators
 
     return list(accelerators.all_accelerators())
-
-
-def strategy_names() -> list[str]:
-    """Return the strategies that are installed."""
-    from accel_search import strategies
-
-    return list(strategies.all_strategies())
 
 
 def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
@@ -137,9 +131,7 @@ class Settings:
         aliases=("search_targets",),
         words=target_names,
     )
-    strategy: str = declare(
-        "guided", "what is measured next: guided, bayes, grid or random", words=strategy_names
-    )
+    strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random")
     sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)", words=("tpe", "gp"))
     req_score_loss: float = declare(0.02, "largest loss of CLIP score, as a fraction", parse=float)
     req_speedup: float | None = declare(
@@ -365,20 +357,13 @@ def _check_numbers(settings: Settings) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    """Check the names of accelerators, strategies and parameters against what is installed."""
-    from accel_search import accelerators, strategies
-    from accel_search.trackers import asked_for
+    """Check the names of accelerators and parameters against what is installed."""
+    from accel_search import accelerators
 
     if not settings.targets:
         refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
     for name in settings.targets:
         accelerators.get(name)
-    samplers = strategies.get(settings.strategy).samplers
-    if settings.sampler is not None and settings.sampler not in samplers:
-        allowed = f"one of {', '.join(samplers)}" if samplers else "no sampler"
-        refuse("sampler", settings.sampler, f"{allowed} for --strategy {settings.strategy}")
-    for tracker, _ in asked_for(settings):
-        tracker.check()
     for name, parameters in settings.space.items():
         accelerator = accelerators.get(name)
         known = {parameter.name: parameter for parameter in accelerator.parameters}
@@ -413,9 +398,18 @@ GROUPS = {
 """First option of each group in the help -> title of the group."""
 
 
-def search_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
-    """Return the command line of `accel-search`."""
-    return build_parser(prog, description, version, fields(Settings), GROUPS)
+def search_parser(
+    prog: str, description: str, version: str, words: Mapping[str, Words] | None = None
+) -> argparse.ArgumentParser:
+    """Return the command line of `accel-search`.
+
+    Args:
+        prog: Name of the program.
+        description: What it does.
+        version: Printed by `--version`.
+        words: Option -> values that a shell completes, of options whose values are not known here.
+    """
+    return build_parser(prog, description, version, fields(Settings), GROUPS, words)
 
 
 def from_command_line(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_search import strategies, trackers
 from accel_search.errors import (
     AccelSearchError,
     ConfigurationError,
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_program(
         "accel-search",
         lambda: from_command_line(
-            search_parser("accel-search", DESCRIPTION, __version__), arguments
+            search_parser(
+                "accel-search", DESCRIPTION, __version__, {"strategy": strategies.all_strategies}
+            ),
+            arguments,
         ),
         lambda settings: run(settings, is_program=arguments is None),
         lambda settings: settings.log_level,
@@ -68,6 +72,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     from accel_search.tracking import tracked
     from accel_search.watchdog import Watchdog
 
+    strategies.check(settings.strategy, settings.sampler)
+    trackers.check(settings)
     logger = _set_up_logging(settings)
     is_watched = is_program and settings.replay is None
     watchdog = _watchdog(settings, logger) if is_watched else Watchdog()

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from accel_search import strategies, trackers
 from accel_search.errors import ConfigurationError
 from accel_search.options import build_parser, declare, given_options, parse_seconds, refuse
 from accel_search.settings import (
@@ -179,7 +180,9 @@ class SweepSettings:
         self._check()
         # A mistake in any configuration shows before the first one runs.
         for configuration in self.table:
-            self.search_settings(configuration)
+            search = self.search_settings(configuration)
+            strategies.check(search.strategy, search.sampler)
+            trackers.check(search)
 
     @property
     def table(self) -> tuple[Configuration, ...]:
@@ -270,7 +273,8 @@ def options() -> list[Field[Any]]:
 
 def sweep_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
     """Return the command line of `accel-explore`."""
-    parser = build_parser(prog, description, version, options(), _GROUPS)
+    words = {"strategy": strategies.all_strategies}
+    parser = build_parser(prog, description, version, options(), _GROUPS, words)
     parser.add_argument(
         "--sweep", dest="config", metavar="FILE", help="TOML file of these options; flags win"
     )

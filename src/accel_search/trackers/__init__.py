@@ -16,6 +16,16 @@ def all_trackers() -> dict[str, type[Tracker]]:
     return discover(sys.modules[__name__], Tracker, "accel_search.trackers")  # type: ignore[type-abstract]
 
 
+def check(settings: Any) -> None:
+    """Check that the trackers that settings ask for can be had.
+
+    Raises:
+        ConfigurationError: A package that one needs is not installed.
+    """
+    for tracker, _ in asked_for(settings):
+        tracker.check()
+
+
 def asked_for(settings: Any) -> list[tuple[type[Tracker], str]]:
     """Return the trackers that settings ask for, each with where it is to write to."""
     targets = {name: getattr(settings, name, None) for name in all_trackers()}
