@@ -83,7 +83,7 @@ def explore(
             keep(settings, logger, evaluator, space, store, outcome, no_gain)
         pairs = 1 if settings.latency_only else evaluator.pairs
         with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
-            observers = Observers(progress, tracking)
+            observers = Observers(progress, tracking.tell)
             timing = SpeedBoundSearch(evaluator, space, store, observers, pairs, watchdog)
             try:
                 bound = timing.run()

@@ -137,5 +137,5 @@ def run_search(
     )
     budget = Budget(settings.max_trials, settings.time_budget)
     with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
-        observers = Observers(progress, tracking or Tracking({}, logger))
+        observers = Observers(progress, (tracking or Tracking({}, logger)).tell)
         return Search(evaluator, cls(task), store, goal, budget, observers, watchdog).run()
