@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from accel_search.errors import ExitCode, first_line
-
-if TYPE_CHECKING:
-    from accel_search.watchdog import Hang
+from accel_search.errors import ExitCode
 
 _CARRIED = "ACCEL_SEARCH_BEGUN_ANEW"
 """Environment variable from one process to the one in its place: hangs on record, seconds spent."""
@@ -33,36 +28,6 @@ def carried() -> tuple[int, float]:
         return 0, 0.0
 
 
-def beginning_anew(
-    logger: logging.Logger, log_file: str, before: int, name: str
-) -> Callable[[Hang], NoReturn]:
-    """Return what a program does about a hang: it begins anew, and goes on from its trials.
-
-    It ends instead, with one line, where there is no candidate to be left out, or where the failure
-    was not recorded beside those of before: the next process would hang at the same place.
-
-    Args:
-        logger: Is told of the new beginning.
-        log_file: Where the stacks are, for the message.
-        before: Hangs on record when this process began.
-        name: The program's.
-    """
-
-    def react(hang: Hang) -> NoReturn:
-        if hang.recorded is None or hang.recorded <= before:
-            why = "" if hang.error is None else f"cannot be recorded ({first_line(hang.error)}): "
-            end(f"{name}: error: {hang.said}: {why}{log_file} shows where it hung; {RESUME}")
-        logger.warning(
-            "%s and is recorded as failed: %s shows where it hung; beginning anew without it",
-            hang.said,
-            log_file,
-        )
-        os.environ[_CARRIED] = f"{hang.recorded} {hang.spent:.1f}"
-        _begin_anew()
-
-    return react
-
-
 def end(line: str, code: int = ExitCode.UNEXPECTED) -> NoReturn:
     """End the process at once with a line on standard error, whatever its other threads do."""
     with suppress(OSError, ValueError):
@@ -77,8 +42,14 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _begin_anew() -> NoReturn:
-    """Replace this process by one of the same command line; locks and files fall with the old."""
+def begin_anew(hangs: int, spent: float) -> NoReturn:
+    """Replace this process by one of the same command line; locks and files fall with the old.
+
+    Args:
+        hangs: How many hangs are on record by now, for the next process.
+        spent: Seconds that were spent measuring, for it too.
+    """
+    os.environ[_CARRIED] = f"{hangs} {spent:.1f}"
     _flush()
     _end_children()
     # What a library left open for its children, say on a GPU, must not outlive it either.

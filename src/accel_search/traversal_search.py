@@ -183,12 +183,12 @@ def _watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
     It goes on from what a process that hung before this one has left to it.
     """
     from accel_search import anew
-    from accel_search.watchdog import Watchdog
+    from accel_search.watchdog import Watchdog, beginning_anew
 
     hangs, spent = anew.carried()
     return Watchdog(
         settings.trial_timeout,
-        anew.beginning_anew(logger, settings.log_file, hangs, "accel-search"),
+        beginning_anew(logger, settings.log_file, hangs, "accel-search"),
         Path(settings.log_file).open("a", encoding="utf-8"),
         compiled=settings.compile,
         hangs=hangs,

@@ -8,14 +8,17 @@ happens to the process is left to the program: `accel_search.anew`.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, NoReturn
 
+from accel_search.anew import RESUME, begin_anew, end
+from accel_search.errors import first_line
 from accel_search.records import Candidate, Failure, Measurement
 
 TIMES = 30.0
@@ -184,3 +187,32 @@ class _Hand:
     limit: float
     record: Record | None
     seconds: float = 0.0
+
+
+def beginning_anew(
+    logger: logging.Logger, log_file: str, before: int, name: str
+) -> Callable[[Hang], NoReturn]:
+    """Return what a program does about a hang: it begins anew, and goes on from its trials.
+
+    It ends instead, with one line, where there is no candidate to be left out, or where the failure
+    was not recorded beside those of before: the next process would hang at the same place.
+
+    Args:
+        logger: Is told of the new beginning.
+        log_file: Where the stacks are, for the message.
+        before: Hangs on record when this process began.
+        name: The program's.
+    """
+
+    def react(hang: Hang) -> NoReturn:
+        if hang.recorded is None or hang.recorded <= before:
+            why = "" if hang.error is None else f"cannot be recorded ({first_line(hang.error)}): "
+            end(f"{name}: error: {hang.said}: {why}{log_file} shows where it hung; {RESUME}")
+        logger.warning(
+            "%s and is recorded as failed: %s shows where it hung; beginning anew without it",
+            hang.said,
+            log_file,
+        )
+        begin_anew(hang.recorded, hang.spent)
+
+    return react
