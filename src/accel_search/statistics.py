@@ -186,7 +186,7 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
     if len(before) < FEWEST_RESAMPLED:
         # Linearised about the loss, as in `racing.is_lost`: the mean of these is 0.
         apart = ((1 - value) * before - after) / before.mean()
-        half = _half_width(*_squares(apart), len(apart))
+        half = half_width(*squares_of(apart), len(apart))
         return Estimate(value, value - half, value + half)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         # The same loss at every prompt: all resamples agree, and no end can be computed.
@@ -262,8 +262,8 @@ class TimingNoise:
     def __init__(
         self, baselines: Sequence[Measurement], trials: Sequence[Measurement] = ()
     ) -> None:
-        groups = [(_pairs_of(each), _squares(paired_log_ratios(each), 0.0)) for each in baselines]
-        groups += [(_pairs_of(each), _squares(paired_log_ratios(each))) for each in trials]
+        groups = [(_pairs_of(each), squares_of(paired_log_ratios(each), 0.0)) for each in baselines]
+        groups += [(_pairs_of(each), squares_of(paired_log_ratios(each))) for each in trials]
         # What is stored twice, under two names, is one group.
         found = {key: (squares, free) for key, (squares, free) in groups if free > 0}
         squares = np.array([each[0] for each in found.values()])
@@ -283,7 +283,7 @@ class TimingNoise:
     def half_width(self, measurement: Measurement) -> float:
         """Return half the width of the interval of a measurement's mean log ratio."""
         ratios = paired_log_ratios(measurement)
-        own, own_free = _squares(ratios)
+        own, own_free = squares_of(ratios)
         rest, free = self._squares, self._free
         if own_free and _pairs_of(measurement) in self._pooled:
             rest, free = rest - own, free - own_free
@@ -291,7 +291,7 @@ class TimingNoise:
             chance = float(_chance(own, own_free, rest, free))
             weight = min(1.0, chance / DOUBT)
             rest, free = weight * rest, weight * free
-        return _half_width(own + rest, own_free + free, len(ratios))
+        return half_width(own + rest, own_free + free, len(ratios))
 
     def floor(self, pairs: int) -> float:
         """Return the relative difference that two copies of one pipeline may show by chance.
@@ -305,7 +305,7 @@ class TimingNoise:
         Returns:
             Half the width of the 95 % interval of such a ratio, e.g. 0.01 for ±1 %.
         """
-        return math.expm1(_half_width(self._squares, self._free, pairs))
+        return math.expm1(half_width(self._squares, self._free, pairs))
 
 
 def timing_noises(
@@ -334,7 +334,7 @@ def _pairs_of(measurement: Measurement) -> tuple[tuple[float, ...], tuple[float,
     return beside, measurement.seconds_per_image[: len(beside)]
 
 
-def _squares(ratios: NDArray[np.float64], mean: float | None = None) -> tuple[float, int]:
+def squares_of(ratios: NDArray[np.float64], mean: float | None = None) -> tuple[float, int]:
     """Return the sum of squares about a known mean, or about their own, and how many are free."""
     if mean is None:
         mean, free = (float(ratios.mean()) if len(ratios) else 0.0), max(len(ratios) - 1, 0)
@@ -373,7 +373,7 @@ def noise_floor(noise: Measurement, pairs: int) -> float:
     return TimingNoise([noise]).floor(pairs)
 
 
-def _half_width(squares: float, freedom: float, count: int) -> float:
+def half_width(squares: float, freedom: float, count: int) -> float:
     """Half-width of the interval of a mean of `count`, from a pooled sum of squares."""
     if freedom < 1:
         return math.inf
