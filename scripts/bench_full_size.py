@@ -25,8 +25,9 @@ from typing import Any
 import torch
 
 from accel_search.accelerators.compose import apply_candidate
+from accel_search.core.candidate import Candidate
+from accel_search.core.workload import Workload
 from accel_search.errors import AccelSearchError
-from accel_search.records import Candidate, Workload
 from accel_search.runtime.attention import describe_attention, use_kernel
 from accel_search.runtime.calls import Accounting, Caller
 from accel_search.runtime.compiling import compile_unet

@@ -17,7 +17,7 @@ import logging
 import random
 from collections.abc import Iterator
 
-from accel_search.records import Candidate
+from accel_search.core.candidate import Candidate
 from accel_search.runtime.evaluator import PipelineEvaluator
 from accel_search.runtime.memory import SETTLING_TRIALS, GrowthWatch, release
 from accel_search.runtime.workbench import open_evaluator

@@ -12,8 +12,10 @@ from collections import Counter
 
 import numpy as np
 
-from accel_search.records import Candidate, Goal, Measurement
-from accel_search.statistics import Estimate, TimingNoise, Verdict, noise_floor, speedup
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate, Verdict
+from accel_search.core.timing_noise import TimingNoise, noise_floor, speedup
+from accel_search.core.trial import Goal, Measurement
 from accel_search.verification import Stored, judge_speedup
 
 TRUTH = 2.0

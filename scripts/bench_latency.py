@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.workload import Prompt, Workload
 from accel_search.latency import LatencyModel, Run
-from accel_search.records import Candidate, Prompt, Workload
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.step_plans import plans_of

@@ -194,7 +194,7 @@ def be(options: argparse.Namespace) -> None:
     import logging
 
     from accel_search.accelerators.compose import apply_candidate
-    from accel_search.records import Candidate
+    from accel_search.core.candidate import Candidate
     from accel_search.runtime.architectures import ARCHITECTURES
     from accel_search.runtime.calls import Accounting, Caller
     from accel_search.runtime.devices import execution_device

@@ -32,12 +32,14 @@ from typing import Any
 
 import numpy as np
 
+from accel_search.core.assessment import AssessedTrial
+from accel_search.core.candidate import Candidate
+from accel_search.core.timing_noise import timing_spread
+from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.latency import LatencyModel, Run
-from accel_search.records import Candidate, Goal, Measurement, Trial
 from accel_search.replay import ReplayEvaluator, replay_space
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
-from accel_search.statistics import AssessedTrial, timing_spread
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
 from accel_search.strategies import get

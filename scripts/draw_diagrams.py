@@ -22,7 +22,7 @@ from accel_search.accelerators import get
 from accel_search.accelerators.deepcache import LAYERS_PER_BLOCK, skipped_modules
 from accel_search.accelerators.tgate import REUSE, STORE, schedule
 from accel_search.accelerators.tome import merge_plan
-from accel_search.records import Workload
+from accel_search.core.workload import Workload
 
 OUT = Path(__file__).parents[1] / "docs" / "diagrams"
 

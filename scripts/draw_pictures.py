@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from accel_search.accelerators import tome
-from accel_search.records import Candidate, Measurement
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import score_loss
+from accel_search.core.trial import Measurement
 from accel_search.runtime.evaluator import PipelineEvaluator
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
-from accel_search.statistics import score_loss
 
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 INK = "#6b7785"  # Told from white and from near black.

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from accel_search.records import Candidate, Measurement, Trial
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement, Trial
 from accel_search.settings import Settings, parse_targets
 from accel_search.space import JointSpace
 from accel_search.trials_file import read_trials, write_trials

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from accel_search.settings import SCHEDULERS
+from accel_search.core.schedulers import SCHEDULERS
 
 
 @pytest.fixture(autouse=True)

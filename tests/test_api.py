@@ -13,10 +13,11 @@ import torch
 from diffusers import DDIMScheduler
 
 from accel_search import accelerate, load_best
+from accel_search.core.candidate import Candidate
+from accel_search.core.schedulers import scheduler_class
 from accel_search.errors import AcceleratorError, ConfigurationError
-from accel_search.records import Candidate
 from accel_search.report.summary import snippet
-from accel_search.settings import Settings, scheduler_class
+from accel_search.settings import Settings
 from accel_search.space import search_key
 from tests.support.fakes import PROVENANCE, WORKLOAD, with_steps
 from tests.support.results import GRID, searched

@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from accel_search.records import Goal
+from accel_search.core.trial import Goal
 from accel_search.replay import open_replay
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Search

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from accel_search.core.trial import Goal, Measurement
 from accel_search.quality import QualityModel, Scored, bounds_of, inputs, scored, to_scale
-from accel_search.records import Goal, Measurement
 from accel_search.replay import replay_space
 from accel_search.space import JointSpace
 from accel_search.step_plans import plans_in

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_search.racing import FALSE_REJECTION, LOOKS, is_lost, next_rung, rungs
+from accel_search.core.early_stopping import FALSE_REJECTION, LOOKS, is_lost, next_rung, rungs
 from accel_search.trials_file import read_trials
 
 TABLES = Path(__file__).parent / "data" / "tables"

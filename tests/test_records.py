@@ -4,7 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
-from accel_search.records import Candidate, Failure, Measurement, Prompt, PromptSet, Trial
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Measurement, Trial
+from accel_search.core.workload import Prompt, PromptSet
 from tests.support.fakes import PROVENANCE
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate
 from accel_search.replay import open_replay
 from accel_search.strategies import all_strategies
 from accel_search.traversal_search import main

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.outcome import speed_of
+from accel_search.core.trial import Goal
 from accel_search.errors import ContaminationError
-from accel_search.outcome import speed_of
-from accel_search.records import Candidate, Goal
 from accel_search.search import Budget
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore

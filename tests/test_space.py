@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate
 from accel_search.space import JointSpace, search_key
 from tests.support.fakes import WORKLOAD, with_steps
 

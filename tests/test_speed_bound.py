@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement, Trial
 from accel_search.errors import NothingMeasured
-from accel_search.records import Candidate, Measurement, Trial
 from accel_search.space import JointSpace
 from accel_search.speed_bound import MAX_RUNS, SpeedBoundSearch
 from accel_search.store import TrialStore

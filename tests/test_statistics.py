@@ -6,23 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from accel_search.errors import ConfigurationError
-from accel_search.records import Goal, Measurement
-from accel_search.statistics import (
-    Estimate,
+from accel_search.core.assessment import assess, retimed
+from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed, score_loss
+from accel_search.core.timing_noise import (
     TimingNoise,
-    Verdict,
-    assess,
     is_gain,
-    judge,
     noise_floor,
-    prompts_needed,
-    retimed,
-    score_loss,
     speedup,
     timing_noises,
     timing_spread,
 )
+from accel_search.core.trial import Goal, Measurement
+from accel_search.errors import ConfigurationError
 
 
 def timing(ratios, seconds=1.0):

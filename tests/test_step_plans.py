@@ -43,7 +43,7 @@ def test_every_candidates_calls_are_those_that_it_is_described_to_make(name):
 
 
 def test_the_bare_pipeline_makes_nothing_but_plain_calls():
-    from accel_search.records import Candidate
+    from accel_search.core.candidate import Candidate
 
     plans = plans_of([Candidate()], WORKLOAD)
     assert counted(plans, 0) == {plans.types[0]: WORKLOAD.unet_calls}

@@ -3,10 +3,11 @@
 import optuna
 import pytest
 
+from accel_search.core.assessment import assess
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Trial
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate, Failure, Trial
 from accel_search.space import JointSpace
-from accel_search.statistics import assess
 from accel_search.storage import sqlite_file
 from accel_search.store import DATABASE, TrialStore, default_url, study_name, study_names
 from tests.support.fakes import WORKLOAD, FakeEvaluator

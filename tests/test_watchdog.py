@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from accel_search import anew, watchdog
-from accel_search.records import Candidate, Measurement
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement
 from accel_search.watchdog import Watchdog
 
 CANDIDATE = Candidate({"tome": {"ratio": 0.5}})

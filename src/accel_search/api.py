@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from accel_search.core.candidate import Candidate, Params
+from accel_search.core.schedulers import SCHEDULERS, scheduler_class
 from accel_search.errors import ConfigurationError
 from accel_search.lookup import Wanted, find_settings
-from accel_search.records import Candidate, Params
-from accel_search.settings import SCHEDULERS, scheduler_class
 
 
 class Acceleration:

@@ -12,14 +12,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from accel_search.logging_utils import without_secrets
-from accel_search.outcome import Outcome
-from accel_search.records import Candidate, Provenance, SpaceSummary
+from accel_search.core.candidate import Candidate
+from accel_search.core.outcome import Outcome, SpeedBound
+from accel_search.core.secrets import without_secrets
+from accel_search.core.workload import Provenance, SpaceSummary
 from accel_search.result_files import are_numbers, as_object, is_interval, update_json
 from accel_search.results import rounded
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import parse_key
-from accel_search.speed_bound import SpeedBound
 
 FAILED = "failed_configs"
 """Key of the object of failures."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from accel_search import bounds, results
+from accel_search.core.outcome import Outcome
 from accel_search.errors import NothingMeasured
 from accel_search.no_gain import of_bound, of_search
-from accel_search.outcome import Outcome
 from accel_search.report.progress import Progress
 from accel_search.search import Evaluator
 from accel_search.settings import UPPER_BOUND, Settings

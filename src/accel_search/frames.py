@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search.bounds import FAILED
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.records import Candidate
 from accel_search.report.reading import read_run
 from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Row, Run, damaged
 from accel_search.space import parse_key
-from accel_search.statistics import Estimate
 from accel_search.sweep.table import Configuration
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from accel_search.records import Measurement
-from accel_search.statistics import paired_log_ratios, timing_spread
+from accel_search.core.timing_noise import paired_log_ratios, timing_spread
+from accel_search.core.trial import Measurement
 from accel_search.step_plans import StepPlans
 
 Array = NDArray[np.float64]

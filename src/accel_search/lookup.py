@@ -11,11 +11,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.paths import local_folder
+from accel_search.core.schedulers import scheduler_name
 from accel_search.errors import ConfigurationError
-from accel_search.options import local_folder
 from accel_search.result_files import part_of, read_json
 from accel_search.results import by_model, device_of, model_of
-from accel_search.settings import scheduler_name
 from accel_search.space import parse_key
 
 DEMO = "demo"

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from accel_search import accelerators
-from accel_search.outcome import Outcome
-from accel_search.records import Candidate, Provenance
+from accel_search.core.assessment import AssessedTrial
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.core.outcome import Outcome, SpeedBound
+from accel_search.core.workload import Provenance
 from accel_search.space import JointSpace
-from accel_search.speed_bound import SpeedBound
-from accel_search.statistics import AssessedTrial, Estimate
 
 SAME = Estimate(1.0, 1.0, 1.0)
 """The baseline's speedup over itself."""

@@ -83,20 +83,6 @@ def check_text(name: str, text: str, *, is_path: bool = True) -> None:
         )
 
 
-def local_path(name: str) -> Path:
-    """Return a name as a path, a leading `~` or `~user` replaced where there is such a user."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)
-
-
-def local_folder(name: str) -> Path | None:
-    """Return the folder that a name of a pipeline or a part is; None where there is none."""
-    path = local_path(name)
-    return path if path.is_dir() else None
-
-
 def refuse(name: str, value: Any, allowed: str) -> NoReturn:
     """Raise the error that names an option, what it was given and what is allowed."""
     shown = repr(value)

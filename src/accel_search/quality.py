@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, optimize, stats
 
-from accel_search.records import Goal, Measurement
+from accel_search.core.trial import Goal, Measurement
 from accel_search.step_plans import StepPlans
 
 Array = NDArray[np.float64]

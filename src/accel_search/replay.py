@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Goal, Measurement, Trial
+from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.records import Candidate, Goal, Measurement, Provenance, Trial, Workload
 from accel_search.search import Split
 from accel_search.space import JointSpace, Key
 from accel_search.trials_file import TrialsFile, read_trials

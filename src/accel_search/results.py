@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accel_search.outcome import Outcome
-from accel_search.records import Provenance, SpaceSummary, Value, Workload
+from accel_search.core.assessment import Assessment
+from accel_search.core.candidate import Value
+from accel_search.core.intervals import Estimate, Verdict, prompts_needed
+from accel_search.core.outcome import Outcome
+from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.result_files import (
     are_numbers,
     as_object,
@@ -18,7 +21,6 @@ from accel_search.result_files import (
 )
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.space import parse_key, search_key
-from accel_search.statistics import Assessment, Estimate, Verdict, prompts_needed
 
 Values = Mapping[str, Mapping[str, Sequence[Value]]]
 """Accelerator -> parameter -> values searched, as plain JSON types."""

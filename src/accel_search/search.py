@@ -7,25 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
+from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
+from accel_search.core.candidate import Candidate
+from accel_search.core.outcome import Ablation, Outcome, Rival, ablation_name, speed_of
+from accel_search.core.timing_noise import TimingNoise, timing_noises
+from accel_search.core.trial import Failure, Goal, Measurement, Trial
+from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.outcome import Ablation, Outcome, Rival, ablation_name, speed_of
-from accel_search.records import (
-    Candidate,
-    Failure,
-    Goal,
-    Measurement,
-    Provenance,
-    Trial,
-    Workload,
-)
-from accel_search.statistics import (
-    AssessedTrial,
-    Assessment,
-    TimingNoise,
-    assess,
-    retimed,
-    timing_noises,
-)
 from accel_search.store import TrialStore
 from accel_search.strategies.base import History, Proposal, Strategy
 from accel_search.watchdog import Record, Watchdog

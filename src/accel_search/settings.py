@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from accel_search.completion import Words
+from accel_search.core.paths import local_folder
+from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
+from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError
 from accel_search.options import (
     MAX_SECONDS,
@@ -15,19 +18,10 @@ from accel_search.options import (
     check_text,
     declare,
     given_options,
-    local_folder,
     parse_limit,
     parse_seconds,
     refuse,
 )
-from accel_search.records import Goal
-
-SCHEDULERS = {
-    "DDIM": "DDIMScheduler",
-    "DPM-Solver++": "DPMSolverMultistepScheduler",
-    "UniPC": "UniPCMultistepScheduler",
-}
-"""Name on the command line -> diffusers class; the class name is accepted too."""
 
 ATTENTION = ("auto", "flash", "efficient", "cudnn", "math")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -51,31 +45,6 @@ def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
     """Parse `deepcache,tome` into sorted, distinct names."""
     names = text.split(",") if isinstance(text, str) else text
     return tuple(sorted({name.strip() for name in names if name.strip()}))
-
-
-def parse_scheduler(text: str) -> str:
-    """Return the short name of a scheduler given by either name, in any case.
-
-    Raises:
-        ValueError: It is not one of `SCHEDULERS`.
-    """
-    for name, class_name in SCHEDULERS.items():
-        if text.lower() in (name.lower(), class_name.lower()):
-            return name
-    raise ValueError(f"one of {', '.join(SCHEDULERS)}")
-
-
-def scheduler_class(name: str) -> str:
-    """Return the class name of a scheduler given by either name."""
-    try:
-        return SCHEDULERS[parse_scheduler(name)]
-    except ValueError:
-        return name
-
-
-def scheduler_name(class_name: str) -> str:
-    """Return the short name of a scheduler's class; of one that has none, the class's own."""
-    return {each: name for name, each in SCHEDULERS.items()}.get(class_name, class_name)
 
 
 @dataclass(frozen=True)

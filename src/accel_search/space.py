@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from accel_search import accelerators
 from accel_search.accelerators.base import Accelerator, Company, Parameter
 from accel_search.accelerators.computation import signatures
+from accel_search.core.candidate import Candidate, Params, Value
+from accel_search.core.workload import SpaceSummary, Workload
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate, Params, SpaceSummary, Value, Workload
 
 Key = tuple[tuple[str, Hashable], ...]
 """Identity of a computation: accelerator name and signature, for each that does anything."""

@@ -9,12 +9,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.core.outcome import SpeedBound
+from accel_search.core.timing_noise import TimingNoise, speedup
+from accel_search.core.trial import Failure, Measurement, Trial, commonest, said_of
 from accel_search.errors import ConfigurationError, NothingMeasured, TrialFailure
 from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
-from accel_search.records import Candidate, Failure, Measurement, Trial, commonest, said_of
 from accel_search.search import Evaluator
 from accel_search.space import ALL_BARE, JointSpace
-from accel_search.statistics import Estimate, TimingNoise, is_gain, speedup
 from accel_search.step_plans import plans_in
 from accel_search.store import TrialStore
 from accel_search.watchdog import Watchdog
@@ -44,31 +47,6 @@ class Listener(Protocol):
 
     def on_timed(self, trial: Trial, found: Estimate | None) -> None:
         """Tell what came of it; None where it failed."""
-
-
-@dataclass(frozen=True)
-class SpeedBound:
-    """The fastest candidate of a space."""
-
-    candidate: Candidate
-    measurement: Measurement
-    speedup: Estimate
-    """Its own timings'; below 1 where nothing in the space is faster than the baseline."""
-    noise_floor: float
-    """Relative difference that two copies of one pipeline may show at as many pairs."""
-    baseline: Measurement
-    timed: int
-    """Candidates of which there are timings, a search's before among them."""
-    failed: int
-    settled: bool
-    """Whether no other candidate promises to be faster; if not, the runs were used up."""
-    seconds: float
-    """Wall seconds of everything timed, over every run of this study."""
-
-    @property
-    def is_gain(self) -> bool:
-        """Tell whether it is faster than the baseline beyond its interval and the noise floor."""
-        return is_gain(self.speedup, self.noise_floor)
 
 
 class SpeedBoundSearch:

@@ -12,7 +12,8 @@ from scipy import sparse
 
 from accel_search.accelerators.base import PLAIN, Company, Effect, StepType
 from accel_search.accelerators.computation import describe_steps
-from accel_search.records import Candidate, Workload
+from accel_search.core.candidate import Candidate
+from accel_search.core.workload import Workload
 from accel_search.space import Axis, Block, JointSpace
 
 

@@ -17,15 +17,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_search.core.candidate import Candidate, Value
+from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.records import Candidate, Failure, Measurement, Trial, Value
 from accel_search.storage import open_storage, reason, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from accel_search.statistics import Assessment
+    from accel_search.core.assessment import Assessment
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
 """What comes of reading a record that someone else wrote."""

@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Verdict
+from accel_search.core.outcome import Outcome
+from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.errors import ConfigurationError
-from accel_search.outcome import Outcome
-from accel_search.records import Candidate, Provenance, SpaceSummary, Workload
 from accel_search.result_files import write_atomically
 from accel_search.results import figures
 from accel_search.settings import Settings
-from accel_search.statistics import Verdict
 
 FORMAT = "accel-search-story/1"
 FOLDER = "stories"

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from accel_search import strategies
-from accel_search.outcome import Outcome
-from accel_search.records import Provenance, Workload
+from accel_search.core.outcome import Outcome
+from accel_search.core.workload import Provenance, Workload
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Evaluator, Search
 from accel_search.settings import Settings

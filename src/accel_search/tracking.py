@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from accel_search.core.assessment import AssessedTrial, Assessment
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.core.outcome import Ablation, Outcome, Rival
+from accel_search.core.secrets import without_secrets
+from accel_search.core.trial import Measurement, Trial
+from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import first_line
-from accel_search.logging_utils import without_secrets
-from accel_search.outcome import Ablation, Outcome, Rival
-from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
 from accel_search.search import Observer
 from accel_search.settings import Settings
 from accel_search.speed_bound import Listener
-from accel_search.statistics import AssessedTrial, Assessment, Estimate
 from accel_search.trackers import asked_for
 from accel_search.trackers.base import Ending, Subject, Tracker
 

@@ -21,8 +21,8 @@ from accel_search.program import run_program
 from accel_search.settings import Settings, from_command_line, search_parser
 
 if TYPE_CHECKING:
-    from accel_search.outcome import Outcome
-    from accel_search.records import Workload
+    from accel_search.core.outcome import Outcome
+    from accel_search.core.workload import Workload
     from accel_search.search import Evaluator
     from accel_search.space import JointSpace
     from accel_search.store import TrialStore

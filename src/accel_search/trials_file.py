@@ -17,8 +17,10 @@ from typing import Any
 
 from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.compose import check_params
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Measurement, Trial
+from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.records import Candidate, Failure, Measurement, Trial, Workload
 from accel_search.result_files import are_numbers, parse_json, write_atomically
 
 FORMAT = "accel-search-trials/1"

@@ -26,21 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from accel_search import bounds
+from accel_search.core.assessment import assess
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed
+from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
+from accel_search.core.trial import Goal, Measurement
+from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.records import Candidate, Goal, Measurement, Provenance, Workload
 from accel_search.results import answering, model_of
 from accel_search.search import Evaluator
 from accel_search.settings import Settings
-from accel_search.statistics import (
-    Estimate,
-    TimingNoise,
-    Verdict,
-    assess,
-    is_gain,
-    judge,
-    prompts_needed,
-    speedup,
-)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import IO, NoReturn
 
 from accel_search.anew import RESUME, begin_anew, end
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Measurement
 from accel_search.errors import first_line
-from accel_search.records import Candidate, Failure, Measurement
 
 TIMES = 30.0
 """How many times what the baseline needed for as many pictures a measuring may take."""

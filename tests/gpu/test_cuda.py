@@ -13,8 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from accel_search.accelerators.compose import apply_candidate  # noqa: E402
+from accel_search.core.candidate import Candidate  # noqa: E402
+from accel_search.core.workload import Prompt, PromptSet  # noqa: E402
 from accel_search.errors import ExitCode, OutOfMemoryError  # noqa: E402
-from accel_search.records import Candidate, Prompt, PromptSet  # noqa: E402
 from accel_search.runtime import memory  # noqa: E402
 from accel_search.runtime.evaluator import PipelineEvaluator  # noqa: E402
 from accel_search.runtime.generation import generate  # noqa: E402

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from accel_search.racing import FALSE_REJECTION, is_lost, rungs
-from accel_search.records import Goal, Measurement
+from accel_search.core.assessment import assess
+from accel_search.core.early_stopping import FALSE_REJECTION, is_lost, rungs
+from accel_search.core.intervals import Verdict, score_loss
+from accel_search.core.timing_noise import speedup
+from accel_search.core.trial import Goal, Measurement
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
-from accel_search.statistics import Verdict, assess, score_loss, speedup
 from accel_search.store import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import Task

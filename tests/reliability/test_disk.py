@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from accel_search import bounds
+from accel_search.core.assessment import assess
+from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
 from accel_search.lookup import Wanted, find_settings
-from accel_search.records import Failure, Trial
 from accel_search.report.reading import read_run
 from accel_search.report.summary import stored_summary
 from accel_search.report.sweep import said, table
@@ -28,7 +29,6 @@ from accel_search.result_files import read_json, update_json
 from accel_search.results import save_winner, stored_answer
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
-from accel_search.statistics import assess
 from accel_search.store import TrialStore, default_url
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of

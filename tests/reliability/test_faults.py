@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.timing_noise import speedup
+from accel_search.core.trial import Goal, Measurement
 from accel_search.errors import (
     BaselineError,
     ContaminationError,
     OutOfMemoryError,
 )
-from accel_search.records import Candidate, Goal, Measurement
 from accel_search.report.progress import Progress
 from accel_search.runtime import calls
 from accel_search.runtime.batches import plan_batches, plan_steps
@@ -23,7 +25,6 @@ from accel_search.runtime.memory import GrowthWatch
 from accel_search.runtime.scoring import load_scorer
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
-from accel_search.statistics import speedup
 from accel_search.store import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import Task

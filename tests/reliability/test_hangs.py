@@ -56,7 +56,7 @@ def run(folder, arguments, hanging):
 
 def failures(folder):
     """Return candidate -> failure of what is on record as failed for its time."""
-    from accel_search.records import Candidate
+    from accel_search.core.candidate import Candidate
 
     found = {}
     for record in stored(folder).farthest().values():

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from accel_search.api import load_best
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
-from accel_search.records import Candidate, Failure, Trial
 from accel_search.report.export import script
 from accel_search.report.page import search_page
 from accel_search.report.reading import read_run

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.records import Candidate
 from accel_search.report import export
 from accel_search.report.page import search_page
 from accel_search.report.reading import of_outcome, read_run

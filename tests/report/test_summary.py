@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
 from accel_search.errors import TrialFailure
-from accel_search.records import Candidate
 from accel_search.report.colour import takes_colour
 from accel_search.report.summary import summary
 from accel_search.report.wording import factor
 from accel_search.search import Budget
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
-from accel_search.statistics import Estimate
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 from tests.support.joint import ALWAYS, jointly
 from tests.support.searches import point, run

@@ -9,8 +9,8 @@ import torch
 
 import accel_search
 from accel_search.accelerators.compose import apply_candidate
+from accel_search.core.candidate import Candidate
 from accel_search.errors import AcceleratorError
-from accel_search.records import Candidate
 from accel_search.runtime import calls
 from accel_search.runtime.attention import use_kernel
 from accel_search.runtime.calls import Accounting, Caller

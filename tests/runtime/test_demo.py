@@ -6,10 +6,10 @@ from contextlib import nullcontext
 
 import pytest
 
-from accel_search.records import Candidate
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import score_loss
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
-from accel_search.statistics import score_loss
 from tests.support.pipelines import LOG
 
 

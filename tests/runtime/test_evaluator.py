@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import (
     AcceleratorError,
     ContaminationError,
@@ -18,7 +19,6 @@ from accel_search.errors import (
     OutOfMemoryError,
     TrialFailure,
 )
-from accel_search.records import Candidate
 from accel_search.runtime.batches import plan_batches, plan_steps
 from accel_search.runtime.evaluator import NOISE_PAIRS
 from accel_search.runtime.workbench import open_evaluator

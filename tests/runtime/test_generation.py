@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
+from accel_search.core.workload import Prompt
 from accel_search.errors import InvalidImage
-from accel_search.records import Prompt
 from accel_search.runtime.generation import (
     check_images,
     generate,

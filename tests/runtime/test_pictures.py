@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from accel_search.records import Candidate
+from accel_search.core.candidate import Candidate
 from accel_search.runtime.pictures import write_pictures
 from accel_search.runtime.similarity import to_bytes
 

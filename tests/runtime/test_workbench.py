@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, OutOfMemoryError
-from accel_search.records import Candidate
 from accel_search.runtime import architectures
 from accel_search.runtime.workbench import Workbench, limit_memory
 from accel_search.settings import Settings

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from accel_search.records import Candidate, Failure, Goal, Trial
+from accel_search.core.assessment import AssessedTrial
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Goal, Trial
 from accel_search.space import JointSpace
-from accel_search.statistics import AssessedTrial
 from accel_search.strategies import all_strategies, get
 from accel_search.strategies.base import Proposal, Task
 from tests.support.fakes import WORKLOAD, FakeEvaluator

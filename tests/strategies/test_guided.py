@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_search.records import Goal
+from accel_search.core.trial import Goal
 from accel_search.replay import ReplayEvaluator, replay_space
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace

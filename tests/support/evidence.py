@@ -71,7 +71,7 @@ def _label(database: str) -> str:
 
 
 def _text(candidate: dict[str, dict[str, Any]]) -> str:
-    from accel_search.records import Candidate
+    from accel_search.core.candidate import Candidate
 
     return str(Candidate(candidate))
 

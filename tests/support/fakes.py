@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement
+from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import TrialFailure
-from accel_search.records import Candidate, Measurement, Provenance, Workload
 
 WORKLOAD = Workload(
     pipeline="demo",

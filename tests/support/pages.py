@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 import numpy as np
 from PIL import Image
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Trial
 from accel_search.no_gain import of_search
-from accel_search.records import Candidate, Failure, Trial
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.store import TrialStore, default_url

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from accel_search.records import Prompt, PromptSet
+from accel_search.core.workload import Prompt, PromptSet
 from accel_search.runtime.evaluator import PipelineEvaluator
 from accel_search.runtime.pipelines import describe_workload, load_pipeline
 from accel_search.runtime.provenance import describe

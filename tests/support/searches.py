@@ -2,7 +2,8 @@
 
 import logging
 
-from accel_search.records import Candidate, Goal
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Goal
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace

@@ -1,8 +1,9 @@
 """A search's loop in its plainest form, every look checked."""
 
-from accel_search.racing import rungs
-from accel_search.records import Candidate, Failure, Goal, Trial
-from accel_search.statistics import AssessedTrial, assess
+from accel_search.core.assessment import AssessedTrial, assess
+from accel_search.core.candidate import Candidate
+from accel_search.core.early_stopping import rungs
+from accel_search.core.trial import Failure, Goal, Trial
 from accel_search.strategies.base import History, Task
 from tests.support.fakes import FakeEvaluator
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from accel_search.accelerators.computation import describe_steps
+from accel_search.core.trial import Measurement
 from accel_search.errors import TrialFailure
-from accel_search.records import Measurement
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 
 

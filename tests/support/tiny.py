@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from accel_search.records import Workload
+from accel_search.core.workload import Workload
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Of the libraries' own imports.

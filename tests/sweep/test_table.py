@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accel_search.settings import SCHEDULERS
+from accel_search.core.schedulers import SCHEDULERS
 from accel_search.sweep.table import Configuration
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from accel_search.core.intervals import Verdict
+from accel_search.core.trial import Failure, Trial
 from accel_search.exploration import explore
-from accel_search.records import Failure, Trial
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
-from accel_search.statistics import Verdict
 from accel_search.store import TrialStore
 from accel_search.study import run_search
 from accel_search.tracking import tracked

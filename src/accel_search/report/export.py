@@ -6,8 +6,9 @@ import json
 from keyword import iskeyword
 from pathlib import Path
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.schedulers import scheduler_name
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate
 from accel_search.report.html import render_text
 from accel_search.report.run import DAMAGED, Run, damaged
 from accel_search.report.wording import (
@@ -19,7 +20,6 @@ from accel_search.report.wording import (
     scheduler_option,
 )
 from accel_search.result_files import write_atomically
-from accel_search.settings import scheduler_name
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
 DEMO_PROMPT = "a small red ring to the left of a large blue star on white"

@@ -6,11 +6,14 @@ import logging
 import math
 from collections.abc import Sequence
 
-from accel_search.outcome import Ablation, Rival
-from accel_search.records import Candidate, Goal, Measurement, Trial
+from accel_search.core.assessment import AssessedTrial, Assessment
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.core.outcome import Ablation, Rival
+from accel_search.core.timing_noise import noise_floor
+from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.report.bar import WithBar
 from accel_search.report.wording import factor, figures, percent
-from accel_search.statistics import AssessedTrial, Assessment, Estimate, noise_floor
 
 
 class Progress(WithBar):

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.outcome import Outcome
+from accel_search.core.secrets import without_secrets
+from accel_search.core.trial import Measurement
 from accel_search.errors import ConfigurationError, LoadError, first_line
-from accel_search.logging_utils import without_secrets
-from accel_search.outcome import Outcome
-from accel_search.records import Candidate, Measurement
 from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Column, Pictures, Run, build, damaged
 from accel_search.result_files import as_object, part_of
 from accel_search.store import DATABASE, default_url, read_study, study_names

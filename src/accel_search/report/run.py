@@ -7,20 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.assessment import AssessedTrial, Assessment, assess, verdict
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate, Verdict
+from accel_search.core.outcome import ablation_name
+from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
+from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.errors import LoadError, first_line
-from accel_search.outcome import ablation_name
-from accel_search.records import Candidate, Goal, Measurement, Trial
-from accel_search.report.wording import verdict
-from accel_search.statistics import (
-    AssessedTrial,
-    Assessment,
-    Estimate,
-    TimingNoise,
-    Verdict,
-    assess,
-    speedup,
-    timing_noises,
-)
 
 DEFAULT_BOUND = 0.02
 """Loss of score that is allowed where a run does not say."""

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.assessment import AssessedTrial, verdict
+from accel_search.core.candidate import Candidate
+from accel_search.core.outcome import Outcome
+from accel_search.core.secrets import without_secrets
+from accel_search.core.trial import said_of
+from accel_search.core.workload import Workload
 from accel_search.errors import NothingMeasured
-from accel_search.logging_utils import without_secrets
 from accel_search.lookup import Wanted, arguments_for
-from accel_search.outcome import Outcome
 from accel_search.program import in_one_line
-from accel_search.records import Candidate, Workload, said_of
 from accel_search.report.colour import painted
 from accel_search.report.wording import (
     UNSTEADY,
@@ -25,12 +28,10 @@ from accel_search.report.wording import (
     percent,
     python_lines,
     scheduler_option,
-    verdict,
 )
 from accel_search.result_files import is_interval
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
-from accel_search.statistics import AssessedTrial
 
 SHOWN = 5
 """Trials in the table of the best few."""

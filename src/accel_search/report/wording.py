@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from accel_search.settings import SCHEDULERS, scheduler_name
-from accel_search.statistics import Assessment, Estimate, Verdict
+from accel_search.core.assessment import Assessment, verdict
+from accel_search.core.intervals import Estimate
+from accel_search.core.schedulers import SCHEDULERS, scheduler_name
 
 UNKNOWN = "[unknown]"
 """In place of an interval that nothing is known of: one prompt, or no timed pairs."""
@@ -39,12 +40,6 @@ def figures(assessment: Assessment) -> str:
         f"speedup: {factor(assessment.speedup)}  "
         f"score loss: {percent(assessment.score_loss)}  {verdict(assessment)}{after}"
     )
-
-
-def verdict(assessment: Assessment) -> str:
-    """Write a verdict; that of an early look which decided nothing is `open`."""
-    is_open = not assessment.is_complete and assessment.verdict is Verdict.INCONCLUSIVE
-    return "open" if is_open else str(assessment.verdict)
 
 
 def duration(seconds: float) -> str:

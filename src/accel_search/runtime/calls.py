@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from accel_search.core.candidate import Candidate, Params
+from accel_search.core.trial import Measurement
+from accel_search.core.workload import Prompt, Workload
 from accel_search.errors import (
     AcceleratorError,
     AccelSearchError,
@@ -17,7 +20,6 @@ from accel_search.errors import (
     TrialFailure,
     first_line,
 )
-from accel_search.records import Candidate, Measurement, Params, Prompt, Workload
 from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.generation import Call, prepare

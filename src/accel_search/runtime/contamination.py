@@ -8,8 +8,8 @@ from collections.abc import Hashable
 import torch
 import xxhash
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ContaminationError
-from accel_search.records import Candidate
 
 
 class References:

@@ -13,6 +13,9 @@ import torch
 
 from accel_search.accelerators.base import PLAIN, StepType
 from accel_search.accelerators.computation import describe_steps
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement
+from accel_search.core.workload import Prompt, PromptSet, Provenance, Workload
 from accel_search.errors import (
     AccelSearchError,
     BaselineError,
@@ -21,7 +24,6 @@ from accel_search.errors import (
     TrialFailure,
     first_line,
 )
-from accel_search.records import Candidate, Measurement, Prompt, PromptSet, Provenance, Workload
 from accel_search.runtime import memory
 from accel_search.runtime.batches import Batch, plan_batches, plan_steps
 from accel_search.runtime.calls import BASELINE, Accounting, Apply, Caller, Samples

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accel_search.core.paths import local_folder, local_path
 from accel_search.errors import LoadError
-from accel_search.options import local_folder, local_path
 from accel_search.runtime.configs import read_object, refuse_code
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import Repository, fetch

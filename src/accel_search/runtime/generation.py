@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from accel_search.core.workload import Prompt, Workload
 from accel_search.errors import InvalidImage
-from accel_search.records import Prompt, Workload
 from accel_search.runtime.devices import execution_device
 
 

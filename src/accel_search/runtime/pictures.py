@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, OutOfMemoryError, TrialFailure
-from accel_search.records import Candidate
 from accel_search.result_files import write_atomically
 from accel_search.runtime.evaluator import PipelineEvaluator
 

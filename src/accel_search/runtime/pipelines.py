@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
-from accel_search.records import Workload
 from accel_search.runtime.architectures import build_random
 from accel_search.runtime.demo import default_guidance
 from accel_search.runtime.devices import (

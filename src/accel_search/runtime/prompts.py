@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.paths import local_path
+from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError, LoadError, first_line
-from accel_search.options import local_path
-from accel_search.records import Prompt, PromptSet
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import explain
 from accel_search.runtime.quiet import quiet_hub

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from accel_search.core.workload import PromptSet, Provenance, Workload
 from accel_search.nvidia_smi import query
-from accel_search.records import PromptSet, Provenance, Workload
 from accel_search.runtime.attention import describe_attention
 
 PACKAGES = (

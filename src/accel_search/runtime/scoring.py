@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from accel_search.core.paths import local_path
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
-from accel_search.options import local_path
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.hub import cached_folder, causes, explain, is_of_the_hub
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage

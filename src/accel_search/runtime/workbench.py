@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError
-from accel_search.records import Prompt, PromptSet
 from accel_search.runtime.architectures import ARCHITECTURES
 from accel_search.runtime.attention import use_kernel
 from accel_search.runtime.compiling import compile_unet

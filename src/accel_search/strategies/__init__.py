@@ -6,7 +6,7 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
-from accel_search.discovery import discover
+from accel_search.core.plugins import discover
 from accel_search.errors import ConfigurationError
 from accel_search.options import refuse
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from accel_search.racing import next_rung
-from accel_search.records import Candidate, Goal, Measurement
+from accel_search.core.assessment import AssessedTrial
+from accel_search.core.candidate import Candidate
+from accel_search.core.early_stopping import next_rung
+from accel_search.core.trial import Goal, Measurement
 from accel_search.space import ALL_BARE, JointSpace
-from accel_search.statistics import AssessedTrial
 
 
 @dataclass(frozen=True)

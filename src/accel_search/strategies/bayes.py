@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from accel_search.records import Candidate
-from accel_search.statistics import AssessedTrial, Assessment
+from accel_search.core.assessment import AssessedTrial, Assessment
+from accel_search.core.candidate import Candidate
 from accel_search.strategies.base import History, Proposal, Strategy, Task
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from accel_search.core.assessment import AssessedTrial
+from accel_search.core.candidate import Candidate
+from accel_search.core.early_stopping import rungs
+from accel_search.core.intervals import CONFIDENCE
 from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
 from accel_search.quality import QualityModel, Used, bounds_of, inputs, scored
-from accel_search.racing import rungs
-from accel_search.records import Candidate
-from accel_search.statistics import CONFIDENCE, AssessedTrial
 from accel_search.step_plans import StepPlans, plans_in
 from accel_search.strategies.base import History, Proposal, Strategy, Task
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from accel_search.settings import SCHEDULERS
+from accel_search.core.schedulers import SCHEDULERS
 
 _FAILED_KEY = re.compile(rf"(.+)_({'|'.join(map(re.escape, SCHEDULERS))})_(\d{{1,9}})_(.+)")
 

@@ -6,7 +6,7 @@ import sys
 from functools import cache
 from typing import Any
 
-from accel_search.discovery import discover
+from accel_search.core.plugins import discover
 from accel_search.trackers.base import Tracker
 
 

@@ -9,12 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement, Trial
+from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate, Measurement, Provenance, Trial, Workload
 
 if TYPE_CHECKING:
-    from accel_search.outcome import Ablation, Rival
-    from accel_search.statistics import AssessedTrial, Assessment, Estimate
+    from accel_search.core.assessment import AssessedTrial, Assessment
+    from accel_search.core.intervals import Estimate
+    from accel_search.core.outcome import Ablation, Rival
 
 
 @dataclass(frozen=True)

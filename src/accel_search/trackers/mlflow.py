@@ -9,12 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accel_search.records import Candidate, Measurement, Trial
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement, Trial
 from accel_search.trackers.base import Ending, Subject, Tracker
 
 if TYPE_CHECKING:
-    from accel_search.outcome import Ablation, Rival
-    from accel_search.statistics import AssessedTrial, Assessment, Estimate
+    from accel_search.core.assessment import AssessedTrial, Assessment
+    from accel_search.core.intervals import Estimate
+    from accel_search.core.outcome import Ablation, Rival
 
 EXPERIMENT = "accel-search"
 """Experiment that is written to, unless MLFLOW_EXPERIMENT_NAME names another."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from accel_search.records import Candidate, Measurement
-from accel_search.statistics import AssessedTrial, Assessment, score_loss
+from accel_search.core.assessment import AssessedTrial, Assessment
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate, score_loss
+from accel_search.core.timing_noise import is_gain
+from accel_search.core.trial import Measurement
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,28 @@ def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:
     """
     found = [each for each in (winner.assessment, held_out) if each is not None]
     return math.prod(each.speedup.value for each in found) ** (1 / len(found))
+
+
+@dataclass(frozen=True)
+class SpeedBound:
+    """The fastest candidate of a space."""
+
+    candidate: Candidate
+    measurement: Measurement
+    speedup: Estimate
+    """Its own timings'; below 1 where nothing in the space is faster than the baseline."""
+    noise_floor: float
+    """Relative difference that two copies of one pipeline may show at as many pairs."""
+    baseline: Measurement
+    timed: int
+    """Candidates of which there are timings, a search's before among them."""
+    failed: int
+    settled: bool
+    """Whether no other candidate promises to be faster; if not, the runs were used up."""
+    seconds: float
+    """Wall seconds of everything timed, over every run of this study."""
+
+    @property
+    def is_gain(self) -> bool:
+        """Tell whether it is faster than the baseline beyond its interval and the noise floor."""
+        return is_gain(self.speedup, self.noise_floor)
