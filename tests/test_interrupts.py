@@ -10,9 +10,9 @@ import weakref
 
 import pytest
 
-from accel_search import interrupts
-from accel_search.interrupts import interruptible
-from accel_search.program import run_program
+from accel_search.cli import signals
+from accel_search.cli.program import run_program
+from accel_search.cli.signals import interruptible
 
 SECONDS = 30.0
 
@@ -61,7 +61,7 @@ def test_an_interrupt_that_falls_into_a_finalizer_ends_the_program(falls, number
 
 
 def test_an_interrupt_whose_program_is_over_disturbs_nothing_after_it(monkeypatch):
-    monkeypatch.setattr(interrupts, "_PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(signals, "_PAUSE_SECONDS", 0.3)
     before = sys.unraisablehook
     with interruptible():
         by_a_finalizer(signal.SIGINT)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from accel_search.cli.logging_utils import KEPT_FILES, setup_logger
 from accel_search.core.secrets import without_secrets
-from accel_search.logging_utils import KEPT_FILES, setup_logger
 
 
 @pytest.fixture

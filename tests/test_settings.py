@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
+from accel_search.cli.options import parse_seconds
 from accel_search.errors import ConfigurationError
-from accel_search.options import parse_seconds
 from accel_search.settings import Settings, from_command_line, search_parser
 from accel_search.space import search_key
 from accel_search.sweep.settings import from_command_line as sweep_settings

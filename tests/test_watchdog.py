@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from accel_search import anew, watchdog
+from accel_search import watchdog
+from accel_search.cli import restart
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement
 from accel_search.watchdog import Watchdog
@@ -117,7 +118,7 @@ def test_the_limit_follows_the_baseline():
 
 def test_what_one_process_leaves_to_the_next_is_taken_once(monkeypatch):
     monkeypatch.setenv("ACCEL_SEARCH_BEGUN_ANEW", "3 61.5")
-    assert anew.carried() == (3, 61.5)
-    assert anew.carried() == (0, 0.0)
+    assert restart.carried() == (3, 61.5)
+    assert restart.carried() == (0, 0.0)
     monkeypatch.setenv("ACCEL_SEARCH_BEGUN_ANEW", "nonsense")
-    assert anew.carried() == (0, 0.0)
+    assert restart.carried() == (0, 0.0)

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_search.cli.program import run_program
 from accel_search.errors import ConfigurationError, ExitCode
-from accel_search.program import run_program
 from accel_search.sweep.settings import SweepSettings, from_command_line, sweep_parser
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _print_plan(settings: SweepSettings, estimate: Estimate) -> int:
 
 
 def _set_up_logging(settings: SweepSettings) -> logging.Logger:
-    from accel_search.logging_utils import setup_logger
+    from accel_search.cli.logging_utils import setup_logger
 
     try:
         return setup_logger(

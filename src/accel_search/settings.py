@@ -7,12 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from accel_search.completion import Words
-from accel_search.core.paths import local_folder
-from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
-from accel_search.core.trial import Goal
-from accel_search.errors import ConfigurationError
-from accel_search.options import (
+from accel_search.cli.completion import Words
+from accel_search.cli.options import (
     MAX_SECONDS,
     build_parser,
     check_text,
@@ -22,6 +18,10 @@ from accel_search.options import (
     parse_seconds,
     refuse,
 )
+from accel_search.core.paths import local_folder
+from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
+from accel_search.core.trial import Goal
+from accel_search.errors import ConfigurationError
 
 ATTENTION = ("auto", "flash", "efficient", "cudnn", "math")
 DTYPES = ("auto", "float32", "float16", "bfloat16")

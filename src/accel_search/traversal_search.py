@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search import strategies, trackers
+from accel_search.cli.program import run_program
 from accel_search.errors import (
     AccelSearchError,
     ConfigurationError,
     ExitCode,
     NothingMeasured,
 )
-from accel_search.program import run_program
 from accel_search.settings import Settings, from_command_line, search_parser
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _ensure_writable(settings: Settings) -> None:
 
 def _set_up_logging(settings: Settings) -> logging.Logger:
     """Send the search's lines and the package's warnings to the log file and the console."""
-    from accel_search.logging_utils import setup_logger
+    from accel_search.cli.logging_utils import setup_logger
 
     console = not (settings.json or settings.quiet)
     try:
@@ -182,10 +182,10 @@ def _watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
 
     It goes on from what a process that hung before this one has left to it.
     """
-    from accel_search import anew
+    from accel_search.cli import restart
     from accel_search.watchdog import Watchdog, beginning_anew
 
-    hangs, spent = anew.carried()
+    hangs, spent = restart.carried()
     return Watchdog(
         settings.trial_timeout,
         beginning_anew(logger, settings.log_file, hangs, "accel-search"),

@@ -2,7 +2,7 @@
 
 A hang cannot be ended from within its process: nothing makes another thread return from a driver or
 a lock. So the candidate is recorded as failed, the stacks of all threads are written down, and what
-happens to the process is left to the program: `accel_search.anew`.
+happens to the process is left to the program: `accel_search.cli.restart`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, NoReturn
 
-from accel_search.anew import RESUME, begin_anew, end
+from accel_search.cli.restart import RESUME, begin_anew, end
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Measurement
 from accel_search.errors import first_line

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from accel_search.cli.options import build_parser, given_options
+from accel_search.cli.program import run_program
 from accel_search.errors import ExitCode
-from accel_search.options import build_parser, given_options
-from accel_search.program import run_program
 
 if TYPE_CHECKING:
     from accel_search.report.writing import ReportSettings

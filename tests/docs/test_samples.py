@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from accel_search.cli.options import given_options, read_config
 from accel_search.errors import ConfigurationError
-from accel_search.options import given_options, read_config
 from accel_search.report.writing import ReportSettings
 from accel_search.settings import Settings, search_parser
 from accel_search.settings import from_command_line as search_settings

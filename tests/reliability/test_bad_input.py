@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from accel_search import bounds, results
+from accel_search.cli.options import read_config
+from accel_search.cli.program import run_program
 from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.lookup import Wanted, find_settings
-from accel_search.options import read_config
-from accel_search.program import run_program
 from accel_search.report.export import script
 from accel_search.report.page import search_page
 from accel_search.report.reading import read_run

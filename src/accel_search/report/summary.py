@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Outcome
@@ -17,7 +18,6 @@ from accel_search.core.trial import said_of
 from accel_search.core.workload import Workload
 from accel_search.errors import NothingMeasured
 from accel_search.lookup import Wanted, arguments_for
-from accel_search.program import in_one_line
 from accel_search.report.colour import painted
 from accel_search.report.wording import (
     UNSTEADY,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.bounds import FAILED
+from accel_search.cli.options import declare
 from accel_search.errors import AccelSearchError, ConfigurationError
-from accel_search.options import declare
 from accel_search.report.export import write_script
 from accel_search.report.page import search_page
 from accel_search.report.plots import write_plots

@@ -6,9 +6,9 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
+from accel_search.cli.options import refuse
 from accel_search.core.plugins import discover
 from accel_search.errors import ConfigurationError
-from accel_search.options import refuse
 
 if TYPE_CHECKING:
     from accel_search.strategies.base import Strategy

@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from accel_search.cli.signals import end_as_interrupted
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.interrupts import end_as_interrupted
 from accel_search.settings import Settings
 from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.child import Stopped

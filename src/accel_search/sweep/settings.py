@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from accel_search import strategies, trackers
+from accel_search.cli.options import build_parser, declare, given_options, parse_seconds, refuse
 from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
 from accel_search.errors import ConfigurationError
-from accel_search.options import build_parser, declare, given_options, parse_seconds, refuse
 from accel_search.settings import GROUPS, PIPELINES, Settings, target_names
 from accel_search.sweep.table import Configuration
 

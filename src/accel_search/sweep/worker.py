@@ -29,9 +29,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from accel_search.anew import leave
+from accel_search.cli.logging_utils import setup_logger
+from accel_search.cli.restart import leave
 from accel_search.errors import AccelSearchError, ExitCode, first_line
-from accel_search.logging_utils import setup_logger
 from accel_search.result_files import write_atomically
 from accel_search.settings import Settings
 from accel_search.sweep.answers import Answer, failure, failure_of

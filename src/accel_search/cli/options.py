@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from accel_search.completion import Words, add_completion
+from accel_search.cli.completion import Words, add_completion
 from accel_search.errors import ConfigurationError, first_line
 
 

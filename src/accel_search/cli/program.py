@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from accel_search.cli.signals import interruptible
 from accel_search.core.secrets import without_secrets
 from accel_search.errors import AccelSearchError, ExitCode
-from accel_search.interrupts import interruptible
 
 S = TypeVar("S")
 
