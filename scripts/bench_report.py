@@ -20,7 +20,7 @@ def main() -> None:
     from tests.support.pages import many_trials
 
     from accel_search.report.page import search_page
-    from accel_search.report.reading import read_run
+    from accel_search.storage.run_reader import read_run
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2000)

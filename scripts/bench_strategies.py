@@ -41,10 +41,10 @@ from accel_search.replay import ReplayEvaluator, replay_space
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
 from accel_search.step_plans import plans_in
-from accel_search.store import TrialStore
+from accel_search.storage.trials_db import TrialStore
+from accel_search.storage.trials_file import TrialsFile, read_trials
 from accel_search.strategies import get
 from accel_search.strategies.base import History, Proposal, Strategy, Task
-from accel_search.trials_file import TrialsFile, read_trials
 
 READINGS = 3
 """Timed pairs of each point, as a search makes by default."""

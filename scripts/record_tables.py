@@ -24,7 +24,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement, Trial
 from accel_search.settings import Settings, parse_targets
 from accel_search.space import JointSpace
-from accel_search.trials_file import read_trials, write_trials
+from accel_search.storage.trials_file import read_trials, write_trials
 
 BESIDE = 8
 """Points between two calls of the bare pipeline."""

@@ -18,7 +18,7 @@ from accel_search.core.schedulers import scheduler_class
 from accel_search.errors import AcceleratorError, ConfigurationError
 from accel_search.report.summary import snippet
 from accel_search.settings import Settings
-from accel_search.space import search_key
+from accel_search.storage.keys import search_key
 from tests.support.fakes import PROVENANCE, WORKLOAD, with_steps
 from tests.support.results import GRID, searched
 from tests.support.tiny import assert_same as assert_untouched

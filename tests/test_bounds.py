@@ -7,10 +7,10 @@ import logging
 
 import pytest
 
-from accel_search import bounds
 from accel_search.exploration import explore
 from accel_search.report.summary import bound_summary
 from accel_search.settings import Settings
+from accel_search.storage import speedup_bounds
 from tests.support.fakes import FakeEvaluator
 from tests.support.timer import Timer
 
@@ -87,8 +87,8 @@ def test_models_of_one_class_share_a_key_and_lose_nothing(tmp_path):
     for model, speedup, latency_only in [
         ("SD1.5", 2.0, False), ("SD2.1", 3.0, False), ("SDXL", 9.0, True), ("SD2.1", 2.5, False),
     ]:  # fmt: skip
-        label = bounds.label_of(model, latency_only)
-        bounds.save(path, KEY, label, entry(model, speedup, latency_only))
+        label = speedup_bounds.label_of(model, latency_only)
+        speedup_bounds.save(path, KEY, label, entry(model, speedup, latency_only))
     value = json.loads(path.read_text())[KEY]
     # Flat: the bound of all that was scored; a bound on speed alone is no match for it.
     assert (value["model"], value["max_speedup"]) == ("SD2.1", 2.5)
@@ -99,9 +99,9 @@ def test_models_of_one_class_share_a_key_and_lose_nothing(tmp_path):
 def test_a_failure_goes_when_its_configuration_succeeds(tmp_path):
     path = tmp_path / "bounds.json"
     failure = {"error": "timeout", "message": "x" * 5000}
-    bounds.save_failure(path, "a", failure)
-    bounds.save_failure(path, "b", failure)
-    bounds.save(path, KEY, "SDXL", entry("SDXL", 2.0), failed="a")
+    speedup_bounds.save_failure(path, "a", failure)
+    speedup_bounds.save_failure(path, "b", failure)
+    speedup_bounds.save(path, KEY, "SDXL", entry("SDXL", 2.0), failed="a")
     content = json.loads(path.read_text())
     assert list(content) == [KEY, "failed_configs"]
     assert list(content["failed_configs"]) == ["b"]
@@ -112,17 +112,17 @@ def test_no_secret_gets_into_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuv")
     path = tmp_path / "bounds.json"
     message = "401 for hf_abcdefghijklmnopqrstuv at postgresql://me:pass-word@host/db"
-    bounds.save_failure(path, "a", {"error": "model_load", "message": message})
+    speedup_bounds.save_failure(path, "a", {"error": "model_load", "message": message})
     kept = json.loads(path.read_text())["failed_configs"]["a"]["message"]
     assert kept == "401 for *** at postgresql://me:***@host/db"
 
 
 def test_options_that_came_later_had_their_default_when_an_entry_was_made():
-    entry = {"asked": bounds.asked(Settings())}
-    assert bounds.asked_otherwise(Settings(), entry) == []
-    assert bounds.asked_otherwise(Settings(compile=True, steps=25), entry) == ["compile"]
+    entry = {"asked": speedup_bounds.asked(Settings())}
+    assert speedup_bounds.asked_otherwise(Settings(), entry) == []
+    assert speedup_bounds.asked_otherwise(Settings(compile=True, steps=25), entry) == ["compile"]
     for name in ("vae", "attention", "compile", "offload"):
         del entry["asked"][name]
-    assert bounds.asked_otherwise(Settings(), entry) == []
-    assert bounds.asked_otherwise(Settings(attention="math"), entry) == ["attention"]
-    assert bounds.asked_otherwise(Settings(), {}) == list(bounds.asked(Settings()))
+    assert speedup_bounds.asked_otherwise(Settings(), entry) == []
+    assert speedup_bounds.asked_otherwise(Settings(attention="math"), entry) == ["attention"]
+    assert speedup_bounds.asked_otherwise(Settings(), {}) == list(speedup_bounds.asked(Settings()))

@@ -18,7 +18,7 @@ from accel_search.replay import open_replay
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Search
 from accel_search.settings import Settings
-from accel_search.store import TrialStore, default_url
+from accel_search.storage.trials_db import TrialStore, default_url
 from accel_search.strategies import get
 from accel_search.strategies.base import Task
 from accel_search.study import open_store

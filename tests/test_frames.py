@@ -10,9 +10,9 @@ import pytest
 
 import accel_search
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.frames import load_results, load_trials
-from accel_search.report.reading import read_run
-from accel_search.store import default_url
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.tables import load_results, load_trials
+from accel_search.storage.trials_db import default_url
 from accel_search.write_report import main
 from tests.support.fakes import FakeEvaluator
 from tests.support.pages import add_failure, make_run_dir, search
@@ -144,7 +144,7 @@ def elsewhere(tmp_path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     run(FakeEvaluator(), url=url)
     _, told = search()
-    from accel_search.story import write_story
+    from accel_search.storage.run_folder import write_story
 
     write_story(tmp_path / "runs", told | {"study": "study-run1"})
     return url, tmp_path / "runs"
@@ -199,7 +199,7 @@ def test_a_storage_that_cannot_be_read_is_one_line_without_its_password(
 
 def test_a_sweep_in_a_shared_storage_finds_each_configurations_study(tmp_path):
     from accel_search.report.writing import _page_of
-    from accel_search.sweep.table import Configuration
+    from accel_search.storage.keys import Configuration
 
     url = default_url(tmp_path)
     run(FakeEvaluator(), url=url)

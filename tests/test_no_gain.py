@@ -12,12 +12,12 @@ from accel_search import accelerators, no_gain
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.report.summary import stored_summary
-from accel_search.results import entry_of
 from accel_search.search import Budget
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
 from accel_search.speed_bound import SpeedBoundSearch
-from accel_search.store import TrialStore
+from accel_search.storage.search_results import entry_of
+from accel_search.storage.trials_db import TrialStore
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 from tests.support.joint import ALWAYS, BOTH, FLASH, jointly
 from tests.support.searches import run

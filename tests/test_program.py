@@ -13,8 +13,8 @@ import time
 import pytest
 
 from accel_search.errors import TrialFailure
-from accel_search.report.reading import read_run
-from accel_search.story import pictures_path
+from accel_search.storage.run_folder import pictures_path
+from accel_search.storage.run_reader import read_run
 from accel_search.traversal_search import main
 from tests.support.fakes import FakeEvaluator
 from tests.support.options import FAST, SMALL, SURE

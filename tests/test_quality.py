@@ -10,7 +10,7 @@ from accel_search.quality import QualityModel, Scored, bounds_of, inputs, scored
 from accel_search.replay import replay_space
 from accel_search.space import JointSpace
 from accel_search.step_plans import plans_in
-from accel_search.trials_file import read_trials
+from accel_search.storage.trials_file import read_trials
 from tests.support.fakes import WORKLOAD
 
 TABLES = Path(__file__).parent / "data" / "tables"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from accel_search.core.early_stopping import FALSE_REJECTION, LOOKS, is_lost, next_rung, rungs
-from accel_search.trials_file import read_trials
+from accel_search.storage.trials_file import read_trials
 
 TABLES = Path(__file__).parent / "data" / "tables"
 

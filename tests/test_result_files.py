@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from accel_search.errors import ConfigurationError
-from accel_search.result_files import read_json, update_json, write_atomically
+from accel_search.storage.json_files import read_json, update_json, write_atomically
 
 
 def add_entries(path: str, writer: int, count: int) -> None:

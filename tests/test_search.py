@@ -13,7 +13,7 @@ from accel_search.core.trial import Goal
 from accel_search.errors import ContaminationError
 from accel_search.search import Budget
 from accel_search.space import JointSpace
-from accel_search.store import TrialStore
+from accel_search.storage.trials_db import TrialStore
 from accel_search.strategies import all_strategies
 from accel_search.watchdog import Watchdog
 from tests.support.fakes import FakeEvaluator, deepcache_truth
@@ -395,8 +395,8 @@ def test_fewer_steps_alone_that_win_a_joint_search_are_not_their_own_rival():
 
 
 def test_all_intervals_of_an_outcome_are_of_one_pool_and_a_report_finds_the_same(tmp_path):
-    from accel_search.report.reading import read_run
-    from accel_search.store import default_url
+    from accel_search.storage.run_reader import read_run
+    from accel_search.storage.trials_db import default_url
 
     outcome = run(FakeEvaluator(noise=0.02), url=default_url(tmp_path))
     assert outcome.winner in outcome.trials

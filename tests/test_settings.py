@@ -7,7 +7,7 @@ import pytest
 from accel_search.cli.options import parse_seconds
 from accel_search.errors import ConfigurationError
 from accel_search.settings import Settings, from_command_line, search_parser
-from accel_search.space import search_key
+from accel_search.storage.keys import search_key
 from accel_search.sweep.settings import from_command_line as sweep_settings
 from accel_search.sweep.settings import sweep_parser
 from accel_search.traversal_search import main

@@ -11,7 +11,7 @@ from accel_search.core.trial import Measurement, Trial
 from accel_search.errors import NothingMeasured
 from accel_search.space import JointSpace
 from accel_search.speed_bound import MAX_RUNS, SpeedBoundSearch
-from accel_search.store import TrialStore
+from accel_search.storage.trials_db import TrialStore
 from accel_search.watchdog import Watchdog
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 from tests.support.timer import Timer, true_time

@@ -8,8 +8,14 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Trial
 from accel_search.errors import ConfigurationError
 from accel_search.space import JointSpace
-from accel_search.storage import sqlite_file
-from accel_search.store import DATABASE, TrialStore, default_url, study_name, study_names
+from accel_search.storage.optuna_storage import sqlite_file
+from accel_search.storage.trials_db import (
+    DATABASE,
+    TrialStore,
+    default_url,
+    study_name,
+    study_names,
+)
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 
 SPACE = JointSpace(("deepcache",), WORKLOAD)

@@ -13,11 +13,12 @@ from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError
 from accel_search.report.verified import verified_json, verified_text
-from accel_search.results import save_winner
 from accel_search.settings import UPPER_BOUND
-from accel_search.space import JointSpace, search_key
+from accel_search.space import JointSpace
+from accel_search.storage.keys import search_key
+from accel_search.storage.search_results import save_winner
+from accel_search.storage.trials_file import read_trials
 from accel_search.traversal_search import main
-from accel_search.trials_file import read_trials
 from accel_search.verification import (
     Stored,
     bare,

@@ -11,7 +11,7 @@ from typing import Any
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.schedulers import SCHEDULERS, scheduler_class
 from accel_search.errors import ConfigurationError
-from accel_search.lookup import Wanted, find_settings
+from accel_search.storage.lookup import Wanted, find_settings
 
 
 class Acceleration:

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from accel_search import bounds, results
 from accel_search.core.outcome import Outcome
 from accel_search.errors import NothingMeasured
 from accel_search.no_gain import of_bound, of_search
 from accel_search.report.progress import Progress
 from accel_search.search import Evaluator
 from accel_search.settings import UPPER_BOUND, Settings
-from accel_search.space import JointSpace, search_key
+from accel_search.space import JointSpace
 from accel_search.speed_bound import SpeedBoundSearch
-from accel_search.store import TrialStore
+from accel_search.storage import search_results, speedup_bounds
+from accel_search.storage.keys import search_key
+from accel_search.storage.trials_db import TrialStore
 from accel_search.study import keep, open_store, run_search
 from accel_search.tracking import Observers, tracked
 from accel_search.watchdog import Watchdog
@@ -93,10 +94,10 @@ def explore(
         winner = None
         if outcome is not None and outcome.winner is not None:
             no_gain = of_search(outcome, space, evaluator.provenance)
-            winner = results.entry_of(
+            winner = search_results.entry_of(
                 outcome, settings, space.summary(), evaluator.provenance, store.name, no_gain
             )
-        entry = bounds.entry_of(
+        entry = speedup_bounds.entry_of(
             settings,
             space.summary(),
             evaluator.provenance,
@@ -110,7 +111,7 @@ def explore(
         tracking.end(dict(entry) | dict(winner or {}), outcome, ())
     return Exploration(
         key=search_key(evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets),
-        label=bounds.label_of(settings.pipe, settings.latency_only),
+        label=speedup_bounds.label_of(settings.pipe, settings.latency_only),
         entry=entry,
         is_gain=bound.is_gain,
         winner=winner,

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: SweepSettings) -> int:
     """Carry out one sweep and return the exit code."""
     from accel_search.report.sweep import SweepProgress, legend, table
-    from accel_search.result_files import ensure_writable
+    from accel_search.storage.json_files import ensure_writable
     from accel_search.sweep.driver import Sweep
     from accel_search.sweep.estimate import Estimate
     from accel_search.sweep.lock import only_one

@@ -13,7 +13,7 @@ from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
 from accel_search.search import Split
 from accel_search.space import JointSpace, Key
-from accel_search.trials_file import TrialsFile, read_trials
+from accel_search.storage.trials_file import TrialsFile, read_trials
 
 _NOTHING = Measurement((), (), (), 1)
 

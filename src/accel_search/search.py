@@ -14,7 +14,7 @@ from accel_search.core.timing_noise import TimingNoise, timing_noises
 from accel_search.core.trial import Failure, Goal, Measurement, Trial
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.store import TrialStore
+from accel_search.storage.trials_db import TrialStore
 from accel_search.strategies.base import History, Proposal, Strategy
 from accel_search.watchdog import Record, Watchdog
 

@@ -9,13 +9,11 @@ never all built.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -392,51 +390,3 @@ def _coarse_ranks(count: int) -> list[int]:
         spans = following
         rank += 1
     return ranks
-
-
-def search_key(
-    workload: Workload, goal: str | float, req_score_loss: float, targets: Sequence[str]
-) -> str:
-    """Return the key of a result in `search_params.json`: the text of a Python tuple.
-
-    Args:
-        workload: Gives the class names of pipeline and scheduler, and the steps.
-        goal: `upbound_speedup`, or the speedup that was reached.
-        req_score_loss: The bound on the loss of score, a fraction.
-        targets: Names of the accelerators searched.
-    """
-    return str(
-        (
-            workload.pipeline_class,
-            workload.scheduler_class,
-            str(workload.steps),
-            goal,
-            req_score_loss,
-            sorted(targets),
-        )
-    )
-
-
-def parse_key(text: str) -> tuple[Any, ...] | None:
-    """Return such a key as a tuple, None where it is not one; literals only, nothing is run."""
-    try:
-        key = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return key if isinstance(key, tuple) and _is_key(key) else None
-
-
-def _is_key(key: tuple[Any, ...]) -> bool:
-    """Tell whether the parts are those of `search_key`; a file may hold anything."""
-    if len(key) != 6:
-        return False
-    pipeline, scheduler, steps, goal, loss, targets = key
-    return (
-        all(isinstance(each, str) for each in (pipeline, scheduler, steps))
-        and steps.isdecimal()
-        and len(steps) < 10
-        and type(goal) in (str, int, float)
-        and type(loss) in (int, float)
-        and isinstance(targets, list)
-        and all(isinstance(each, str) for each in targets)
-    )

@@ -19,7 +19,7 @@ from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
 from accel_search.search import Evaluator
 from accel_search.space import ALL_BARE, JointSpace
 from accel_search.step_plans import plans_in
-from accel_search.store import TrialStore
+from accel_search.storage.trials_db import TrialStore
 from accel_search.watchdog import Watchdog
 
 Array = NDArray[np.float64]

@@ -13,8 +13,7 @@ from accel_search.report.progress import Progress
 from accel_search.search import Budget, Evaluator, Search
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
-from accel_search.store import TrialStore, default_url, study_name
-from accel_search.story import (
+from accel_search.storage.run_folder import (
     begun_story,
     pictures_path,
     reopen_story,
@@ -22,6 +21,7 @@ from accel_search.story import (
     to_picture,
     write_story,
 )
+from accel_search.storage.trials_db import TrialStore, default_url, study_name
 from accel_search.strategies.base import Task
 from accel_search.tracking import Observers, Tracking
 from accel_search.watchdog import Watchdog

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from accel_search.core.workload import Workload
     from accel_search.search import Evaluator
     from accel_search.space import JointSpace
-    from accel_search.store import TrialStore
+    from accel_search.storage.trials_db import TrialStore
     from accel_search.watchdog import Watchdog
 
 DESCRIPTION = (
@@ -64,10 +64,10 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         settings: What is asked for.
         is_program: Whether the process is ours, to be begun anew where a candidate hangs in it.
     """
-    from accel_search import results
     from accel_search.no_gain import of_search
     from accel_search.report.colour import takes_colour
     from accel_search.report.summary import snippet, summary
+    from accel_search.storage import search_results
     from accel_search.study import keep, open_store, run_search
     from accel_search.tracking import tracked
     from accel_search.watchdog import Watchdog
@@ -106,11 +106,11 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
             _write_trials(settings.trials_out, space, evaluator, outcome, store)
         entry, no_gain = None, of_search(outcome, space, provenance)
         if outcome.winner is not None:
-            entry = results.entry_of(
+            entry = search_results.entry_of(
                 outcome, settings, space.summary(), provenance, store.name, no_gain
             )
             if settings.replay is None:
-                keys = results.save(output, evaluator.workload, settings, entry)
+                keys = search_results.save(output, evaluator.workload, settings, entry)
                 logger.debug("written to %s under %s", output, " and ".join(keys))
         # The result is safe before pictures are made, which may fail in ways of their own.
         story = keep(settings, logger, evaluator, space, store, outcome, no_gain)
@@ -134,7 +134,7 @@ def _stored_here(
     settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
 ) -> dict[str, Any] | None:
     """Return the result that an earlier search stored; None if none did, or only elsewhere."""
-    from accel_search.results import stored_answer
+    from accel_search.storage.search_results import stored_answer
 
     entry, differences = stored_answer(
         Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
@@ -151,7 +151,7 @@ def _stored_here(
 
 def _ensure_writable(settings: Settings) -> None:
     """Find out before anything is measured whether its result can be written."""
-    from accel_search.result_files import ensure_writable
+    from accel_search.storage.json_files import ensure_writable
 
     page = None if settings.report == "auto" else settings.report
     output = None if settings.replay is not None else settings.output
@@ -217,11 +217,11 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
 
 def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Find the fastest candidate, quality aside, and return the exit code."""
-    from accel_search.bounds import save
     from accel_search.exploration import explore
     from accel_search.report.summary import bound_summary, nothing_timed
-    from accel_search.result_files import ensure_writable
     from accel_search.runtime.workbench import open_evaluator
+    from accel_search.storage.json_files import ensure_writable
+    from accel_search.storage.speedup_bounds import save
 
     ensure_writable(Path(settings.bounds))
     try:
@@ -280,7 +280,7 @@ def _has_bar(settings: Settings) -> bool:
 def _write_trials(
     path: str, space: JointSpace, evaluator: Evaluator, outcome: Outcome, store: TrialStore
 ) -> None:
-    from accel_search.trials_file import write_trials
+    from accel_search.storage.trials_file import write_trials
 
     write_trials(
         Path(path),
@@ -298,8 +298,8 @@ def _write_report(
     """Write the page and the script that were asked for, and return what was written."""
     if settings.report is None and settings.export is None:
         return ()
-    from accel_search.report.reading import of_outcome
     from accel_search.report.writing import write_of
+    from accel_search.storage.run_reader import of_outcome
 
     run_dir = None if settings.replay is not None else settings.run_dir
     return write_of(of_outcome(outcome, story, store.remembered(), run_dir), settings)
@@ -324,8 +324,8 @@ def _answer_from(
             "left as it is" if is_there else "not written",
         )
     if settings.report is not None or settings.export is not None:
-        from accel_search.report.reading import read_run
         from accel_search.report.writing import write_of
+        from accel_search.storage.run_reader import read_run
 
         study = (entry.get("evidence") or {}).get("study")
         try:

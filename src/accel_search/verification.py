@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_search import bounds
 from accel_search.core.assessment import assess
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed
@@ -33,9 +32,10 @@ from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal, Measurement
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.results import answering, model_of
 from accel_search.search import Evaluator
 from accel_search.settings import Settings
+from accel_search.storage import speedup_bounds
+from accel_search.storage.search_results import answering, model_of
 
 
 @dataclass(frozen=True)
@@ -294,8 +294,10 @@ def _entries(
         return answering(content, settings, workload)
     scheduler = settings.scheduler_class if workload is None else workload.scheduler_class
     steps = settings.steps if workload is None else workload.steps
-    found = bounds.entries(content, scheduler, steps, settings.req_score_loss, settings.targets)
-    entry = found.get(bounds.label_of(settings.pipe, True))
+    found = speedup_bounds.entries(
+        content, scheduler, steps, settings.req_score_loss, settings.targets
+    )
+    entry = found.get(speedup_bounds.label_of(settings.pipe, True))
     return [] if entry is None else [entry]
 
 

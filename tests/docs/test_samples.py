@@ -16,10 +16,10 @@ from accel_search.errors import ConfigurationError
 from accel_search.report.writing import ReportSettings
 from accel_search.settings import Settings, search_parser
 from accel_search.settings import from_command_line as search_settings
+from accel_search.storage.trials_file import read_trials
 from accel_search.sweep.settings import from_command_line as sweep_settings
 from accel_search.sweep.settings import options as sweep_options
 from accel_search.sweep.settings import sweep_parser
-from accel_search.trials_file import read_trials
 from accel_search.write_report import report_parser
 from tests.support.docs_pages import (
     NAMES,

@@ -16,23 +16,23 @@ from pathlib import Path
 
 import pytest
 
-from accel_search import bounds
 from accel_search.core.assessment import assess
 from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
-from accel_search.lookup import Wanted, find_settings
-from accel_search.report.reading import read_run
 from accel_search.report.summary import stored_summary
 from accel_search.report.sweep import said, table
 from accel_search.report.writing import ReportSettings, write_report
-from accel_search.result_files import read_json, update_json
-from accel_search.results import save_winner, stored_answer
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
-from accel_search.store import TrialStore, default_url
+from accel_search.storage import speedup_bounds
+from accel_search.storage.json_files import read_json, update_json
+from accel_search.storage.lookup import Wanted, find_settings
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.search_results import save_winner, stored_answer
+from accel_search.storage.trials_db import TrialStore, default_url
+from accel_search.storage.trials_file import read_trials
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
-from accel_search.trials_file import read_trials
 from tests.support.evidence import journal, lasting, nothing_lost, stored
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.processes import ROOT, SECONDS, Run, beside, wait_for
@@ -539,8 +539,8 @@ def use_bounds(path: Path) -> None:
         assert "\n" not in str(error)
     key = next(iter(json.loads((ROOT / "speedup_bounds.json").read_text())))
     entry = json.loads((ROOT / "speedup_bounds.json").read_text())[key]["by_model"].popitem()[1]
-    bounds.save_failure(path, "SD1.5_DDIM_20_tome", {"error": "timeout", "message": "late"})
-    bounds.save(path, key, "SD1.5", entry, "SD1.5_DDIM_20_tome")
+    speedup_bounds.save_failure(path, "SD1.5_DDIM_20_tome", {"error": "timeout", "message": "late"})
+    speedup_bounds.save(path, key, "SD1.5", entry, "SD1.5_DDIM_20_tome")
     assert json.loads(path.read_text())[key]["by_model"]["SD1.5"] == entry
 
 
@@ -553,7 +553,7 @@ def mistyped(tmp_path: Path, name: str, *how) -> int:
         failed = {"error": "timeout", "message": "late", "latency_only": True}
         document = {
             key: {"by_model": document[key]["by_model"]},
-            bounds.FAILED: {"SD1.5_DDIM_20_tome": failed},
+            speedup_bounds.FAILED: {"SD1.5_DDIM_20_tome": failed},
         }
     count = 0
     path = tmp_path / name

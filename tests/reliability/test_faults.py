@@ -25,7 +25,7 @@ from accel_search.runtime.memory import GrowthWatch
 from accel_search.runtime.scoring import load_scorer
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
-from accel_search.store import TrialStore
+from accel_search.storage.trials_db import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import Task
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from accel_search.report.sweep import SweepProgress, legend, plan, said, table
+from accel_search.storage.keys import Configuration
 from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.status import Status
-from accel_search.sweep.table import Configuration
 
 LOG = logging.getLogger("tests.sweep")
 ONE, TWO, THREE = (

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import bench_latency  # noqa: E402
 import bench_strategies  # noqa: E402
 import record_tables  # noqa: E402
-from accel_search.trials_file import read_trials  # noqa: E402
+from accel_search.storage.trials_file import read_trials  # noqa: E402
 
 
 def run(monkeypatch, script, *arguments):

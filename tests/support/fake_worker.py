@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from accel_search.settings import Settings
-from accel_search.space import search_key
+from accel_search.storage.keys import search_key
 from accel_search.sweep.answers import Answer, failure
 from accel_search.sweep.worker import _jobs, settings_of
 from tests.support.fakes import PROVENANCE, with_steps
@@ -24,7 +24,7 @@ PLAN = json.loads(os.environ.get("FAKE_PLAN", "{}"))
 
 
 def entry(settings: Settings, speedup: float = 2.0):
-    from accel_search import bounds
+    from accel_search.storage import speedup_bounds
 
     return {
         "max_speedup": round(speedup * 1.1, 2),
@@ -33,7 +33,7 @@ def entry(settings: Settings, speedup: float = 2.0):
         "best_feasible": None,
         "model": settings.pipe,
         "latency_only": settings.latency_only,
-        "asked": bounds.asked(settings),
+        "asked": speedup_bounds.asked(settings),
         "evidence": {"seconds": 1.0, "pid": os.getpid(), "gpu": os.environ.get("GPU_SEEN")},
         "provenance": PROVENANCE.as_dict(),
     }
@@ -85,7 +85,7 @@ def answer(job):
 
 
 def main():
-    from accel_search.result_files import write_atomically
+    from accel_search.storage.json_files import write_atomically
 
     for job in _jobs():
         found = answer(job)

@@ -12,7 +12,7 @@ import tqdm
 import accel_search.explore_upper_bounds
 import accel_search.report.summary
 import accel_search.report.sweep
-import accel_search.results
+import accel_search.storage.search_results
 import accel_search.study
 import accel_search.sweep.driver
 import accel_search.sweep.estimate

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from accel_search.errors import TrialFailure
 from accel_search.replay import ReplayEvaluator, replay_space
-from accel_search.trials_file import read_trials
+from accel_search.storage.trials_file import read_trials
 from tests.support.fakes import PROVENANCE
 
 TABLES = Path(__file__).resolve().parents[1] / "data" / "tables"

@@ -7,7 +7,7 @@ from accel_search.core.trial import Goal
 from accel_search.report.progress import Progress
 from accel_search.search import Budget, Search
 from accel_search.space import JointSpace
-from accel_search.store import TrialStore
+from accel_search.storage.trials_db import TrialStore
 from accel_search.strategies import get
 from accel_search.strategies.base import Task
 

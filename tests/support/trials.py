@@ -1,6 +1,6 @@
 """A file of recorded trials in its plainest form."""
 
-from accel_search.trials_file import FORMAT
+from accel_search.storage.trials_file import FORMAT
 
 
 def recorded(**changes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accel_search.core.schedulers import SCHEDULERS
-from accel_search.sweep.table import Configuration
+from accel_search.storage.keys import Configuration
 
 
 @pytest.mark.parametrize("sched", SCHEDULERS)

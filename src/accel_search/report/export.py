@@ -10,7 +10,6 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.schedulers import scheduler_name
 from accel_search.errors import ConfigurationError
 from accel_search.report.html import render_text
-from accel_search.report.run import DAMAGED, Run, damaged
 from accel_search.report.wording import (
     choosing,
     factor,
@@ -19,7 +18,8 @@ from accel_search.report.wording import (
     python_lines,
     scheduler_option,
 )
-from accel_search.result_files import write_atomically
+from accel_search.storage.json_files import write_atomically
+from accel_search.storage.run import DAMAGED, Run, damaged
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
 DEMO_PROMPT = "a small red ring to the left of a large blue star on white"

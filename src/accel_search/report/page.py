@@ -15,9 +15,9 @@ from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement
 from accel_search.report.export import direct_lines, file_lines
 from accel_search.report.html import render
-from accel_search.report.run import DAMAGED, Column, Row, Run, damaged
 from accel_search.report.summary import short
 from accel_search.report.wording import UNSTEADY, duration, factor, percent
+from accel_search.storage.run import DAMAGED, Column, Row, Run, damaged
 
 LARGEST_PNG = 300_000
 """Bytes of a picture that is put into the page as it is; a larger one is compressed anew."""

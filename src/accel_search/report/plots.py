@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from accel_search.core.intervals import Estimate
 from accel_search.report.page import PARTS, title_of
-from accel_search.report.run import Run
 from accel_search.report.summary import short
-from accel_search.result_files import write_atomically
+from accel_search.storage.json_files import write_atomically
+from accel_search.storage.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

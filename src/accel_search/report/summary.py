@@ -17,7 +17,6 @@ from accel_search.core.secrets import without_secrets
 from accel_search.core.trial import said_of
 from accel_search.core.workload import Workload
 from accel_search.errors import NothingMeasured
-from accel_search.lookup import Wanted, arguments_for
 from accel_search.report.colour import painted
 from accel_search.report.wording import (
     UNSTEADY,
@@ -29,9 +28,10 @@ from accel_search.report.wording import (
     python_lines,
     scheduler_option,
 )
-from accel_search.result_files import is_interval
 from accel_search.settings import Settings
 from accel_search.space import JointSpace
+from accel_search.storage.json_files import is_interval
+from accel_search.storage.lookup import Wanted, arguments_for
 
 SHOWN = 5
 """Trials in the table of the best few."""
@@ -372,7 +372,7 @@ def snippet(entry: Mapping[str, Any], settings: Settings, workload: Workload) ->
     does, or a replay wrote none, its settings stand in the lines.
 
     Args:
-        entry: As `results.entry_of` makes it.
+        entry: As `search_results.entry_of` makes it.
         settings: What was asked.
         workload: What was measured.
     """

@@ -9,9 +9,9 @@ from typing import Any
 
 from accel_search.report.bar import WithBar
 from accel_search.report.wording import duration
+from accel_search.storage.keys import Configuration
 from accel_search.sweep.answers import Answer
 from accel_search.sweep.status import Status
-from accel_search.sweep.table import Configuration
 
 LEVELS = {"WARNING: ": logging.WARNING, "ERROR: ": logging.ERROR}
 """How a process marks its lines -> their level in the sweep's log."""

@@ -9,15 +9,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from accel_search.bounds import FAILED
 from accel_search.core.candidate import Candidate
 from accel_search.core.schedulers import SCHEDULERS
 from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.report.html import render
 from accel_search.report.summary import short
-from accel_search.result_files import parse_json
-from accel_search.space import parse_key
-from accel_search.sweep.table import Configuration
+from accel_search.storage.json_files import parse_json
+from accel_search.storage.keys import Configuration, parse_key
+from accel_search.storage.speedup_bounds import FAILED
 
 _SHORT = {class_name: name for name, class_name in SCHEDULERS.items()}
 

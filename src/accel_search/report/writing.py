@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_search.bounds import FAILED
 from accel_search.cli.options import declare
 from accel_search.errors import AccelSearchError, ConfigurationError
 from accel_search.report.export import write_script
 from accel_search.report.page import search_page
 from accel_search.report.plots import write_plots
-from accel_search.report.reading import read_run
-from accel_search.report.run import DEFAULT_BOUND, Run
 from accel_search.report.sweep_page import read_bounds, sweep_page
-from accel_search.result_files import write_atomically
 from accel_search.settings import Settings
-from accel_search.space import parse_key
+from accel_search.storage.json_files import write_atomically
+from accel_search.storage.keys import Configuration, parse_key
+from accel_search.storage.run import DEFAULT_BOUND, Run
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.speedup_bounds import FAILED
 from accel_search.sweep.settings import SweepSettings
-from accel_search.sweep.table import Configuration
 
 PAGE = "report.html"
 AUTO = "auto"

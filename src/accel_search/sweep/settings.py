@@ -13,7 +13,7 @@ from accel_search.cli.options import build_parser, declare, given_options, parse
 from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
 from accel_search.errors import ConfigurationError
 from accel_search.settings import GROUPS, PIPELINES, Settings, target_names
-from accel_search.sweep.table import Configuration
+from accel_search.storage.keys import Configuration
 
 FAILURES = (
     "cuda_oom",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from accel_search.core.candidate import Candidate, Value
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.storage import open_storage, reason, sqlite_file, sqlite_url
+from accel_search.storage.optuna_storage import open_storage, reason, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
     import optuna
@@ -235,7 +235,7 @@ def study_names(url: str) -> list[str]:
     unless there are no others.
 
     Args:
-        url: Optuna storage URL; `storage.sqlite_url` makes one of a file.
+        url: Optuna storage URL; `optuna_storage.sqlite_url` makes one of a file.
 
     Raises:
         Exception: Whatever the driver raises of what is no such storage.

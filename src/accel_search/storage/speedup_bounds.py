@@ -16,10 +16,10 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Outcome, SpeedBound
 from accel_search.core.secrets import without_secrets
 from accel_search.core.workload import Provenance, SpaceSummary
-from accel_search.result_files import are_numbers, as_object, is_interval, update_json
-from accel_search.results import rounded
 from accel_search.settings import UPPER_BOUND, Settings
-from accel_search.space import parse_key
+from accel_search.storage.json_files import are_numbers, as_object, is_interval, update_json
+from accel_search.storage.keys import parse_key
+from accel_search.storage.search_results import rounded
 
 FAILED = "failed_configs"
 """Key of the object of failures."""

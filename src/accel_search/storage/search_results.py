@@ -11,7 +11,8 @@ from accel_search.core.candidate import Value
 from accel_search.core.intervals import Estimate, Verdict, prompts_needed
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
-from accel_search.result_files import (
+from accel_search.settings import UPPER_BOUND, Settings
+from accel_search.storage.json_files import (
     are_numbers,
     as_object,
     is_interval,
@@ -19,8 +20,7 @@ from accel_search.result_files import (
     read_json,
     update_json,
 )
-from accel_search.settings import UPPER_BOUND, Settings
-from accel_search.space import parse_key, search_key
+from accel_search.storage.keys import parse_key, search_key
 
 Values = Mapping[str, Mapping[str, Sequence[Value]]]
 """Accelerator -> parameter -> values searched, as plain JSON types."""

@@ -20,9 +20,9 @@ from accel_search.core.intervals import Verdict
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.errors import ConfigurationError
-from accel_search.result_files import write_atomically
-from accel_search.results import figures
 from accel_search.settings import Settings
+from accel_search.storage.json_files import write_atomically
+from accel_search.storage.search_results import figures
 
 FORMAT = "accel-search-story/1"
 FOLDER = "stories"

@@ -13,11 +13,11 @@ from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
 from accel_search.core.trial import Measurement
 from accel_search.errors import ConfigurationError, LoadError, first_line
-from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Column, Pictures, Run, build, damaged
-from accel_search.result_files import as_object, part_of
-from accel_search.store import DATABASE, default_url, read_study, study_names
-from accel_search.story import FORMAT, is_open, pictures_path, story_path
-from accel_search.trials_file import read_trials
+from accel_search.storage.json_files import as_object, part_of
+from accel_search.storage.run import DAMAGED, DEFAULT_BOUND, Column, Pictures, Run, build, damaged
+from accel_search.storage.run_folder import FORMAT, is_open, pictures_path, story_path
+from accel_search.storage.trials_db import DATABASE, default_url, read_study, study_names
+from accel_search.storage.trials_file import read_trials
 
 
 def of_outcome(
@@ -30,7 +30,7 @@ def of_outcome(
 
     Args:
         outcome: What it found.
-        story: From `story.story_of`.
+        story: From `run_folder.story_of`.
         beside: What its store remembers beside the trials.
         run_dir: Where its pictures are; None where it left nothing.
     """
@@ -172,7 +172,7 @@ def _read_story(folder: Path, study: str) -> dict[str, Any]:
 
 def _from_result_file(folder: Path, study: str) -> dict[str, Any]:
     """Return what a search of an earlier version left of its story: its entry."""
-    from accel_search.space import parse_key
+    from accel_search.storage.keys import parse_key
 
     for path in (folder / "search_params.json", folder.parent / "search_params.json"):
         try:

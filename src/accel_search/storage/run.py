@@ -81,7 +81,7 @@ class Run:
     origin: str
     """Where it was read from."""
     story: Mapping[str, Any]
-    """As `story.story_of` returned it; parts may be missing where the run did not store them."""
+    """As `run_folder.story_of` returned it; parts that the run did not store may be missing."""
     goal: Goal
     baseline: Measurement
     rows: tuple[Row, ...]

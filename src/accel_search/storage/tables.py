@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search.bounds import FAILED
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.report.reading import read_run
-from accel_search.report.run import DAMAGED, DEFAULT_BOUND, Row, Run, damaged
-from accel_search.space import parse_key
-from accel_search.sweep.table import Configuration
+from accel_search.storage.keys import Configuration, parse_key
+from accel_search.storage.run import DAMAGED, DEFAULT_BOUND, Row, Run, damaged
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.speedup_bounds import FAILED
 
 if TYPE_CHECKING:
     import pandas as pd

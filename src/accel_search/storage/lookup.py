@@ -14,9 +14,9 @@ from typing import Any
 from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import scheduler_name
 from accel_search.errors import ConfigurationError
-from accel_search.result_files import part_of, read_json
-from accel_search.results import by_model, device_of, model_of
-from accel_search.space import parse_key
+from accel_search.storage.json_files import part_of, read_json
+from accel_search.storage.keys import parse_key
+from accel_search.storage.search_results import by_model, device_of, model_of
 
 DEMO = "demo"
 """The embedded pipeline, as `--pipe` names it."""
@@ -148,7 +148,7 @@ def arguments_for(
     Args:
         path: The result file.
         wanted: What the entry is of: all but the model, which the pipeline itself tells.
-        entry: As `results.entry_of` makes it, and as it was written.
+        entry: As `search_results.entry_of` makes it, and as it was written.
 
     Returns:
         The fewest of `req_score_loss` and `targets`; None where others are faster by any of them.

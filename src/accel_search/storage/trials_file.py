@@ -21,7 +21,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.result_files import are_numbers, parse_json, write_atomically
+from accel_search.storage.json_files import are_numbers, parse_json, write_atomically
 
 FORMAT = "accel-search-trials/1"
 
