@@ -21,8 +21,8 @@ from accel_search.core.candidate import Candidate
 from accel_search.runtime.evaluator import PipelineEvaluator
 from accel_search.runtime.memory import SETTLING_TRIALS, GrowthWatch, release
 from accel_search.runtime.workbench import open_evaluator
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 
 CANDIDATES = (
     Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}),

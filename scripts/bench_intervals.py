@@ -16,7 +16,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.timing_noise import TimingNoise, noise_floor, speedup
 from accel_search.core.trial import Goal, Measurement
-from accel_search.verification import Stored, judge_speedup
+from accel_search.search.verification import Stored, judge_speedup
 
 TRUTH = 2.0
 SPREAD = 0.02

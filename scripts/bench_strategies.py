@@ -36,15 +36,15 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.timing_noise import timing_spread
 from accel_search.core.trial import Goal, Measurement, Trial
-from accel_search.latency import LatencyModel, Run
-from accel_search.replay import ReplayEvaluator, replay_space
-from accel_search.search import Budget, Search
-from accel_search.space import JointSpace
-from accel_search.step_plans import plans_in
+from accel_search.search.loop import Budget, Search
+from accel_search.search.replay import ReplayEvaluator, replay_space
+from accel_search.search.space import JointSpace
+from accel_search.search.step_plans import plans_in
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import History, Proposal, Strategy, Task
+from accel_search.search.strategies.latency_model import LatencyModel, Run
 from accel_search.storage.trials_db import TrialStore
 from accel_search.storage.trials_file import TrialsFile, read_trials
-from accel_search.strategies import get
-from accel_search.strategies.base import History, Proposal, Strategy, Task
 
 READINGS = 3
 """Timed pairs of each point, as a search makes by default."""
@@ -192,7 +192,7 @@ def _readings(measured: Measurement | None) -> list[float]:
 
 def _elsewhere(path: Path, space: JointSpace) -> tuple[Any, list[float], float]:
     """Return the log times of a space by the runs of another file, errors of readings, baseline."""
-    from accel_search.step_plans import StepPlans, plans_of
+    from accel_search.search.step_plans import StepPlans, plans_of
 
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = content["calibration"] + content["measured"]

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement, Trial
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, parse_targets
-from accel_search.space import JointSpace
 from accel_search.storage.trials_file import read_trials, write_trials
 
 BESIDE = 8

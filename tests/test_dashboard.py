@@ -14,13 +14,13 @@ import optuna
 import pytest
 
 from accel_search.core.trial import Goal
-from accel_search.replay import open_replay
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search
+from accel_search.search.loop import Budget, Search
+from accel_search.search.replay import open_replay
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import Task
 from accel_search.settings import Settings
 from accel_search.storage.trials_db import TrialStore, default_url
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
 from accel_search.study import open_store
 from tests.support.fakes import FakeEvaluator
 
@@ -63,7 +63,7 @@ def test_optunas_tools_find_figures_names_and_what_is_infeasible(studied):
 
 def test_what_a_study_is_of_stands_in_it_and_is_no_measurement(tmp_path):
     evaluator = FakeEvaluator()
-    from accel_search.space import JointSpace
+    from accel_search.search.space import JointSpace
 
     space = JointSpace(("deepcache",), evaluator.workload)
     settings = Settings(run_dir=str(tmp_path))

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_search.latency import LatencyModel, Run
-from accel_search.space import JointSpace
-from accel_search.step_plans import plans_in
+from accel_search.search.space import JointSpace
+from accel_search.search.step_plans import plans_in
+from accel_search.search.strategies.latency_model import LatencyModel, Run
 from tests.support.fakes import WORKLOAD
 
 ROOT = Path(__file__).parents[1]

@@ -8,14 +8,15 @@ from functools import partial
 
 import pytest
 
-from accel_search import accelerators, no_gain
+from accel_search import accelerators
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.report.summary import stored_summary
-from accel_search.search import Budget
+from accel_search.search import explain
+from accel_search.search.loop import Budget
+from accel_search.search.space import JointSpace
+from accel_search.search.speed_bound import SpeedBoundSearch
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
-from accel_search.speed_bound import SpeedBoundSearch
 from accel_search.storage.search_results import entry_of
 from accel_search.storage.trials_db import TrialStore
 from tests.support.fakes import WORKLOAD, FakeEvaluator
@@ -29,7 +30,7 @@ TOME = JointSpace(("tome",), WORKLOAD)
 def of_speed(speedup, provenance=FLASH, targets=("tome",), **options):
     evaluator = FakeEvaluator(lambda candidate: (speedup, 0.0), noise=options.pop("noise", 0.002))
     outcome = run(evaluator, targets=targets, **options)
-    return no_gain.of_search(outcome, JointSpace(targets, WORKLOAD), provenance)
+    return explain.of_search(outcome, JointSpace(targets, WORKLOAD), provenance)
 
 
 def test_what_is_slower_does_not_pay_and_the_kernel_in_use_is_why():
@@ -55,7 +56,7 @@ def test_a_search_that_ended_early_has_not_seen_all():
 def test_nothing_is_said_where_something_is_gained_or_nothing_was_measured():
     assert of_speed(1.2) is None
     failed = FakeEvaluator(fails=frozenset(TOME.candidate_at(i) for i in range(len(TOME))))
-    assert no_gain.of_search(run(failed, targets=("tome",)), TOME, FLASH) is None
+    assert explain.of_search(run(failed, targets=("tome",)), TOME, FLASH) is None
 
 
 @pytest.mark.parametrize(
@@ -164,12 +165,12 @@ def bound_of(timer):
 
 def test_of_speed_alone_the_same_is_said_of_the_fastest():
     slow = bound_of(Timer(slower=5.0))
-    said = no_gain.of_bound(slow, ("tome",), FLASH)
+    said = explain.of_bound(slow, ("tome",), FLASH)
     assert said.startswith(f"tome does not pay here: none of the settings measured ({slow.timed})")
     noisy = replace(slow, speedup=Estimate(1.02, 1.01, 1.03), noise_floor=0.05)
-    assert no_gain.of_bound(noisy, ("tome",), FLASH).startswith("tome is not shown to pay here: ")
-    early = no_gain.of_bound(replace(slow, settled=False), ("tome",), FLASH)
+    assert explain.of_bound(noisy, ("tome",), FLASH).startswith("tome is not shown to pay here: ")
+    early = explain.of_bound(replace(slow, settled=False), ("tome",), FLASH)
     assert early.startswith("tome does not pay so far: ")
     gain = replace(slow, speedup=Estimate(1.5, 1.4, 1.6))
-    assert no_gain.of_bound(gain, ("tome",), FLASH) is None
-    assert no_gain.of_bound(slow, ("deepcache", "tome"), FLASH).startswith("deepcache + tome does")
+    assert explain.of_bound(gain, ("tome",), FLASH) is None
+    assert explain.of_bound(slow, ("deepcache", "tome"), FLASH).startswith("deepcache + tome does")

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 
 from accel_search.core.trial import Goal, Measurement
-from accel_search.quality import QualityModel, Scored, bounds_of, inputs, scored, to_scale
-from accel_search.replay import replay_space
-from accel_search.space import JointSpace
-from accel_search.step_plans import plans_in
+from accel_search.search.replay import replay_space
+from accel_search.search.space import JointSpace
+from accel_search.search.step_plans import plans_in
+from accel_search.search.strategies.quality_model import (
+    QualityModel,
+    Scored,
+    bounds_of,
+    inputs,
+    scored,
+    to_scale,
+)
 from accel_search.storage.trials_file import read_trials
 from tests.support.fakes import WORKLOAD
 

@@ -13,9 +13,9 @@ import pytest
 
 from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError
-from accel_search.replay import open_replay
+from accel_search.search.replay import open_replay
+from accel_search.search.strategies import all_strategies
 from accel_search.storage.trials_file import FORMAT, read_trials
-from accel_search.strategies import all_strategies
 from accel_search.traversal_search import main
 from tests.support.fakes import WORKLOAD
 from tests.support.trials import recorded

@@ -9,8 +9,8 @@ import pytest
 from accel_search.api import load_best
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.demo import demo_folder
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage.lookup import Wanted, find_settings
 from accel_search.storage.search_results import save_winner, stored_answer
 from tests.support.fakes import PROVENANCE, WORKLOAD

@@ -11,11 +11,11 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import speed_of
 from accel_search.core.trial import Goal
 from accel_search.errors import ContaminationError
-from accel_search.search import Budget
-from accel_search.space import JointSpace
+from accel_search.search.loop import Budget
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import all_strategies
+from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
-from accel_search.strategies import all_strategies
-from accel_search.watchdog import Watchdog
 from tests.support.fakes import FakeEvaluator, deepcache_truth
 from tests.support.searches import point, run
 

@@ -7,7 +7,7 @@ import pytest
 
 from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError
-from accel_search.space import JointSpace
+from accel_search.search.space import JointSpace
 from accel_search.storage.keys import search_key
 from tests.support.fakes import WORKLOAD, with_steps
 

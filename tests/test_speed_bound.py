@@ -9,10 +9,10 @@ import pytest
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement, Trial
 from accel_search.errors import NothingMeasured
-from accel_search.space import JointSpace
-from accel_search.speed_bound import MAX_RUNS, SpeedBoundSearch
+from accel_search.search.space import JointSpace
+from accel_search.search.speed_bound import MAX_RUNS, SpeedBoundSearch
+from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
-from accel_search.watchdog import Watchdog
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 from tests.support.timer import Timer, true_time
 

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from accel_search.space import JointSpace
-from accel_search.step_plans import plans_in, plans_of
+from accel_search.search.space import JointSpace
+from accel_search.search.step_plans import plans_in, plans_of
 from tests.support.fakes import WORKLOAD, with_steps
 
 NARROW = {

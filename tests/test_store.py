@@ -7,7 +7,7 @@ from accel_search.core.assessment import assess
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Trial
 from accel_search.errors import ConfigurationError
-from accel_search.space import JointSpace
+from accel_search.search.space import JointSpace
 from accel_search.storage.optuna_storage import sqlite_file
 from accel_search.storage.trials_db import (
     DATABASE,

@@ -13,13 +13,8 @@ from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError
 from accel_search.report.verified import verified_json, verified_text
-from accel_search.settings import UPPER_BOUND
-from accel_search.space import JointSpace
-from accel_search.storage.keys import search_key
-from accel_search.storage.search_results import save_winner
-from accel_search.storage.trials_file import read_trials
-from accel_search.traversal_search import main
-from accel_search.verification import (
+from accel_search.search.space import JointSpace
+from accel_search.search.verification import (
     Stored,
     bare,
     differences,
@@ -27,6 +22,11 @@ from accel_search.verification import (
     judge_speedup,
     verify,
 )
+from accel_search.settings import UPPER_BOUND
+from accel_search.storage.keys import search_key
+from accel_search.storage.search_results import save_winner
+from accel_search.storage.trials_file import read_trials
+from accel_search.traversal_search import main
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
 from tests.support.options import FAST, SMALL, SURE
 from tests.support.results import GRID, Halved, searched

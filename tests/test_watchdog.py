@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
-from accel_search import watchdog
 from accel_search.cli import restart
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement
-from accel_search.watchdog import Watchdog
+from accel_search.search import watchdog
+from accel_search.search.watchdog import Watchdog
 
 CANDIDATE = Candidate({"tome": {"ratio": 0.5}})
 BASELINE = Measurement((1.0,) * 8, (1.0,) * 4, (30.0,) * 32, batch_size=4, seconds=64.0)

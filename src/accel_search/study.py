@@ -6,13 +6,17 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from accel_search import strategies
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, Workload
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Evaluator, Search
+from accel_search.search import strategies
+from accel_search.search.evaluator import Evaluator
+from accel_search.search.events import Observers
+from accel_search.search.loop import Budget, Search
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies.base import Task
+from accel_search.search.watchdog import Watchdog
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage.run_folder import (
     begun_story,
     pictures_path,
@@ -22,9 +26,7 @@ from accel_search.storage.run_folder import (
     write_story,
 )
 from accel_search.storage.trials_db import TrialStore, default_url, study_name
-from accel_search.strategies.base import Task
-from accel_search.tracking import Observers, Tracking
-from accel_search.watchdog import Watchdog
+from accel_search.tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from accel_search.core.assessment import AssessedTrial, Assessment
-from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
-from accel_search.core.outcome import Ablation, Outcome, Rival
+from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
-from accel_search.core.trial import Measurement, Trial
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import first_line
-from accel_search.search import Observer
 from accel_search.settings import Settings
-from accel_search.speed_bound import Listener
 from accel_search.trackers import asked_for
 from accel_search.trackers.base import Ending, Subject, Tracker
 
@@ -101,60 +95,3 @@ def tracked(
     except BaseException as error:
         tracking.tell("abort", interrupted=isinstance(error, KeyboardInterrupt))
         raise
-
-
-class Everything(Observer, Listener, Protocol):
-    """Is told of a search, and of the timing of what it did not score."""
-
-
-class Observers:
-    """Tells an observer of a search what happens, and then all others.
-
-    Args:
-        first: Is told first.
-        tell: Passes an event on to the others, who may lack it: its name, then its arguments.
-    """
-
-    def __init__(self, first: Everything, tell: Callable[..., None]) -> None:
-        self._first = first
-        self._tell = tell
-
-    def on_baseline(self, baseline: Measurement) -> None:
-        """Tell that the baseline is measured, or was recalled."""
-        self._first.on_baseline(baseline)
-        self._tell("on_baseline", baseline)
-
-    def on_resume(self, history: Sequence[AssessedTrial]) -> None:
-        """Tell of the trials that an earlier run stored."""
-        self._first.on_resume(history)
-        self._tell("on_resume", history)
-
-    def on_start(self, candidate: Candidate) -> None:
-        """Tell that a candidate is about to be measured."""
-        self._first.on_start(candidate)
-        self._tell("on_start", candidate)
-
-    def on_trial(self, assessed: AssessedTrial) -> None:
-        """Tell that a trial is stored."""
-        self._first.on_trial(assessed)
-        self._tell("on_trial", assessed)
-
-    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
-        """Tell what a candidate's timing came to."""
-        self._first.on_timed(trial, found)
-        self._tell("on_timed", trial, found)
-
-    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
-        """Tell how a candidate did on held-out prompts."""
-        self._first.on_confirm(assessed, held_out, ok)
-        self._tell("on_confirm", assessed, held_out, ok)
-
-    def on_rival(self, rival: Rival) -> None:
-        """Tell what the bare pipeline does with fewer steps."""
-        self._first.on_rival(rival)
-        self._tell("on_rival", rival)
-
-    def on_ablation(self, ablation: Ablation) -> None:
-        """Tell what the winner does without one of its targets."""
-        self._first.on_ablation(ablation)
-        self._tell("on_ablation", ablation)

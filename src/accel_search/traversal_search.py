@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search import strategies, trackers
+from accel_search import trackers
 from accel_search.cli.program import run_program
 from accel_search.errors import (
     AccelSearchError,
@@ -18,15 +18,16 @@ from accel_search.errors import (
     ExitCode,
     NothingMeasured,
 )
+from accel_search.search import strategies
 from accel_search.settings import Settings, from_command_line, search_parser
 
 if TYPE_CHECKING:
     from accel_search.core.outcome import Outcome
     from accel_search.core.workload import Workload
-    from accel_search.search import Evaluator
-    from accel_search.space import JointSpace
+    from accel_search.search.evaluator import Evaluator
+    from accel_search.search.space import JointSpace
+    from accel_search.search.watchdog import Watchdog
     from accel_search.storage.trials_db import TrialStore
-    from accel_search.watchdog import Watchdog
 
 DESCRIPTION = (
     "Find the fastest settings of DeepCache, ToMe and T-GATE for a Stable Diffusion pipeline "
@@ -64,13 +65,13 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         settings: What is asked for.
         is_program: Whether the process is ours, to be begun anew where a candidate hangs in it.
     """
-    from accel_search.no_gain import of_search
     from accel_search.report.colour import takes_colour
     from accel_search.report.summary import snippet, summary
+    from accel_search.search.explain import of_search
+    from accel_search.search.watchdog import Watchdog
     from accel_search.storage import search_results
     from accel_search.study import keep, open_store, run_search
     from accel_search.tracking import tracked
-    from accel_search.watchdog import Watchdog
 
     strategies.check(settings.strategy, settings.sampler)
     trackers.check(settings)
@@ -183,7 +184,7 @@ def _watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
     It goes on from what a process that hung before this one has left to it.
     """
     from accel_search.cli import restart
-    from accel_search.watchdog import Watchdog, beginning_anew
+    from accel_search.search.watchdog import Watchdog, beginning_anew
 
     hangs, spent = restart.carried()
     return Watchdog(
@@ -203,10 +204,10 @@ def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
 
 def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
     """Return what measures, a pipeline or a file of recorded trials, and the space searched."""
-    from accel_search.space import JointSpace
+    from accel_search.search.space import JointSpace
 
     if settings.replay is not None:
-        from accel_search.replay import open_replay
+        from accel_search.search.replay import open_replay
 
         return open_replay(Path(settings.replay), settings.targets, settings.goal)
     from accel_search.runtime.workbench import open_evaluator
@@ -249,7 +250,7 @@ def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> i
     from accel_search.report.colour import takes_colour
     from accel_search.report.progress import Progress
     from accel_search.report.verified import verified_json, verified_text
-    from accel_search.verification import bare, check_stored, find_stored, verify
+    from accel_search.search.verification import bare, check_stored, find_stored, verify
 
     check_stored(settings)
     evaluator, _ = _open(settings, logger)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from accel_search import accelerators, strategies
+from accel_search import accelerators
+from accel_search.search import strategies
 from tests.support.docs_pages import blocks, project_in
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from accel_search import strategies
+from accel_search.search import strategies
 from accel_search.traversal_search import main
 from tests.support.docs_pages import ROOT
 

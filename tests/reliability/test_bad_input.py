@@ -27,8 +27,8 @@ from accel_search.report.page import search_page
 from accel_search.report.sweep import table
 from accel_search.report.sweep_page import read_bounds, sweep_page
 from accel_search.runtime.prompts import SUFFIXES, choose, load_prompts
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, from_command_line, search_parser
-from accel_search.space import JointSpace
 from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.keys import Configuration, parse_key, search_key
 from accel_search.storage.lookup import Wanted, find_settings

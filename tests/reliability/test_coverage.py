@@ -19,11 +19,11 @@ from accel_search.core.intervals import Verdict, score_loss
 from accel_search.core.timing_noise import speedup
 from accel_search.core.trial import Goal, Measurement
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search
-from accel_search.space import JointSpace
+from accel_search.search.loop import Budget, Search
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import Task
 from accel_search.storage.trials_db import TrialStore
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 
 BOUND = 0.02

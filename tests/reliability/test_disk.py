@@ -22,8 +22,8 @@ from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
 from accel_search.report.summary import stored_summary
 from accel_search.report.sweep import said, table
 from accel_search.report.writing import ReportSettings, write_report
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage import speedup_bounds
 from accel_search.storage.json_files import read_json, update_json
 from accel_search.storage.lookup import Wanted, find_settings

@@ -23,11 +23,11 @@ from accel_search.runtime import calls
 from accel_search.runtime.batches import plan_batches, plan_steps
 from accel_search.runtime.memory import GrowthWatch
 from accel_search.runtime.scoring import load_scorer
-from accel_search.search import Budget, Search
-from accel_search.space import JointSpace
+from accel_search.search.loop import Budget, Search
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import Task
 from accel_search.storage.trials_db import TrialStore
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
 
 # The tiny pipelines and the scorer of the runtime's own tests: fixtures, named again below.
 # ruff: noqa: F811

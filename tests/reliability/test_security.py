@@ -19,8 +19,8 @@ from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
 from accel_search.report.export import script
 from accel_search.report.page import search_page
 from accel_search.report.sweep_page import read_bounds, sweep_page
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.trials_db import TrialStore, default_url
 from tests.support.fakes import WORKLOAD

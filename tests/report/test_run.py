@@ -313,8 +313,8 @@ def test_the_exported_script_runs_as_it_is(exported):
 def fake_search(tmp_path, monkeypatch):
     """Return a function that runs `accel-search` on a fake evaluator, and the folder it fills."""
     from accel_search import traversal_search
+    from accel_search.search.space import JointSpace
     from accel_search.settings import Settings
-    from accel_search.space import JointSpace
     from tests.support.fakes import FakeEvaluator
 
     fake = FakeEvaluator()

@@ -12,9 +12,9 @@ from accel_search.errors import TrialFailure
 from accel_search.report.colour import takes_colour
 from accel_search.report.summary import summary
 from accel_search.report.wording import factor
-from accel_search.search import Budget
+from accel_search.search.loop import Budget
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 from tests.support.joint import ALWAYS, jointly
 from tests.support.searches import point, run

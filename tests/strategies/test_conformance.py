@@ -8,9 +8,9 @@ import pytest
 from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Goal, Trial
-from accel_search.space import JointSpace
-from accel_search.strategies import all_strategies, get
-from accel_search.strategies.base import Proposal, Task
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import all_strategies, get
+from accel_search.search.strategies.base import Proposal, Task
 from tests.support.fakes import WORKLOAD, FakeEvaluator
 from tests.support.strategies import CHUNK, PROMPTS, Run, truth
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from accel_search.core.trial import Goal
-from accel_search.replay import ReplayEvaluator, replay_space
-from accel_search.search import Budget, Search
-from accel_search.space import JointSpace
+from accel_search.search.loop import Budget, Search
+from accel_search.search.replay import ReplayEvaluator, replay_space
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import History, Task
 from accel_search.storage.trials_db import TrialStore
 from accel_search.storage.trials_file import read_trials
-from accel_search.strategies import get
-from accel_search.strategies.base import History, Task
 from tests.support.fakes import WORKLOAD
 from tests.support.strategies import Run
 

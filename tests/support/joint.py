@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from accel_search import no_gain
-from accel_search.space import JointSpace
+from accel_search.search import explain
+from accel_search.search.space import JointSpace
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.searches import run
 
@@ -45,4 +45,4 @@ def jointly(cost, monkeypatch, space=BOTH, url=None):
     monkeypatch.setattr("tests.support.searches.JointSpace", lambda *_: space)
     evaluator = FakeEvaluator(truth)
     outcome = run(evaluator, targets=space.targets, url=url)
-    return outcome, evaluator.calls, no_gain.of_search(outcome, space, FLASH)
+    return outcome, evaluator.calls, explain.of_search(outcome, space, FLASH)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Trial
-from accel_search.no_gain import of_search
+from accel_search.search.explain import of_search
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage.run_folder import pictures_path, story_of, to_picture, write_story
 from accel_search.storage.trials_db import TrialStore, default_url
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accel_search.errors import TrialFailure
-from accel_search.replay import ReplayEvaluator, replay_space
+from accel_search.search.replay import ReplayEvaluator, replay_space
 from accel_search.storage.trials_file import read_trials
 from tests.support.fakes import PROVENANCE
 
@@ -116,7 +116,7 @@ class RecordedEvaluator(ReplayEvaluator):
 
 def open_recorded(settings, logger):
     """Take the place of `traversal_search._open`."""
-    from accel_search.space import JointSpace
+    from accel_search.search.space import JointSpace
 
     evaluator = RecordedEvaluator(settings.targets, settings.scheduler_class)
     values = dict(settings.space) or evaluator.space_values

@@ -4,15 +4,15 @@ import logging
 from dataclasses import replace
 from functools import partial
 
-from accel_search.no_gain import of_search
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search
+from accel_search.search.explain import of_search
+from accel_search.search.loop import Budget, Search
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import Task
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage.search_results import entry_of, save
 from accel_search.storage.trials_db import TrialStore
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
 
 GRID = partial(Settings, strategy="grid")

@@ -5,11 +5,11 @@ import logging
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Goal
 from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search
-from accel_search.space import JointSpace
+from accel_search.search.loop import Budget, Search
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import Task
 from accel_search.storage.trials_db import TrialStore
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
 
 
 def point(interval, branch):

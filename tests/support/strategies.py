@@ -4,7 +4,7 @@ from accel_search.core.assessment import AssessedTrial, assess
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import rungs
 from accel_search.core.trial import Failure, Goal, Trial
-from accel_search.strategies.base import History, Task
+from accel_search.search.strategies.base import History, Task
 from tests.support.fakes import FakeEvaluator
 
 PROMPTS = 32

@@ -9,8 +9,8 @@ import pytest
 from accel_search.core.intervals import Verdict
 from accel_search.core.trial import Failure, Trial
 from accel_search.exploration import explore
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage.trials_db import TrialStore
 from accel_search.study import run_search
 from accel_search.tracking import tracked

@@ -28,8 +28,8 @@ from accel_search.report.wording import (
     python_lines,
     scheduler_option,
 )
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
 from accel_search.storage.json_files import is_interval
 from accel_search.storage.lookup import Wanted, arguments_for
 
@@ -58,7 +58,7 @@ def summary(
         settings: What was asked.
         space: What was searched.
         use: From `snippet`; empty where there is nothing to use.
-        no_gain: What `no_gain.of_search` says of it.
+        no_gain: What `explain.of_search` says of it.
         colour: Whether verdicts are coloured.
     """
     return "\n\n".join(

@@ -11,9 +11,9 @@ from accel_search.core.intervals import Estimate, Verdict, judge
 from accel_search.report.colour import painted
 from accel_search.report.summary import WIDTH, settings_lines
 from accel_search.report.wording import factor, percent
+from accel_search.search.verification import Verification
 from accel_search.settings import Settings
 from accel_search.storage.search_results import interval_of, rounded
-from accel_search.verification import Verification
 
 _HEADLINES = {
     Verdict.PASS: "holds here",

@@ -48,7 +48,7 @@ def story_of(
         workload: What was measured.
         provenance: Where and with what; None of recorded trials.
         study: Name of the trials' study.
-        no_gain: What is to be said of targets that gain nothing, from `no_gain.of_search`.
+        no_gain: What is to be said of targets that gain nothing, from `explain.of_search`.
     """
     winner = outcome.winner
     return begun_story(settings, space, workload, provenance, study) | {

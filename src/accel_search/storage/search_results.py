@@ -42,7 +42,7 @@ def entry_of(
         space: What was searched.
         provenance: Where and with what; None of recorded trials.
         study: Name of the trials' study.
-        no_gain: What is to be said of targets that gain nothing, from `no_gain.of_search`.
+        no_gain: What is to be said of targets that gain nothing, from `explain.of_search`.
     """
     winner = outcome.winner
     assert winner is not None and winner.assessment is not None and winner.trial.measurement

@@ -87,7 +87,7 @@ def entry_of(
         bound: The fastest candidate.
         outcome: What the search found; None where nothing was scored.
         winner: Its winner's entry in `search_params.json`; None without one.
-        no_gain: What is to be said of targets that gain nothing, from `no_gain.of_bound`.
+        no_gain: What is to be said of targets that gain nothing, from `explain.of_bound`.
     """
     trials = () if outcome is None else outcome.trials
     size = bound.measurement.batch_size

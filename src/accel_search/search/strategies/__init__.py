@@ -11,13 +11,13 @@ from accel_search.core.plugins import discover
 from accel_search.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from accel_search.strategies.base import Strategy
+    from accel_search.search.strategies.base import Strategy
 
 
 @cache
 def all_strategies() -> dict[str, type[Strategy]]:
     """Return every strategy by name."""
-    from accel_search.strategies.base import Strategy
+    from accel_search.search.strategies.base import Strategy
 
     return discover(sys.modules[__name__], Strategy, "accel_search.strategies")  # type: ignore[type-abstract]
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import TypeVar
 
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Ablation, Outcome, Rival, ablation_name, speed_of
 from accel_search.core.timing_noise import TimingNoise, timing_noises
 from accel_search.core.trial import Failure, Goal, Measurement, Trial
-from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.search.evaluator import Evaluator, Split
+from accel_search.search.events import Observer
+from accel_search.search.strategies.base import History, Proposal, Strategy
+from accel_search.search.watchdog import Record, Watchdog
 from accel_search.storage.trials_db import TrialStore
-from accel_search.strategies.base import History, Proposal, Strategy
-from accel_search.watchdog import Record, Watchdog
-
-Split = Literal["search", "held_out"]
-"""Part of the prompts: those the search scores on, or those only the winner sees."""
 
 MAX_CONFIRMATIONS = 5
 """Candidates tried on held-out prompts before the search gives up.
@@ -28,92 +26,6 @@ Each takes as long as a full trial; and of many that are tried there, one passes
 """
 STALE = 1.1
 """Growth of the number of trials after which the intervals of all are made anew."""
-
-
-class Evaluator(Protocol):
-    """Measures candidates: a real pipeline, or a file of recorded trials."""
-
-    @property
-    def workload(self) -> Workload:
-        """Return what is measured, at the batch size in hand."""
-
-    @property
-    def provenance(self) -> Provenance | None:
-        """Return where and with what it measures; None where that was not recorded."""
-
-    def baseline(self, split: Split = "search") -> Measurement:
-        """Measure the bare pipeline, timed against itself."""
-
-    @property
-    def chunk(self) -> int:
-        """Return how many prompts can be scored at a time."""
-
-    @property
-    def prompt_count(self) -> int:
-        """Return how many prompts a candidate is fully scored on."""
-
-    @property
-    def pairs(self) -> int:
-        """Return how many baseline calls a fully scored candidate is timed beside."""
-
-    def measure(
-        self,
-        candidate: Candidate,
-        split: Split = "search",
-        prompts: range | None = None,
-        pairs: int | None = None,
-    ) -> Measurement:
-        """Measure a candidate beside the baseline.
-
-        A batch that does not fit the device is halved for good, and `workload` with it; the
-        measurement then belongs to the baseline of its own batch size, in `baselines`.
-
-        Args:
-            candidate: Settings to apply.
-            split: Part of the prompts.
-            prompts: Which of the part's prompts, a range of positions; None is all.
-            pairs: Baseline calls to be timed beside the candidate's; None takes `self.pairs`.
-
-        Raises:
-            TrialFailure: This candidate cannot be measured; others can.
-        """
-
-    @property
-    def baselines(self) -> Mapping[Split, Measurement]:
-        """Return the latest baseline that was measured of each part."""
-
-    def check(self) -> None:
-        """Check that the pipeline is what it was before the first candidate, and works.
-
-        Raises:
-            ContaminationError: It is not.
-            BaselineError: It does not work.
-        """
-
-
-class Observer(Protocol):
-    """Is told what happens, as it happens."""
-
-    def on_baseline(self, baseline: Measurement) -> None:
-        """Tell that the baseline is measured, or was recalled."""
-
-    def on_resume(self, history: Sequence[AssessedTrial]) -> None:
-        """Tell of the trials that an earlier run stored."""
-
-    def on_start(self, candidate: Candidate) -> None:
-        """Tell that a candidate is about to be measured."""
-
-    def on_trial(self, assessed: AssessedTrial) -> None:
-        """Tell that a trial is stored: finished, or at an early look of its race."""
-
-    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
-        """Tell how a candidate did on held-out prompts; None where it failed there."""
-
-    def on_rival(self, rival: Rival) -> None:
-        """Tell what the bare pipeline does with fewer steps."""
-
-    def on_ablation(self, ablation: Ablation) -> None:
-        """Tell what the winner does without one of its targets."""
 
 
 @dataclass(frozen=True)

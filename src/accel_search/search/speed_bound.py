@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
 from accel_search.core.outcome import SpeedBound
 from accel_search.core.timing_noise import TimingNoise, speedup
 from accel_search.core.trial import Failure, Measurement, Trial, commonest, said_of
 from accel_search.errors import ConfigurationError, NothingMeasured, TrialFailure
-from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
-from accel_search.search import Evaluator
-from accel_search.space import ALL_BARE, JointSpace
-from accel_search.step_plans import plans_in
+from accel_search.search.evaluator import Evaluator
+from accel_search.search.events import Listener
+from accel_search.search.space import ALL_BARE, JointSpace
+from accel_search.search.step_plans import plans_in
+from accel_search.search.strategies.latency_model import (
+    LatencyModel,
+    expected_gain,
+    noise_of,
+    run_of,
+)
+from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
-from accel_search.watchdog import Watchdog
 
 Array = NDArray[np.float64]
 
@@ -34,19 +37,6 @@ NOISE_SHARE = 0.1
 """The same as a share of the noise of one timing, where that is more."""
 OPTIMISTIC = 2.0
 """Standard deviations up to what an unknown candidate may reach, while nothing is timed."""
-
-
-class Listener(Protocol):
-    """Is told what is timed, as it is."""
-
-    def on_baseline(self, baseline: Measurement) -> None:
-        """Tell that the baseline is measured, or was recalled."""
-
-    def on_start(self, candidate: Candidate) -> None:
-        """Tell that a candidate is about to be timed."""
-
-    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
-        """Tell what came of it; None where it failed."""
 
 
 class SpeedBoundSearch:

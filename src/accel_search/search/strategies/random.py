@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from accel_search.strategies.base import History, Proposal, Strategy
+from accel_search.search.strategies.base import History, Proposal, Strategy
 
 
 class Random(Strategy):

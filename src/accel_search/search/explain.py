@@ -11,7 +11,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.outcome import Outcome, SpeedBound
 from accel_search.core.workload import Provenance
-from accel_search.space import JointSpace
+from accel_search.search.space import JointSpace
 
 SAME = Estimate(1.0, 1.0, 1.0)
 """The baseline's speedup over itself."""

@@ -11,7 +11,7 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import next_rung
 from accel_search.core.trial import Goal, Measurement
-from accel_search.space import ALL_BARE, JointSpace
+from accel_search.search.space import ALL_BARE, JointSpace
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.search import Split
-from accel_search.space import JointSpace, Key
+from accel_search.search.evaluator import Split
+from accel_search.search.space import JointSpace, Key
 from accel_search.storage.trials_file import TrialsFile, read_trials
 
 _NOTHING = Measurement((), (), (), 1)

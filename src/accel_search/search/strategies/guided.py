@@ -14,10 +14,21 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import rungs
 from accel_search.core.intervals import CONFIDENCE
-from accel_search.latency import LatencyModel, expected_gain, noise_of, run_of
-from accel_search.quality import QualityModel, Used, bounds_of, inputs, scored
-from accel_search.step_plans import StepPlans, plans_in
-from accel_search.strategies.base import History, Proposal, Strategy, Task
+from accel_search.search.step_plans import StepPlans, plans_in
+from accel_search.search.strategies.base import History, Proposal, Strategy, Task
+from accel_search.search.strategies.latency_model import (
+    LatencyModel,
+    expected_gain,
+    noise_of,
+    run_of,
+)
+from accel_search.search.strategies.quality_model import (
+    QualityModel,
+    Used,
+    bounds_of,
+    inputs,
+    scored,
+)
 
 Array = NDArray[np.float64]
 

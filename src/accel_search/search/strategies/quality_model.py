@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize, stats
 
 from accel_search.core.trial import Goal, Measurement
-from accel_search.step_plans import StepPlans
+from accel_search.search.step_plans import StepPlans
 
 Array = NDArray[np.float64]
 

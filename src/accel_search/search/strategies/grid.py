@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel_search.strategies.base import History, Proposal, Strategy
+from accel_search.search.strategies.base import History, Proposal, Strategy
 
 
 class Grid(Strategy):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
-from accel_search.strategies.base import History, Proposal, Strategy, Task
+from accel_search.search.strategies.base import History, Proposal, Strategy, Task
 
 if TYPE_CHECKING:
     from optuna import Study

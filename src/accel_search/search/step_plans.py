@@ -14,7 +14,7 @@ from accel_search.accelerators.base import PLAIN, Company, Effect, StepType
 from accel_search.accelerators.computation import describe_steps
 from accel_search.core.candidate import Candidate
 from accel_search.core.workload import Workload
-from accel_search.space import Axis, Block, JointSpace
+from accel_search.search.space import Axis, Block, JointSpace
 
 
 @dataclass(frozen=True)

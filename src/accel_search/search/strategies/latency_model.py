@@ -28,7 +28,7 @@ from scipy import sparse, stats
 
 from accel_search.core.timing_noise import paired_log_ratios, timing_spread
 from accel_search.core.trial import Measurement
-from accel_search.step_plans import StepPlans
+from accel_search.search.step_plans import StepPlans
 
 Array = NDArray[np.float64]
 

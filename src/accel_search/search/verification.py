@@ -32,7 +32,7 @@ from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal, Measurement
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
-from accel_search.search import Evaluator
+from accel_search.search.evaluator import Evaluator
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.search_results import answering, model_of
