@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from accel_search.accelerators.compose import apply_candidate
-from accel_search.runtime.architectures import build_random
+from accel_search.runtime.loading.random_weights import build_random
 from accel_search.runtime.provenance import machine
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -29,13 +29,13 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.workload import Workload
 from accel_search.errors import AccelSearchError
 from accel_search.runtime.attention import describe_attention, use_kernel
-from accel_search.runtime.calls import Accounting, Caller
 from accel_search.runtime.compiling import compile_unet
+from accel_search.runtime.loading.pipelines import describe_workload, random_pipeline
+from accel_search.runtime.loading.schedulers import build_scheduler
+from accel_search.runtime.measuring.calls import Accounting, Caller
 from accel_search.runtime.memory import PeakMeter
-from accel_search.runtime.pipelines import describe_workload, random_pipeline
 from accel_search.runtime.provenance import machine
 from accel_search.runtime.quiet import quiet_libraries
-from accel_search.runtime.schedulers import build_scheduler
 from accel_search.runtime.workbench import timing_prompts
 from accel_search.settings import Settings
 

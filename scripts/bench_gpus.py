@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from accel_search.nvidia_smi import query
+from accel_search.runtime.nvidia_smi import query
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = "accel_search.sweep.worker"

@@ -18,7 +18,7 @@ import random
 from collections.abc import Iterator
 
 from accel_search.core.candidate import Candidate
-from accel_search.runtime.evaluator import PipelineEvaluator
+from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.memory import SETTLING_TRIALS, GrowthWatch, release
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.search.space import JointSpace

@@ -179,10 +179,10 @@ class Bench:
         import torch
 
         from accel_search.accelerators.compose import apply_candidate
-        from accel_search.runtime.architectures import build_random
-        from accel_search.runtime.calls import Accounting, Caller
         from accel_search.runtime.devices import resolve_device, set_threads
-        from accel_search.runtime.pipelines import attention_downsamples, load_pipeline
+        from accel_search.runtime.loading.pipelines import attention_downsamples, load_pipeline
+        from accel_search.runtime.loading.random_weights import build_random
+        from accel_search.runtime.measuring.calls import Accounting, Caller
         from accel_search.runtime.provenance import machine
         from accel_search.runtime.quiet import quiet_libraries
 

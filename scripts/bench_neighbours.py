@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from accel_search.nvidia_smi import query
+from accel_search.runtime.nvidia_smi import query
 from accel_search.sweep.machine import shares, visible_gpus
 
 ACTIVITIES = ("idle", "calls", "imports", "starts")
@@ -195,16 +195,16 @@ def be(options: argparse.Namespace) -> None:
 
     from accel_search.accelerators.compose import apply_candidate
     from accel_search.core.candidate import Candidate
-    from accel_search.runtime.architectures import ARCHITECTURES
-    from accel_search.runtime.calls import Accounting, Caller
     from accel_search.runtime.devices import execution_device
-    from accel_search.runtime.memory import PeakMeter
-    from accel_search.runtime.pipelines import (
+    from accel_search.runtime.loading.pipelines import (
         describe_workload,
         import_libraries,
         load_pipeline,
         random_pipeline,
     )
+    from accel_search.runtime.loading.random_weights import ARCHITECTURES
+    from accel_search.runtime.measuring.calls import Accounting, Caller
+    from accel_search.runtime.memory import PeakMeter
     from accel_search.runtime.quiet import quiet_libraries
     from accel_search.runtime.workbench import timing_prompts
     from accel_search.settings import Settings

@@ -25,7 +25,7 @@ from accel_search.accelerators import tome
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import score_loss
 from accel_search.core.trial import Measurement
-from accel_search.runtime.evaluator import PipelineEvaluator
+from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
 

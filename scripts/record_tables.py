@@ -101,13 +101,13 @@ class Recorder:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from accel_search.accelerators.compose import apply_candidate
-        from accel_search.runtime.calls import Accounting, Caller
-        from accel_search.runtime.contamination import References
         from accel_search.runtime.devices import resolve_device, set_threads
-        from accel_search.runtime.pipelines import describe_workload, load_pipeline
-        from accel_search.runtime.prompts import load_prompts
+        from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline
+        from accel_search.runtime.loading.prompts import load_prompts
+        from accel_search.runtime.measuring.calls import Accounting, Caller
+        from accel_search.runtime.measuring.contamination import References
         from accel_search.runtime.quiet import quiet_libraries
-        from accel_search.runtime.scoring import load_scorer
+        from accel_search.runtime.scoring.clip import load_scorer
 
         log = logging.getLogger("record_tables")
         settings = Settings(
@@ -174,7 +174,7 @@ class Recorder:
         return float(np.std(self._baselines) / np.mean(self._baselines))
 
     def _baseline(self) -> None:
-        from accel_search.runtime.similarity import to_bytes
+        from accel_search.runtime.scoring.similarity import to_bytes
 
         with self._quiet():
             images, seconds = self._caller.call(self.workload, self.prompts)
@@ -184,8 +184,8 @@ class Recorder:
         self._baselines.append(round(seconds, 8))
 
     def _measured(self, candidate: Candidate) -> Measurement:
-        from accel_search.runtime.generation import check_images
-        from accel_search.runtime.similarity import similarity
+        from accel_search.runtime.measuring.generation import check_images
+        from accel_search.runtime.scoring.similarity import similarity
 
         samples = []
         with self._quiet():

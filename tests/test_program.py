@@ -287,7 +287,7 @@ def wait_for_trials(folder, process, count):
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(folder, capsys, monkeypatch):
-    from accel_search.runtime.evaluator import PipelineEvaluator
+    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 
     killed = start(folder, *SLOW)
     wait_for_trials(folder, killed, 1)

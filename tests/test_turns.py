@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from accel_search import turns
-from accel_search.turns import Turns
+from accel_search.runtime.measuring import timing_lock
+from accel_search.runtime.measuring.timing_lock import Turns
 
 CODE = """
 import sys, time
 from pathlib import Path
-from accel_search.turns import Turns
+from accel_search.runtime.measuring.timing_lock import Turns
 
 own, kind, seconds, times = Turns(Path(sys.argv[1])), *sys.argv[2:]
 print("ready", flush=True)
@@ -101,7 +101,7 @@ def has_a_turn(own, within=30):
 def test_who_loads_for_long_keeps_nobody_waiting_for_ever(tmp_path, monkeypatch):
     with Turns(tmp_path).loading():
         assert not has_a_turn(Turns(tmp_path), within=0.3)
-    monkeypatch.setattr(turns, "LONGEST_SECONDS", 0.2)
+    monkeypatch.setattr(timing_lock, "LONGEST_SECONDS", 0.2)
     with Turns(tmp_path).loading():
         assert has_a_turn(Turns(tmp_path))
 

@@ -56,7 +56,7 @@ def _exchanged_scheduler(pipe: Any, name: str) -> Iterator[None]:
     import diffusers
 
     from accel_search.accelerators.patching import check_pipeline
-    from accel_search.runtime.schedulers import build_scheduler
+    from accel_search.runtime.loading.schedulers import build_scheduler
 
     class_name = scheduler_class(name)
     if not (class_name.endswith("Scheduler") and hasattr(diffusers, class_name)):

@@ -91,7 +91,7 @@ def keep(
     if settings.replay is None:
         write_story(settings.run_dir, story)
         if settings.pictured and not settings.latency_only:
-            from accel_search.runtime.evaluator import PipelineEvaluator
+            from accel_search.runtime.measuring.evaluator import PipelineEvaluator
             from accel_search.runtime.pictures import write_pictures
 
             assert isinstance(evaluator, PipelineEvaluator)

@@ -26,7 +26,7 @@ from accel_search.report.export import script
 from accel_search.report.page import search_page
 from accel_search.report.sweep import table
 from accel_search.report.sweep_page import read_bounds, sweep_page
-from accel_search.runtime.prompts import SUFFIXES, choose, load_prompts
+from accel_search.runtime.loading.prompts import SUFFIXES, choose, load_prompts
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, from_command_line, search_parser
 from accel_search.storage import search_results, speedup_bounds

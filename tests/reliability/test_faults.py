@@ -19,10 +19,10 @@ from accel_search.errors import (
     OutOfMemoryError,
 )
 from accel_search.report.progress import Progress
-from accel_search.runtime import calls
-from accel_search.runtime.batches import plan_batches, plan_steps
+from accel_search.runtime.measuring import calls
+from accel_search.runtime.measuring.batches import plan_batches, plan_steps
 from accel_search.runtime.memory import GrowthWatch
-from accel_search.runtime.scoring import load_scorer
+from accel_search.runtime.scoring.clip import load_scorer
 from accel_search.search.loop import Budget, Search
 from accel_search.search.space import JointSpace
 from accel_search.search.strategies import get
@@ -419,7 +419,7 @@ LEAKS = [
 @pytest.fixture
 def own_pipeline(settings_for, monkeypatch):
     """Load a pipeline that the test may spoil, and let the evaluators measure it."""
-    from accel_search.runtime.pipelines import describe_workload, load_pipeline
+    from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline
 
     settings = settings_for("sd")
     pipe, folder = load_pipeline(settings, LOG)
@@ -429,7 +429,7 @@ def own_pipeline(settings_for, monkeypatch):
 def evaluator_on(own_pipeline, scorer, apply, **options):
     from dataclasses import replace
 
-    from accel_search.runtime.evaluator import PipelineEvaluator
+    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
     from accel_search.runtime.provenance import describe
     from tests.support.pipelines import prompt_set
 

@@ -203,7 +203,7 @@ HARMLESS = [
 def load(settings_for, folder):
     import logging
 
-    from accel_search.runtime.pipelines import load_pipeline
+    from accel_search.runtime.loading.pipelines import load_pipeline
 
     return load_pipeline(settings_for(pipe=str(folder)), logging.getLogger("tests"))[0]
 

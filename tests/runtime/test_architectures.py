@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accel_search.runtime.architectures import ARCHITECTURES, build_random
+from accel_search.runtime.loading.random_weights import ARCHITECTURES, build_random
 
 # Parameters of the UNets in the repositories' own weight files.
 UNETS = {"SD1.5": 859_520_964, "SD2.1": 865_910_724, "SDXL": 2_567_463_684}

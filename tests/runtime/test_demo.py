@@ -32,7 +32,7 @@ def test_the_demo_needs_no_options(evaluator):
 
 
 def test_there_are_prompts_for_the_default_search_and_its_confirmation():
-    from accel_search.runtime.prompts import load_prompts
+    from accel_search.runtime.loading.prompts import load_prompts
 
     chosen = load_prompts(Settings())
 
@@ -88,7 +88,7 @@ def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_b
     from accel_search.accelerators.compose import apply_candidate
     from accel_search.accelerators.patching import transformers
     from accel_search.accelerators.tgate import REUSE, schedule
-    from accel_search.runtime.generation import generate
+    from accel_search.runtime.measuring.generation import generate
     from tests.support.stacks import stacked
 
     steps, interval = 8, 3

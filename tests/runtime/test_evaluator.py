@@ -19,8 +19,8 @@ from accel_search.errors import (
     OutOfMemoryError,
     TrialFailure,
 )
-from accel_search.runtime.batches import plan_batches, plan_steps
-from accel_search.runtime.evaluator import NOISE_PAIRS
+from accel_search.runtime.measuring.batches import plan_batches, plan_steps
+from accel_search.runtime.measuring.evaluator import NOISE_PAIRS
 from accel_search.runtime.workbench import open_evaluator
 from tests.support.pipelines import LOG
 
@@ -171,7 +171,7 @@ def test_the_baseline_is_timed_against_itself(evaluator_for):
 
 
 def test_scores_are_in_prompt_order_and_independent_of_the_batch(evaluator_for, loaded, scorer):
-    from accel_search.runtime.generation import generate
+    from accel_search.runtime.measuring.generation import generate
 
     pipe, workload = loaded("sd")
     by_three = evaluator_for(search=5, batch_size=3, timing_pairs=4)
@@ -349,8 +349,8 @@ def test_a_candidate_is_warmed_up_for_the_step_types_that_are_new(evaluator_for,
 
 
 def test_pictures_are_compared_with_the_baselines_of_the_same_prompts(evaluator_for, loaded):
-    from accel_search.runtime.generation import generate
-    from accel_search.runtime.similarity import similarity, to_bytes
+    from accel_search.runtime.measuring.generation import generate
+    from accel_search.runtime.scoring.similarity import similarity, to_bytes
 
     pipe, workload = loaded("sd")
     evaluator = evaluator_for(search=5, apply=scaled, timing_pairs=1)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from accel_search.errors import LoadError
-from accel_search.runtime.pipelines import load_pipeline
+from accel_search.runtime.loading.pipelines import load_pipeline
 from tests.support import making
 from tests.support.pipelines import LOG
 

@@ -9,7 +9,7 @@ import torch
 
 from accel_search.core.workload import Prompt
 from accel_search.errors import InvalidImage
-from accel_search.runtime.generation import (
+from accel_search.runtime.measuring.generation import (
     check_images,
     generate,
     initial_noise,

@@ -18,9 +18,9 @@ import torch
 from scripts.make_random_pipeline import write_pipeline
 
 from accel_search.errors import ExitCode, LoadError
-from accel_search.runtime import hub
-from accel_search.runtime.folders import HUB_IDS, find_pipeline, find_vae
-from accel_search.runtime.pipelines import load_pipeline
+from accel_search.runtime.loading import hub
+from accel_search.runtime.loading.pipeline_folder import HUB_IDS, find_pipeline, find_vae
+from accel_search.runtime.loading.pipelines import load_pipeline
 from tests.support.hub import Repository
 from tests.support.making import without
 from tests.support.pipelines import LOG
@@ -681,7 +681,7 @@ def test_coco_captions_come_from_the_hub_and_then_from_the_cache(
     import pyarrow
     import pyarrow.parquet
 
-    from accel_search.runtime.prompts import COCO_DATASET, load_prompts
+    from accel_search.runtime.loading.prompts import COCO_DATASET, load_prompts
 
     data = tmp_path / "coco" / "data"
     data.mkdir(parents=True)

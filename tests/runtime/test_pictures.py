@@ -11,7 +11,7 @@ from PIL import Image
 
 from accel_search.core.candidate import Candidate
 from accel_search.runtime.pictures import write_pictures
-from accel_search.runtime.similarity import to_bytes
+from accel_search.runtime.scoring.similarity import to_bytes
 
 LOG = logging.getLogger("tests.pictures")
 DEEP = Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}})

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from accel_search.errors import ConfigurationError, ExitCode, LoadError, OutOfMemoryError
-from accel_search.runtime import devices, folders, weights
-from accel_search.runtime.pipelines import (
+from accel_search.runtime import devices
+from accel_search.runtime.loading import pipeline_folder
+from accel_search.runtime.loading import weight_files as weights
+from accel_search.runtime.loading.pipelines import (
     attention_downsamples,
     count_unet_calls,
     describe_workload,
@@ -94,7 +96,7 @@ def test_attention_only_in_the_mid_block_is_seen():
 def test_size_and_guidance_can_be_given(settings_for, loaded):
     pipe, _ = loaded("sd")
     settings = settings_for(height=64, width=48, guidance_scale=0.0)
-    folder = folders.find_pipeline(settings, half=False, log=LOG)
+    folder = pipeline_folder.find_pipeline(settings, half=False, log=LOG)
 
     workload = describe_workload(pipe, settings, folder)
 

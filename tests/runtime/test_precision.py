@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from accel_search.runtime.precision import whole_float32
+from accel_search.runtime.scoring.precision import whole_float32
 
 SWITCHES = {
     "all": torch.backends,

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from accel_search.errors import ConfigurationError, ExitCode, LoadError
-from accel_search.runtime import prompts
-from accel_search.runtime.prompts import choose, load_prompts
+from accel_search.runtime.loading import prompts
+from accel_search.runtime.loading.prompts import choose, load_prompts
 from accel_search.settings import Settings
 
 TEXTS = [f"prompt {i}" for i in range(40)]
@@ -343,7 +343,7 @@ def test_what_stands_in_the_way_of_coco_is_one_line(served, tmp_path, monkeypatc
 
 def test_choosing_prompts_imports_no_torch():
     code = (
-        "import sys, accel_search.runtime.prompts, accel_search.runtime.batches;"
+        "import sys, accel_search.runtime.loading.prompts, accel_search.runtime.measuring.batches;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

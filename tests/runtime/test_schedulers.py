@@ -10,8 +10,8 @@ import pytest
 
 from accel_search.core.schedulers import SCHEDULERS
 from accel_search.errors import LoadError
-from accel_search.runtime.pipelines import load_pipeline
-from accel_search.runtime.schedulers import build_scheduler, check_class, check_config
+from accel_search.runtime.loading.pipelines import load_pipeline
+from accel_search.runtime.loading.schedulers import build_scheduler, check_class, check_config
 from tests.support.pipelines import LOG
 
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"

@@ -16,9 +16,9 @@ from scripts.make_random_scorer import main as make_random_scorer
 from torchvision.transforms import Compose
 
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.runtime import scoring
-from accel_search.runtime.preprocessing import batched
-from accel_search.runtime.scoring import ClipScorer, load_scorer
+from accel_search.runtime.scoring import clip
+from accel_search.runtime.scoring.clip import ClipScorer, load_scorer
+from accel_search.runtime.scoring.preprocessing import batched
 from tests.support.hub import Repository
 from tests.support.making import without
 from tests.support.pipelines import CPU
@@ -281,7 +281,7 @@ def test_weights_that_the_disk_does_not_give_are_one_clear_line(made, settings_f
     def fail(file, name):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(scoring.hashlib, "file_digest", fail)
+    monkeypatch.setattr(clip.hashlib, "file_digest", fail)
     weights = str(made / "scorer" / "open_clip_model.safetensors")
     for options, given in (
         ({}, f"--clip_model {made / 'scorer'}"),
@@ -560,7 +560,7 @@ def test_texts_are_encoded_once(scorer, monkeypatch):
 
     assert fresh.score(_images(32, 32), ["x", "y", "x"]) == first
     assert seen == ["x", "y"]
-    assert scoring.DEFAULT_MODEL == "ViT-L-14"
+    assert clip.DEFAULT_MODEL == "ViT-L-14"
 
 
 def _as_transformers(model):
@@ -672,7 +672,7 @@ def test_the_score_is_torchmetrics_clip_score(scorer, size, tolerance):
 
 def test_the_text_is_cut_to_the_models_own_length(scorer):
     assert scorer._tokenizer(TEXTS).shape == (3, 16)
-    assert open_clip.get_tokenizer(scoring.DEFAULT_MODEL)(TEXTS).shape == (3, 77)
+    assert open_clip.get_tokenizer(clip.DEFAULT_MODEL)(TEXTS).shape == (3, 77)
 
 
 def test_a_random_scorer_of_one_of_open_clips_architectures_gives_positive_scores(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from accel_search.runtime.similarity import similarity, to_bytes
+from accel_search.runtime.scoring.similarity import similarity, to_bytes
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import time
 import pytest
 import torch
 
-from accel_search.runtime import timing
+from accel_search.runtime.measuring import timing
+from accel_search.runtime.measuring.timing import timed, warm_up_steps
 from accel_search.runtime.memory import (
     GrowthWatch,
     PeakMeter,
     is_out_of_memory,
     parse_shortage,
 )
-from accel_search.runtime.timing import timed, warm_up_steps
 from tests.support.pipelines import CPU, LOG
 
 MIB = 2**20

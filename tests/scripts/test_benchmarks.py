@@ -118,7 +118,7 @@ def test_the_table_at_full_size_is_made_cell_by_cell_and_goes_on(monkeypatch, tm
     import logging
 
     import bench_full_size
-    from accel_search.runtime.pipelines import load_pipeline
+    from accel_search.runtime.loading.pipelines import load_pipeline
     from accel_search.settings import Settings
 
     def demo(settings):

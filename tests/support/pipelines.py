@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from accel_search.core.workload import Prompt, PromptSet
-from accel_search.runtime.evaluator import PipelineEvaluator
-from accel_search.runtime.pipelines import describe_workload, load_pipeline
+from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline
+from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.provenance import describe
-from accel_search.runtime.scoring import ClipScorer, load_scorer
+from accel_search.runtime.scoring.clip import ClipScorer, load_scorer
 from accel_search.settings import Settings
 from tests.support import making
 from tests.support.hub import Hub

@@ -10,7 +10,7 @@ from typing import Any
 
 from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, OutOfMemoryError, TrialFailure
-from accel_search.runtime.evaluator import PipelineEvaluator
+from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.storage.json_files import write_atomically
 
 INDEX = "pictures.json"

@@ -32,14 +32,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from accel_search.cli.logging_utils import setup_logger
 from accel_search.cli.restart import leave
 from accel_search.errors import AccelSearchError, ExitCode, first_line
+from accel_search.runtime.measuring.timing_lock import Turns
 from accel_search.search.watchdog import Hang, Watchdog
 from accel_search.settings import Settings
 from accel_search.storage.json_files import write_atomically
 from accel_search.sweep.answers import Answer, failure, failure_of
-from accel_search.turns import Turns
 
 if TYPE_CHECKING:
-    from accel_search.runtime.evaluator import PipelineEvaluator
+    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
     from accel_search.runtime.workbench import Workbench
 
 ABANDONED = 3

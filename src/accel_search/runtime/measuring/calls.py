@@ -22,10 +22,10 @@ from accel_search.errors import (
 )
 from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
-from accel_search.runtime.generation import Call, prepare
+from accel_search.runtime.measuring.generation import Call, prepare
+from accel_search.runtime.measuring.timing import timed, warm_up_steps
+from accel_search.runtime.measuring.timing_lock import Turns
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
-from accel_search.runtime.timing import timed, warm_up_steps
-from accel_search.turns import Turns
 
 Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
 """Applies a candidate to a pipeline for the length of a `with` block."""

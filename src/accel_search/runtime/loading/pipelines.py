@@ -10,7 +10,6 @@ import torch
 
 from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
-from accel_search.runtime.architectures import build_random
 from accel_search.runtime.demo import default_guidance
 from accel_search.runtime.devices import (
     dtype_name,
@@ -18,12 +17,13 @@ from accel_search.runtime.devices import (
     resolve_device,
     resolve_dtype,
 )
-from accel_search.runtime.fitting import check_fits
-from accel_search.runtime.folders import PipelineFolder, find_pipeline
+from accel_search.runtime.loading.compatibility import check_fits
+from accel_search.runtime.loading.components import load_model, load_part
+from accel_search.runtime.loading.pipeline_folder import PipelineFolder, find_pipeline
+from accel_search.runtime.loading.random_weights import build_random
+from accel_search.runtime.loading.schedulers import build_scheduler
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
-from accel_search.runtime.parts import load_model, load_part
 from accel_search.runtime.quiet import quiet_libraries
-from accel_search.runtime.schedulers import build_scheduler
 from accel_search.settings import Settings
 
 GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}

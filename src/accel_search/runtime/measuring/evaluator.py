@@ -25,16 +25,16 @@ from accel_search.errors import (
     first_line,
 )
 from accel_search.runtime import memory
-from accel_search.runtime.batches import Batch, plan_batches, plan_steps
-from accel_search.runtime.calls import BASELINE, Accounting, Apply, Caller, Samples
-from accel_search.runtime.contamination import References
 from accel_search.runtime.devices import execution_device
-from accel_search.runtime.generation import check_images
+from accel_search.runtime.measuring.batches import Batch, plan_batches, plan_steps
+from accel_search.runtime.measuring.calls import BASELINE, Accounting, Apply, Caller, Samples
+from accel_search.runtime.measuring.contamination import References
+from accel_search.runtime.measuring.generation import check_images
+from accel_search.runtime.measuring.timing import timed
+from accel_search.runtime.measuring.timing_lock import Turns
 from accel_search.runtime.quiet import quiet_libraries
-from accel_search.runtime.scoring import ClipScorer
-from accel_search.runtime.similarity import similarity, to_bytes
-from accel_search.runtime.timing import timed
-from accel_search.turns import Turns
+from accel_search.runtime.scoring.clip import ClipScorer
+from accel_search.runtime.scoring.similarity import similarity, to_bytes
 
 T = TypeVar("T")
 Split = Literal["search", "held_out"]

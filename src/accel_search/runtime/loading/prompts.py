@@ -15,7 +15,7 @@ from accel_search.core.paths import local_path
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.runtime.demo import demo_part
-from accel_search.runtime.hub import explain
+from accel_search.runtime.loading.hub import explain
 from accel_search.runtime.quiet import quiet_hub
 from accel_search.settings import Settings
 

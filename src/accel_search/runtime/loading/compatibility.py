@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from accel_search.errors import LoadError
-from accel_search.runtime.folders import PipelineFolder
+from accel_search.runtime.loading.pipeline_folder import PipelineFolder
 
 COLOURS = 3
 

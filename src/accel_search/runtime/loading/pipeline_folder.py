@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from accel_search.core.paths import local_folder, local_path
 from accel_search.errors import LoadError
-from accel_search.runtime.configs import read_object, refuse_code
 from accel_search.runtime.demo import demo_part
-from accel_search.runtime.hub import Repository, fetch
-from accel_search.runtime.schedulers import check_class, check_config
-from accel_search.runtime.weights import check_weights, lacks, variant_of, weight_files
+from accel_search.runtime.loading.config_files import read_object, refuse_code
+from accel_search.runtime.loading.hub import Repository, fetch
+from accel_search.runtime.loading.schedulers import check_class, check_config
+from accel_search.runtime.loading.weight_files import check_weights, lacks, variant_of, weight_files
 from accel_search.settings import Settings
 
 HUB_IDS = {

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from accel_search.errors import LoadError, first_line
-from accel_search.runtime.folders import Part
+from accel_search.runtime.loading.pipeline_folder import Part
+from accel_search.runtime.loading.weight_files import variant_of
 from accel_search.runtime.memory import is_out_of_memory
-from accel_search.runtime.weights import variant_of
 
 SHOWN = 3
 """Missing tensors that a message names."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from accel_search.errors import LoadError, first_line
-from accel_search.runtime.configs import read_object
+from accel_search.runtime.loading.config_files import read_object
 
 VARIANT = "fp16"
 # Exact, since repositories hold others beside them, e.g. SD1.5's `….non_ema.safetensors`. Older

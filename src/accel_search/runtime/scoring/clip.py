@@ -14,11 +14,11 @@ import torch
 from accel_search.core.paths import local_path
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
 from accel_search.runtime.demo import demo_part
-from accel_search.runtime.hub import cached_folder, causes, explain, is_of_the_hub
+from accel_search.runtime.loading.hub import cached_folder, causes, explain, is_of_the_hub
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
-from accel_search.runtime.precision import whole_float32
-from accel_search.runtime.preprocessing import batched, check_preprocessing
 from accel_search.runtime.quiet import quiet_libraries
+from accel_search.runtime.scoring.precision import whole_float32
+from accel_search.runtime.scoring.preprocessing import batched, check_preprocessing
 from accel_search.settings import Settings
 
 DEFAULT_MODEL = "ViT-L-14"
