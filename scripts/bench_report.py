@@ -19,7 +19,7 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
     from tests.support.pages import many_trials
 
-    from accel_search.report.page import search_page
+    from accel_search.report.html.page import search_page
     from accel_search.storage.run_reader import read_run
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -16,7 +16,7 @@ from accel_search import accelerate, load_best
 from accel_search.core.candidate import Candidate
 from accel_search.core.schedulers import scheduler_class
 from accel_search.errors import AcceleratorError, ConfigurationError
-from accel_search.report.summary import snippet
+from accel_search.report.console.summary import snippet
 from accel_search.settings import Settings
 from accel_search.storage.keys import search_key
 from tests.support.fakes import PROVENANCE, WORKLOAD, with_steps

@@ -14,7 +14,7 @@ import optuna
 import pytest
 
 from accel_search.core.trial import Goal
-from accel_search.report.progress import Progress
+from accel_search.report.console.progress import Progress
 from accel_search.search.loop import Budget, Search
 from accel_search.search.replay import open_replay
 from accel_search.search.strategies import get

@@ -198,8 +198,8 @@ def test_a_storage_that_cannot_be_read_is_one_line_without_its_password(
 
 
 def test_a_sweep_in_a_shared_storage_finds_each_configurations_study(tmp_path):
-    from accel_search.report.writing import _page_of
     from accel_search.storage.keys import Configuration
+    from accel_search.sweep.page import _page_of
 
     url = default_url(tmp_path)
     run(FakeEvaluator(), url=url)

@@ -11,7 +11,7 @@ import pytest
 from accel_search import accelerators
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
-from accel_search.report.summary import stored_summary
+from accel_search.report.console.summary import stored_summary
 from accel_search.search import explain
 from accel_search.search.loop import Budget
 from accel_search.search.space import JointSpace

@@ -12,7 +12,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError
-from accel_search.report.verified import verified_json, verified_text
+from accel_search.report.console.verification import verified_json, verified_text
 from accel_search.search.space import JointSpace
 from accel_search.search.verification import (
     Stored,

@@ -9,7 +9,8 @@ from typing import Any
 
 from accel_search.core.outcome import Outcome
 from accel_search.errors import NothingMeasured
-from accel_search.report.progress import Progress
+from accel_search.report.console.progress import Progress
+from accel_search.report.trackers.tracking import tracked
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observers
 from accel_search.search.explain import of_bound, of_search
@@ -21,7 +22,6 @@ from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.keys import search_key
 from accel_search.storage.trials_db import TrialStore
 from accel_search.study import keep, open_store, run_search
-from accel_search.tracking import tracked
 
 
 @dataclass(frozen=True)

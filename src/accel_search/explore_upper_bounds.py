@@ -41,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: SweepSettings) -> int:
     """Carry out one sweep and return the exit code."""
-    from accel_search.report.sweep import SweepProgress, legend, table
     from accel_search.storage.json_files import ensure_writable
     from accel_search.sweep.driver import Sweep
     from accel_search.sweep.estimate import Estimate
     from accel_search.sweep.lock import only_one
+    from accel_search.sweep.progress import SweepProgress, legend, table
 
     estimate = Estimate(settings)
     if settings.dry_run:
@@ -75,7 +75,7 @@ def run(settings: SweepSettings) -> int:
         statuses = sweep.statuses()
     print(f"\n{table(statuses)}\n\n{legend(settings.latency_only)}")
     if settings.report is not None:
-        from accel_search.report.writing import write_sweep_of
+        from accel_search.sweep.page import write_sweep_of
 
         print("".join(f"\nWritten: {path}" for path in write_sweep_of(settings)))
     return ExitCode.SWEEP_FAILURES if failed else ExitCode.DONE
@@ -83,8 +83,8 @@ def run(settings: SweepSettings) -> int:
 
 def _print_plan(settings: SweepSettings, estimate: Estimate) -> int:
     """Print what would run."""
-    from accel_search.report.sweep import plan
     from accel_search.sweep.driver import Sweep
+    from accel_search.sweep.progress import plan
 
     with _workers(settings) as workers:
         statuses = Sweep(settings, workers, machine=_machine(settings, workers)).statuses()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, Workload
-from accel_search.report.progress import Progress
+from accel_search.report.console.progress import Progress
+from accel_search.report.trackers.tracking import Tracking
 from accel_search.search import strategies
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observers
@@ -26,7 +27,6 @@ from accel_search.storage.run_folder import (
     write_story,
 )
 from accel_search.storage.trials_db import TrialStore, default_url, study_name
-from accel_search.tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

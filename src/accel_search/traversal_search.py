@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_search import trackers
 from accel_search.cli.program import run_program
 from accel_search.errors import (
     AccelSearchError,
@@ -18,6 +17,7 @@ from accel_search.errors import (
     ExitCode,
     NothingMeasured,
 )
+from accel_search.report import trackers
 from accel_search.search import strategies
 from accel_search.settings import Settings, from_command_line, search_parser
 
@@ -65,13 +65,13 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         settings: What is asked for.
         is_program: Whether the process is ours, to be begun anew where a candidate hangs in it.
     """
-    from accel_search.report.colour import takes_colour
-    from accel_search.report.summary import snippet, summary
+    from accel_search.report.console.color import takes_colour
+    from accel_search.report.console.summary import snippet, summary
+    from accel_search.report.trackers.tracking import tracked
     from accel_search.search.explain import of_search
     from accel_search.search.watchdog import Watchdog
     from accel_search.storage import search_results
     from accel_search.study import keep, open_store, run_search
-    from accel_search.tracking import tracked
 
     strategies.check(settings.strategy, settings.sampler)
     trackers.check(settings)
@@ -219,7 +219,7 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
 def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Find the fastest candidate, quality aside, and return the exit code."""
     from accel_search.exploration import explore
-    from accel_search.report.summary import bound_summary, nothing_timed
+    from accel_search.report.console.summary import bound_summary, nothing_timed
     from accel_search.runtime.workbench import open_evaluator
     from accel_search.storage.json_files import ensure_writable
     from accel_search.storage.speedup_bounds import save
@@ -247,9 +247,9 @@ def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog)
 
 def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Measure a stored result again, say whether it holds, and return the exit code."""
-    from accel_search.report.colour import takes_colour
-    from accel_search.report.progress import Progress
-    from accel_search.report.verified import verified_json, verified_text
+    from accel_search.report.console.color import takes_colour
+    from accel_search.report.console.progress import Progress
+    from accel_search.report.console.verification import verified_json, verified_text
     from accel_search.search.verification import bare, check_stored, find_stored, verify
 
     check_stored(settings)
@@ -299,7 +299,7 @@ def _write_report(
     """Write the page and the script that were asked for, and return what was written."""
     if settings.report is None and settings.export is None:
         return ()
-    from accel_search.report.writing import write_of
+    from accel_search.report.html.write import write_of
     from accel_search.storage.run_reader import of_outcome
 
     run_dir = None if settings.replay is not None else settings.run_dir
@@ -310,7 +310,7 @@ def _answer_from(
     entry: dict[str, Any], settings: Settings, logger: logging.Logger, workload: Workload
 ) -> int:
     """Answer from a finished search's result, and report on what it left in the run folder."""
-    from accel_search.report.summary import snippet, stored_summary
+    from accel_search.report.console.summary import snippet, stored_summary
 
     if settings.json:
         print(json.dumps(entry, allow_nan=False))
@@ -325,7 +325,7 @@ def _answer_from(
             "left as it is" if is_there else "not written",
         )
     if settings.report is not None or settings.export is not None:
-        from accel_search.report.writing import write_of
+        from accel_search.report.html.write import write_of
         from accel_search.storage.run_reader import read_run
 
         study = (entry.get("evidence") or {}).get("study")

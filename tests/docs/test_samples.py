@@ -13,14 +13,13 @@ import pytest
 
 from accel_search.cli.options import given_options, read_config
 from accel_search.errors import ConfigurationError
-from accel_search.report.writing import ReportSettings
 from accel_search.settings import Settings, search_parser
 from accel_search.settings import from_command_line as search_settings
 from accel_search.storage.trials_file import read_trials
 from accel_search.sweep.settings import from_command_line as sweep_settings
 from accel_search.sweep.settings import options as sweep_options
 from accel_search.sweep.settings import sweep_parser
-from accel_search.write_report import report_parser
+from accel_search.write_report import ReportSettings, report_parser
 from tests.support.docs_pages import (
     NAMES,
     PROGRAMS,

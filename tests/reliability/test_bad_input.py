@@ -22,10 +22,8 @@ from accel_search.cli.options import read_config
 from accel_search.cli.program import run_program
 from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.report.export import script
-from accel_search.report.page import search_page
-from accel_search.report.sweep import table
-from accel_search.report.sweep_page import read_bounds, sweep_page
+from accel_search.report.html.page import search_page
+from accel_search.report.html.script import script
 from accel_search.runtime.loading.prompts import SUFFIXES, choose, load_prompts
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, from_command_line, search_parser
@@ -34,6 +32,8 @@ from accel_search.storage.keys import Configuration, parse_key, search_key
 from accel_search.storage.lookup import Wanted, find_settings
 from accel_search.storage.run_reader import read_run
 from accel_search.sweep import settings as sweeps
+from accel_search.sweep.page import read_bounds, sweep_page
+from accel_search.sweep.progress import table
 from accel_search.sweep.status import status_of
 from accel_search.traversal_search import main
 from accel_search.write_report import main as report_main
@@ -326,7 +326,7 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
             path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE
         )
         if found is not None:
-            from accel_search.report.summary import stored_summary
+            from accel_search.report.console.summary import stored_summary
 
             assert stored_summary(found, SEARCHED)
         settings = works_or_says(lambda: find_settings(path), ConfigurationError)

@@ -18,7 +18,7 @@ from accel_search.core.early_stopping import FALSE_REJECTION, is_lost, rungs
 from accel_search.core.intervals import Verdict, score_loss
 from accel_search.core.timing_noise import speedup
 from accel_search.core.trial import Goal, Measurement
-from accel_search.report.progress import Progress
+from accel_search.report.console.progress import Progress
 from accel_search.search.loop import Budget, Search
 from accel_search.search.space import JointSpace
 from accel_search.search.strategies import get

@@ -19,9 +19,7 @@ import pytest
 from accel_search.core.assessment import assess
 from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
-from accel_search.report.summary import stored_summary
-from accel_search.report.sweep import said, table
-from accel_search.report.writing import ReportSettings, write_report
+from accel_search.report.console.summary import stored_summary
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
@@ -31,8 +29,10 @@ from accel_search.storage.run_reader import read_run
 from accel_search.storage.search_results import save_winner, stored_answer
 from accel_search.storage.trials_db import TrialStore, default_url
 from accel_search.storage.trials_file import read_trials
+from accel_search.sweep.progress import said, table
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
+from accel_search.write_report import ReportSettings, write_report
 from tests.support.evidence import journal, lasting, nothing_lost, stored
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.processes import ROOT, SECONDS, Run, beside, wait_for

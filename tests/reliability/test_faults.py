@@ -18,7 +18,7 @@ from accel_search.errors import (
     ContaminationError,
     OutOfMemoryError,
 )
-from accel_search.report.progress import Progress
+from accel_search.report.console.progress import Progress
 from accel_search.runtime.measuring import calls
 from accel_search.runtime.measuring.batches import plan_batches, plan_steps
 from accel_search.runtime.memory import GrowthWatch

@@ -16,13 +16,13 @@ from accel_search.api import load_best
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
-from accel_search.report.export import script
-from accel_search.report.page import search_page
-from accel_search.report.sweep_page import read_bounds, sweep_page
+from accel_search.report.html.page import search_page
+from accel_search.report.html.script import script
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.trials_db import TrialStore, default_url
+from accel_search.sweep.page import read_bounds, sweep_page
 from tests.support.fakes import WORKLOAD
 from tests.support.pages import EVIL, TARGETS, add_failure, make_run_dir
 

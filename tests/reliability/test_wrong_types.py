@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.report.export import script
-from accel_search.report.page import search_page
+from accel_search.report.html.page import search_page
+from accel_search.report.html.script import script
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.tables import load_trials
 from accel_search.write_report import main

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from accel_search.report.page import search_page
-from accel_search.report.sweep_page import read_bounds, sweep_page
+from accel_search.report.html.page import search_page
 from accel_search.storage.keys import Configuration
 from accel_search.storage.run_reader import read_run
+from accel_search.sweep.page import read_bounds, sweep_page
 from tests.support.pages import EVIL, add_failure, make_run_dir, many_trials
 
 CHROMIUM = Path("/usr/bin/chromium")

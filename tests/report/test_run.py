@@ -17,14 +17,14 @@ from PIL import Image
 
 from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.report import export
-from accel_search.report.page import search_page
-from accel_search.report.sweep_page import read_bounds, sweep_page
-from accel_search.report.wording import factor
+from accel_search.report.format import factor
+from accel_search.report.html import script as export
+from accel_search.report.html.page import search_page
 from accel_search.settings import Settings
 from accel_search.storage.run_folder import story_of, story_path, to_picture, write_story
 from accel_search.storage.run_reader import of_outcome, read_run
 from accel_search.storage.trials_db import default_url
+from accel_search.sweep.page import read_bounds, sweep_page
 from accel_search.write_report import main
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.joint import ALWAYS, jointly

@@ -9,9 +9,9 @@ import pytest
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.errors import TrialFailure
-from accel_search.report.colour import takes_colour
-from accel_search.report.summary import summary
-from accel_search.report.wording import factor
+from accel_search.report.console.color import takes_colour
+from accel_search.report.console.summary import summary
+from accel_search.report.format import factor
 from accel_search.search.loop import Budget
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from accel_search.report.sweep import SweepProgress, legend, plan, said, table
 from accel_search.storage.keys import Configuration
 from accel_search.sweep.answers import Answer, failure
+from accel_search.sweep.progress import SweepProgress, legend, plan, said, table
 from accel_search.sweep.status import Status
 
 LOG = logging.getLogger("tests.sweep")

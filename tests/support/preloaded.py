@@ -10,12 +10,12 @@ import sqlalchemy.dialects.sqlite
 import tqdm
 
 import accel_search.explore_upper_bounds
-import accel_search.report.summary
-import accel_search.report.sweep
+import accel_search.report.console.summary
 import accel_search.storage.search_results
 import accel_search.study
 import accel_search.sweep.driver
 import accel_search.sweep.estimate
+import accel_search.sweep.progress
 import accel_search.traversal_search
 import tests.support.recorded
 

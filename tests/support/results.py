@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 
-from accel_search.report.progress import Progress
+from accel_search.report.console.progress import Progress
 from accel_search.search.explain import of_search
 from accel_search.search.loop import Budget, Search
 from accel_search.search.space import JointSpace

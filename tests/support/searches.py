@@ -4,7 +4,7 @@ import logging
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Goal
-from accel_search.report.progress import Progress
+from accel_search.report.console.progress import Progress
 from accel_search.search.loop import Budget, Search
 from accel_search.search.space import JointSpace
 from accel_search.search.strategies import get

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from accel_search import trackers
 from accel_search.errors import ConfigurationError
+from accel_search.report import trackers
+from accel_search.report.trackers.base import Tracker
+from accel_search.report.trackers.tracking import Tracking, tracked
 from accel_search.settings import Settings
 from accel_search.sweep.settings import from_command_line, sweep_parser
-from accel_search.trackers.base import Tracker
-from accel_search.tracking import Tracking, tracked
 from accel_search.traversal_search import main
 from tests.support.fakes import PROVENANCE, WORKLOAD
 from tests.support.replays import REPLAY
@@ -105,7 +105,7 @@ def test_without_the_option_nobody_is_told(notebook):
 
 
 def test_without_its_package_it_is_one_line_before_anything_loads(monkeypatch, capsys):
-    monkeypatch.setattr("accel_search.trackers.base.find_spec", lambda name: None)
+    monkeypatch.setattr("accel_search.report.trackers.base.find_spec", lambda name: None)
     assert main(["--mlflow", "sqlite:///mlflow.db"]) == 2
     error = capsys.readouterr().err
     assert "pip install 'accel-search[mlflow]'" in error and error.count("\n") == 1
@@ -115,7 +115,7 @@ def test_a_sweep_hands_it_to_each_search(monkeypatch):
     parser = sweep_parser("accel-explore", "", "0")
     settings = from_command_line(parser, ["--mlflow", "sqlite:///m.db", "--models", "demo"])
     assert settings.search_settings(settings.table[0]).mlflow == "sqlite:///m.db"
-    monkeypatch.setattr("accel_search.trackers.base.find_spec", lambda name: None)
+    monkeypatch.setattr("accel_search.report.trackers.base.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="--mlflow: needs the package mlflow"):
         from_command_line(parser, ["--mlflow", "sqlite:///m.db"])
 

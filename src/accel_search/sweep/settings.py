@@ -8,10 +8,10 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from accel_search import trackers
 from accel_search.cli.options import build_parser, declare, given_options, parse_seconds, refuse
 from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
 from accel_search.errors import ConfigurationError
+from accel_search.report import trackers
 from accel_search.search import strategies
 from accel_search.settings import GROUPS, PIPELINES, Settings, target_names
 from accel_search.storage.keys import Configuration

@@ -11,12 +11,16 @@ from jinja2 import TemplateError
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.schedulers import SCHEDULERS
-from accel_search.errors import ConfigurationError, LoadError, first_line
-from accel_search.report.html import render
-from accel_search.report.summary import short
-from accel_search.storage.json_files import parse_json
+from accel_search.errors import AccelSearchError, ConfigurationError, LoadError, first_line
+from accel_search.report.format import short
+from accel_search.report.html.page import search_page
+from accel_search.report.html.render import render
+from accel_search.report.html.write import AUTO
+from accel_search.storage.json_files import parse_json, write_atomically
 from accel_search.storage.keys import Configuration, parse_key
+from accel_search.storage.run_reader import read_run
 from accel_search.storage.speedup_bounds import FAILED
+from accel_search.sweep.settings import SweepSettings
 
 _SHORT = {class_name: name for name, class_name in SCHEDULERS.items()}
 
@@ -198,3 +202,60 @@ def _provenance(done: Sequence[Explored]) -> Iterator[tuple[str, str]]:
             versions.setdefault(str(package), {})[str(version)] = None
     for package, kinds in versions.items():
         yield package, ", ".join(kinds)
+
+
+def write_sweep_of(settings: SweepSettings) -> list[Path]:
+    """Write the page that a sweep's settings ask for; raises as `write_sweep`."""
+    bounds = Path(settings.search_settings(settings.table[0]).bounds)
+    automatic = settings.report in (None, AUTO)
+    page = bounds.with_suffix(".html") if automatic else Path(str(settings.report))
+    return write_sweep(bounds, Path(settings.run_dir), page, settings.common.get("storage"))
+
+
+def write_sweep(bounds: Path, run_dir: Path, page: Path, storage: str | None = None) -> list[Path]:
+    """Write a sweep's page, and a page for each configuration whose run is there.
+
+    Args:
+        bounds: What was explored.
+        run_dir: Holds the configurations' own run folders.
+        page: Is written.
+        storage: Optuna storage URL that their trials are in, if not in those folders.
+
+    Raises:
+        ConfigurationError: They cannot be written, or nothing was explored.
+        LoadError: The file of bounds is none.
+    """
+    explored = read_bounds(bounds)
+    folder = page.with_name(f"{page.stem}_files")
+    links: dict[Configuration, str] = {}
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        for each in explored:
+            own_page = _page_of(run_dir, each.configuration, each.entry, storage)
+            if own_page is not None:
+                own = folder / f"{each.configuration.slug}.html"
+                own.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(own, own_page)
+                links[each.configuration] = f"{folder.name}/{own.name}"
+        write_atomically(page, sweep_page(explored, links))
+    except OSError as error:
+        raise ConfigurationError(f"--report {page}: {error.strerror}") from error
+    return [page]
+
+
+def _page_of(
+    run_dir: Path,
+    configuration: Configuration,
+    entry: Mapping[str, Any] | None,
+    storage: str | None,
+) -> str | None:
+    """Return the page of a configuration's own run; None where that is not at hand or damaged."""
+    folder = run_dir / configuration.slug
+    if entry is None or (storage is None and not folder.is_dir()):
+        return None
+    study = None if storage is None else (entry.get("evidence") or {}).get("study", "")
+    try:
+        return search_page(read_run(folder, study, storage=storage))
+    except AccelSearchError:
+        # A sweep's report must not fail for one of its hundred runs.
+        return None

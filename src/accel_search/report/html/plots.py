@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search.core.intervals import Estimate
-from accel_search.report.page import PARTS, title_of
-from accel_search.report.summary import short
+from accel_search.report.format import short
+from accel_search.report.html.page import PARTS, title_of
 from accel_search.storage.json_files import write_atomically
 from accel_search.storage.run import Run
 

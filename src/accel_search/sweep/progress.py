@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from accel_search.report.bar import WithBar
-from accel_search.report.wording import duration
+from accel_search.report.console.bar import WithBar
+from accel_search.report.format import duration
 from accel_search.storage.keys import Configuration
 from accel_search.sweep.answers import Answer
 from accel_search.sweep.status import Status

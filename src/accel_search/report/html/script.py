@@ -9,8 +9,7 @@ from pathlib import Path
 from accel_search.core.candidate import Candidate
 from accel_search.core.schedulers import scheduler_name
 from accel_search.errors import ConfigurationError
-from accel_search.report.html import render_text
-from accel_search.report.wording import (
+from accel_search.report.format import (
     choosing,
     factor,
     literal,
@@ -18,6 +17,7 @@ from accel_search.report.wording import (
     python_lines,
     scheduler_option,
 )
+from accel_search.report.html.render import render_text
 from accel_search.storage.json_files import write_atomically
 from accel_search.storage.run import DAMAGED, Run, damaged
 

@@ -12,8 +12,8 @@ from accel_search.core.intervals import Estimate
 from accel_search.core.outcome import Ablation, Rival
 from accel_search.core.timing_noise import noise_floor
 from accel_search.core.trial import Goal, Measurement, Trial
-from accel_search.report.bar import WithBar
-from accel_search.report.wording import factor, figures, percent
+from accel_search.report.console.bar import WithBar
+from accel_search.report.format import factor, figures, percent
 
 
 class Progress(WithBar):

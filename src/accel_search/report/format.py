@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from accel_search.core.assessment import Assessment, verdict
+from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.schedulers import SCHEDULERS, scheduler_name
 
@@ -102,3 +103,20 @@ UNSTEADY = (
     "on the lower one, or search again with more --timing_pairs."
 )
 """Said where a winner's speedup on held-out prompts lies outside what the search claimed."""
+
+
+def settings_lines(candidate: Candidate) -> list[str]:
+    """Return a line an accelerator, with its parameters."""
+    width = max(len(name) for name in candidate)
+    return [
+        f"{name:{width}}  " + "  ".join(f"{key}={value}" for key, value in params.items())
+        for name, params in candidate.items()
+    ]
+
+
+def short(candidate: Candidate) -> str:
+    """Write a candidate in little room: `deepcache(3, 0)`, values in the parameters' order."""
+    return " ".join(
+        f"{name}({', '.join(str(value) for value in params.values())})"
+        for name, params in candidate.items()
+    )

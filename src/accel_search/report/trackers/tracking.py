@@ -12,9 +12,9 @@ from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import first_line
+from accel_search.report.trackers import asked_for
+from accel_search.report.trackers.base import Ending, Subject, Tracker
 from accel_search.settings import Settings
-from accel_search.trackers import asked_for
-from accel_search.trackers.base import Ending, Subject, Tracker
 
 ASKED = (
     *("pipe", "sched", "steps", "targets", "strategy", "sampler", "req_score_loss", "req_speedup"),

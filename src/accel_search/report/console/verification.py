@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from accel_search.core.intervals import Estimate, Verdict, judge
-from accel_search.report.colour import painted
-from accel_search.report.summary import WIDTH, settings_lines
-from accel_search.report.wording import factor, percent
+from accel_search.report.console.color import painted
+from accel_search.report.console.summary import WIDTH
+from accel_search.report.format import factor, percent, settings_lines
 from accel_search.search.verification import Verification
 from accel_search.settings import Settings
 from accel_search.storage.search_results import interval_of, rounded

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_FOLDER = files("accel_search.report") / "templates"
+_FOLDER = files("accel_search.report.html") / "templates"
 
 
 @cache

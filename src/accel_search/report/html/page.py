@@ -13,10 +13,9 @@ from typing import Any
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement
-from accel_search.report.export import direct_lines, file_lines
-from accel_search.report.html import render
-from accel_search.report.summary import short
-from accel_search.report.wording import UNSTEADY, duration, factor, percent
+from accel_search.report.format import UNSTEADY, duration, factor, percent, short
+from accel_search.report.html.render import render
+from accel_search.report.html.script import direct_lines, file_lines
 from accel_search.storage.run import DAMAGED, Column, Row, Run, damaged
 
 LARGEST_PNG = 300_000

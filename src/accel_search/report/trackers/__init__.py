@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from accel_search.core.plugins import discover
-from accel_search.trackers.base import Tracker
+from accel_search.report.trackers.base import Tracker
 
 
 @cache

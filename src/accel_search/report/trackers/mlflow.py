@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement, Trial
-from accel_search.trackers.base import Ending, Subject, Tracker
+from accel_search.report.trackers.base import Ending, Subject, Tracker
 
 if TYPE_CHECKING:
     from accel_search.core.assessment import AssessedTrial, Assessment

@@ -17,8 +17,8 @@ from accel_search.core.secrets import without_secrets
 from accel_search.core.trial import said_of
 from accel_search.core.workload import Workload
 from accel_search.errors import NothingMeasured
-from accel_search.report.colour import painted
-from accel_search.report.wording import (
+from accel_search.report.console.color import painted
+from accel_search.report.format import (
     UNSTEADY,
     choosing,
     duration,
@@ -27,6 +27,8 @@ from accel_search.report.wording import (
     percent,
     python_lines,
     scheduler_option,
+    settings_lines,
+    short,
 )
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
@@ -112,15 +114,6 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             subsequent_indent="    ",
         )
     return "\n".join(lines)
-
-
-def settings_lines(candidate: Candidate) -> list[str]:
-    """Return a line an accelerator, with its parameters."""
-    width = max(len(name) for name in candidate)
-    return [
-        f"{name:{width}}  " + "  ".join(f"{key}={value}" for key, value in params.items())
-        for name, params in candidate.items()
-    ]
 
 
 def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
@@ -218,14 +211,6 @@ def _row(each: AssessedTrial, outcome: Outcome, colour: bool) -> str:
     padding = "" if is_long else " " * (VERDICT_WIDTH - len(said) + 2)
     below = f"\n      {name}" if is_long else name
     return figures + painted(said, said, colour=colour) + padding + below
-
-
-def short(candidate: Candidate) -> str:
-    """Write a candidate in little room: `deepcache(3, 0)`, values in the parameters' order."""
-    return " ".join(
-        f"{name}({', '.join(str(value) for value in params.values())})"
-        for name, params in candidate.items()
-    )
 
 
 def _ablations(outcome: Outcome) -> str:
