@@ -16,7 +16,7 @@ from accel_search.sweep.settings import SweepSettings, from_command_line, sweep_
 
 if TYPE_CHECKING:
     from accel_search.sweep.estimate import Estimate
-    from accel_search.sweep.workers import Worker
+    from accel_search.sweep.local_workers import Worker
 
 DESCRIPTION = (
     "Explore a whole table of pipelines, schedulers, step counts and accelerators, each in a "
@@ -119,7 +119,7 @@ def _workers(settings: SweepSettings) -> Iterator[Sequence[Worker]]:
         with ray_workers(settings) as workers:
             yield workers
         return
-    from accel_search.sweep.workers import local_workers
+    from accel_search.sweep.local_workers import local_workers
 
     local = local_workers(settings)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from accel_search.storage.keys import Configuration
-from accel_search.sweep.answers import Answer, failure
+from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.progress import SweepProgress, legend, plan, said, table
 from accel_search.sweep.status import Status
 

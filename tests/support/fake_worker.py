@@ -16,7 +16,7 @@ from pathlib import Path
 
 from accel_search.settings import Settings
 from accel_search.storage.keys import search_key
-from accel_search.sweep.answers import Answer, failure
+from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.worker import _jobs, settings_of
 from tests.support.fakes import PROVENANCE, with_steps
 

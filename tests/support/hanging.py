@@ -67,9 +67,9 @@ if __name__ == "__main__":
         recorded_worker.main()
     elif sys.argv[1] == "sweep":
         from accel_search import explore_upper_bounds
-        from accel_search.sweep import child
+        from accel_search.sweep import worker_process
 
-        child.COMMAND = (sys.executable, "-m", "tests.support.hanging", "worker")
+        worker_process.COMMAND = (sys.executable, "-m", "tests.support.hanging", "worker")
         sys.exit(explore_upper_bounds.main(sys.argv[2:]))
     else:
         recorded.RecordedEvaluator = Hanging

@@ -136,9 +136,9 @@ def sweep(arguments):
     import sys
 
     from accel_search import explore_upper_bounds
-    from accel_search.sweep import child
+    from accel_search.sweep import worker_process
 
-    child.COMMAND = (sys.executable, "-m", "tests.support.recorded_worker")
+    worker_process.COMMAND = (sys.executable, "-m", "tests.support.recorded_worker")
     return explore_upper_bounds.main(arguments)
 
 

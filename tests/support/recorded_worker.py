@@ -7,7 +7,7 @@ import os
 import signal
 
 from accel_search.sweep import worker
-from accel_search.sweep.answers import Answer
+from accel_search.sweep.answer import Answer
 from tests.support.fakes import PROVENANCE
 from tests.support.recorded import RecordedEvaluator
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 
 from accel_search.explore_upper_bounds import main
-from accel_search.sweep import child
+from accel_search.sweep import worker_process
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "tests.support.fake_worker")
@@ -21,5 +21,5 @@ def is_gone(pid):
 
 
 if __name__ == "__main__":
-    child.COMMAND = COMMAND
+    worker_process.COMMAND = COMMAND
     sys.exit(main())

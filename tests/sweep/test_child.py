@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from accel_search.settings import Settings
-from accel_search.sweep.child import Child, Stopped, TimedOut, describe_exit
+from accel_search.sweep.local_workers import LocalWorker
 from accel_search.sweep.worker import ABANDONED, HUNG
-from accel_search.sweep.workers import LocalWorker
+from accel_search.sweep.worker_process import Child, Stopped, TimedOut, describe_exit
 from tests.support.run_fake import COMMAND, ROOT, is_gone
 
 NEVER = threading.Event()
@@ -65,7 +65,7 @@ def test_a_job_is_answered_and_every_line_is_heard(child):
 @pytest.mark.parametrize("reason", [TimedOut, Stopped])
 def test_a_process_that_hangs_is_ended_with_its_own_children(child, monkeypatch, reason):
     plan(monkeypatch, demo="hang")
-    monkeypatch.setattr("accel_search.sweep.child.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("accel_search.sweep.worker_process.GRACE_SECONDS", 0.3)
     process, lines = child()
     stop = threading.Event()
     if reason is Stopped:

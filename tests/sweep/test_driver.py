@@ -10,11 +10,11 @@ import pytest
 
 from accel_search.storage import speedup_bounds
 from accel_search.storage.keys import Configuration
-from accel_search.sweep.answers import Answer, failure
-from accel_search.sweep.child import Stopped
+from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.driver import Sweep
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
+from accel_search.sweep.worker_process import Stopped
 from tests.support.fake_worker import answer as answered
 from tests.support.fakes import PROVENANCE
 from tests.support.sweeps import Observer

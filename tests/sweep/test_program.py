@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Return a function that runs the program in this process, with the fake worker."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr("accel_search.sweep.child.COMMAND", COMMAND)
+    monkeypatch.setattr("accel_search.sweep.worker_process.COMMAND", COMMAND)
 
     def run(*arguments, plan=None):
         monkeypatch.setenv("FAKE_PLAN", json.dumps(plan or {}))

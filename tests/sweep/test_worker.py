@@ -15,7 +15,7 @@ import torch
 from accel_search.errors import ConfigurationError, InvalidImage, LoadError, TrialFailure
 from accel_search.runtime.measuring.timing_lock import Turns
 from accel_search.settings import Settings
-from accel_search.sweep.answers import failure_of
+from accel_search.sweep.answer import failure_of
 from accel_search.sweep.worker import Session, settings_of
 
 SMALL = {

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.json_files import read_json
 from accel_search.storage.keys import Configuration
-from accel_search.sweep.answers import Answer
-from accel_search.sweep.child import Stopped
+from accel_search.sweep.answer import Answer
+from accel_search.sweep.local_workers import Worker
 from accel_search.sweep.queue import Queue
 from accel_search.sweep.settings import ALL, SweepSettings
 from accel_search.sweep.status import Status, status_of
-from accel_search.sweep.workers import Worker
+from accel_search.sweep.worker_process import Stopped
 
 TICK_SECONDS = 0.2
 

@@ -10,7 +10,7 @@ from typing import Any
 from accel_search.report.console.bar import WithBar
 from accel_search.report.format import duration
 from accel_search.storage.keys import Configuration
-from accel_search.sweep.answers import Answer
+from accel_search.sweep.answer import Answer
 from accel_search.sweep.status import Status
 
 LEVELS = {"WARNING: ": logging.WARNING, "ERROR: ": logging.ERROR}

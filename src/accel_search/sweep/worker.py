@@ -36,7 +36,7 @@ from accel_search.runtime.measuring.timing_lock import Turns
 from accel_search.search.watchdog import Hang, Watchdog
 from accel_search.settings import Settings
 from accel_search.storage.json_files import write_atomically
-from accel_search.sweep.answers import Answer, failure, failure_of
+from accel_search.sweep.answer import Answer, failure, failure_of
 
 if TYPE_CHECKING:
     from accel_search.runtime.measuring.evaluator import PipelineEvaluator

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from accel_search.settings import Settings
-from accel_search.sweep.answers import Answer, failure
-from accel_search.sweep.child import Child, Died, TimedOut
+from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.machine import choose_gpus, shares, visible_gpus
 from accel_search.sweep.settings import SweepSettings
+from accel_search.sweep.worker_process import Child, Died, TimedOut
 
 OnLine = Callable[[str], None]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from accel_search.sweep.answers import Answer
+from accel_search.sweep.answer import Answer
 
 COMMAND = (sys.executable, "-m", "accel_search.sweep.worker")
 POLL_SECONDS = 0.05
