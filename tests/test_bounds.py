@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from accel_search.exploration import explore
 from accel_search.report.console.summary import bound_summary
+from accel_search.session import explore
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from tests.support.fakes import FakeEvaluator

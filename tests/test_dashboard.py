@@ -19,9 +19,9 @@ from accel_search.search.loop import Budget, Search
 from accel_search.search.replay import open_replay
 from accel_search.search.strategies import get
 from accel_search.search.strategies.base import Task
+from accel_search.session import open_store
 from accel_search.settings import Settings
 from accel_search.storage.trials_db import TrialStore, default_url
-from accel_search.study import open_store
 from tests.support.fakes import FakeEvaluator
 
 TABLE = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"

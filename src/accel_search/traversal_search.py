@@ -70,8 +70,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     from accel_search.report.trackers.tracking import tracked
     from accel_search.search.explain import of_search
     from accel_search.search.watchdog import Watchdog
+    from accel_search.session import keep, open_store, run_search
     from accel_search.storage import search_results
-    from accel_search.study import keep, open_store, run_search
 
     strategies.check(settings.strategy, settings.sampler)
     trackers.check(settings)
@@ -218,9 +218,9 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
 
 def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Find the fastest candidate, quality aside, and return the exit code."""
-    from accel_search.exploration import explore
     from accel_search.report.console.summary import bound_summary, nothing_timed
     from accel_search.runtime.workbench import open_evaluator
+    from accel_search.session import explore
     from accel_search.storage.json_files import ensure_writable
     from accel_search.storage.speedup_bounds import save
 

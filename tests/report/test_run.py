@@ -331,14 +331,14 @@ def fake_search(tmp_path, monkeypatch):
 def test_a_result_is_stored_before_anything_is_made_for_a_report(fake_search, monkeypatch):
     import json
 
-    from accel_search import study
+    from accel_search import session
     from accel_search.errors import ConfigurationError
 
     def fails(*_):
         raise ConfigurationError("--run_dir: no space left")
 
     search, folder = fake_search
-    monkeypatch.setattr(study, "keep", fails)
+    monkeypatch.setattr(session, "keep", fails)
     with pytest.raises(ConfigurationError, match="no space left"):
         search(report="auto")
     assert len(json.loads((folder / "output").read_text())) == 2  # One a kind of key.

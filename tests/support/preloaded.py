@@ -11,8 +11,8 @@ import tqdm
 
 import accel_search.explore_upper_bounds
 import accel_search.report.console.summary
+import accel_search.session
 import accel_search.storage.search_results
-import accel_search.study
 import accel_search.sweep.driver
 import accel_search.sweep.estimate
 import accel_search.sweep.progress

@@ -148,7 +148,7 @@ def test_a_shortage_of_memory_is_told_with_the_sizes_tried(ask, monkeypatch):
 
 
 def test_a_defect_is_an_answer_with_its_traceback_in_the_log(ask, monkeypatch, capsys):
-    monkeypatch.setattr("accel_search.exploration.explore", lambda *_, **options: 1 / 0)
+    monkeypatch.setattr("accel_search.session.explore", lambda *_, **options: 1 / 0)
     failure = ask()["failure"]
     assert failure["error"] == "unknown_error" and "ZeroDivisionError" in failure["message"]
     assert "Traceback" in capsys.readouterr().err

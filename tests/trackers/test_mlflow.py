@@ -8,12 +8,11 @@ import pytest
 
 from accel_search.core.intervals import Verdict
 from accel_search.core.trial import Failure, Trial
-from accel_search.exploration import explore
 from accel_search.report.trackers.tracking import tracked
 from accel_search.search.space import JointSpace
+from accel_search.session import explore, run_search
 from accel_search.settings import Settings
 from accel_search.storage.trials_db import TrialStore
-from accel_search.study import run_search
 from accel_search.traversal_search import main
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.replays import REPLAY

@@ -106,7 +106,7 @@ class Session:
         write_atomically(path, json.dumps(answer.as_dict(), allow_nan=False))
 
     def _explore(self, job: Mapping[str, Any], began: float) -> Answer:
-        from accel_search.exploration import explore
+        from accel_search.session import explore
 
         settings = settings_of(job["options"])
         hangs = int(job.get("hangs", 0))
