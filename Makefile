@@ -54,15 +54,15 @@ notebook: $(READY)  ## Run the docs' notebook anew, and keep its outputs: minute
 	  --NotebookClient.record_timing=False --NotebookClient.coalesce_streams=True
 
 bench: $(READY)  ## Measure what the harness adds to the bare pipeline and scoring calls
-	$(BIN)/python scripts/bench_harness.py
+	$(BIN)/python scripts/benchmarks/bench_harness.py
 
 bench-strategies: $(READY)  ## Replay the recorded tables with every strategy: hours
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group bench
 	mkdir -p build
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_strategies.py \
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/bench_strategies.py \
 	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tome deepcache-tgate)) \
 	  --out build/strategies_demo.json
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_strategies.py \
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/bench_strategies.py \
 	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tgate)) \
 	  --seconds tests/data/latency_sdxl_h200.json --out build/strategies_sdxl.json
 

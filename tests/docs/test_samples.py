@@ -109,7 +109,7 @@ def program_options():
 @pytest.mark.parametrize("name", NAMES)
 def test_options_that_a_page_speaks_of_exist(name):
     known = program_options() | OTHERS
-    scripts = "".join(path.read_text() for path in (ROOT / "scripts").glob("*.py"))
+    scripts = "".join(path.read_text() for path in (ROOT / "scripts").rglob("*.py"))
     spoken = {
         option for span in spans(name) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
     }

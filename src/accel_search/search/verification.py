@@ -13,8 +13,8 @@ Each of two questions is answered `pass`, `fail` or `inconclusive`:
   the first alone is lucky, for it is what the winner won by.
 
 Why not ask that the new interval's lower end is not below the stored one's: of two equal timings
-that holds for every second. `scripts/bench_intervals.py` prints how often an unchanged machine
-passes, and how often one that became slower is found out.
+that holds for every second. `scripts/benchmarks/bench_intervals.py` prints how often an unchanged
+machine passes, and how often one that became slower is found out.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # The fake trials are the tests' own.
+sys.path.insert(0, str(Path(__file__).parents[2]))  # The fake trials are the tests' own.
 
 OPENED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
 DRAWN = "new Promise(r => requestAnimationFrame(() => setTimeout(() => r(performance.now()))))"

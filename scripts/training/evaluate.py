@@ -17,10 +17,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from demo_training import model_card, package, scenes
-from demo_training.scorer import load_scorer, score
-from demo_training.tokenizer import CaptionEncoder
-from demo_training.training import Run, save_figures, say
+from training import model_card, package, scenes
+from training.scorer import load_scorer, score
+from training.tokenizer import CaptionEncoder
+from training.training import Run, save_figures, say
 
 GUIDANCE_SCALES = (2.0, 3.0, 4.0, 6.0)
 FEWER_STEPS = (10, 5, 3)

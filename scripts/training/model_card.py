@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from demo_training import denoiser, package, scenes, scorer, vae
+from training import denoiser, package, scenes, scorer, vae
 
 _STAGES = ("vae", "scorer", "denoiser")
 
@@ -121,7 +121,7 @@ Licence: MIT, weights and data alike.
 
 ## Data
 
-Everything is drawn by `scripts/demo_training/scenes.py`: {len(scenes.COLORS)} colours
+Everything is drawn by `scripts/training/scenes.py`: {len(scenes.COLORS)} colours
 ({", ".join(scenes.COLORS)}), {len(scenes.SHAPES)} shapes ({", ".join(scenes.SHAPES)}),
 {len(scenes.BACKGROUNDS)} backgrounds ({", ".join(scenes.BACKGROUNDS)}), two sizes; a single object
 in one of {len(scenes.PLACES)} places, a pair in one of {len(scenes.RELATIONS)} relations, or two to
@@ -149,7 +149,7 @@ Weights are stored in float16. The scheduler is DDIM with Stable Diffusion 1.5's
 On one {denoised["device"]} with torch {denoised["torch"]}{total}.
 Reproduce with
 
-    python scripts/train_demo.py --stage all --work build/demo --out src/accel_search/demo
+    python scripts/training/train_demo.py --stage all --work build/demo --out src/accel_search/demo
 
 A GPU does not repeat a training bit for bit, so that this gives other weights. The ones here come
 from a single run.

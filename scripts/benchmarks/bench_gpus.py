@@ -1,7 +1,7 @@
 """Sweep one table on one GPU, on all of them, and over Ray: same results, how much sooner?
 
-    python scripts/bench_gpus.py --out docs/several_gpus_h200.json
-    python scripts/bench_gpus.py --models demo --device cpu --parts one,all
+    python scripts/benchmarks/bench_gpus.py --out docs/several_gpus_h200.json
+    python scripts/benchmarks/bench_gpus.py --models demo --device cpu --parts one,all
 
 Parts: `one` explores the table on the first GPU, a model at a time; a model that --out holds is
 not explored again, so that a long table can be done in several runs. `all` explores it by a worker
@@ -29,7 +29,7 @@ import psutil
 
 from accel_search.runtime.nvidia_smi import query
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORKER = "accel_search.sweep.worker"
 PARTS = ("one", "all", "ray", "faults")
 SMALL, LARGE, LIMIT_GIB = "SD1.5", "SDXL", 5

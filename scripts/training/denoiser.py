@@ -9,9 +9,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from demo_training import scenes
-from demo_training.tokenizer import BOS, CONTEXT_LENGTH, EOS, PAD, CaptionEncoder, build_tokenizer
-from demo_training.training import (
+from training import scenes
+from training.tokenizer import BOS, CONTEXT_LENGTH, EOS, PAD, CaptionEncoder, build_tokenizer
+from training.training import (
     Run,
     Trainer,
     load_tensors,
@@ -21,7 +21,7 @@ from demo_training.training import (
     say,
     seed_everything,
 )
-from demo_training.vae import encode, load_vae
+from training.vae import encode, load_vae
 
 LATENT_SIZE = 16
 TEXT_WIDTH = 96

@@ -1,7 +1,7 @@
 """Measure what the harness adds to the bare calls that it makes, and what trials leave behind.
 
-    python scripts/bench_harness.py
-    python scripts/bench_harness.py --pipe SDXL --latency_only --batch_size 1 --trials 50
+    python scripts/benchmarks/bench_harness.py
+    python scripts/benchmarks/bench_harness.py --pipe SDXL --latency_only --batch_size 1 --trials 50
 
 The evaluator itself keeps account of the seconds spent inside pipeline and scoring calls; what is
 left of its wall time is the harness: drawing noise, applying and undoing, checks, bookkeeping.

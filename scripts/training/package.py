@@ -11,12 +11,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from demo_training import scenes
-from demo_training.denoiser import LATENT_SIZE, build_scheduler, load_denoiser
-from demo_training.scorer import load_scorer, model_config
-from demo_training.tokenizer import build_tokenizer, save_tokenizer
-from demo_training.training import Run, load_figures, load_tensors, say
-from demo_training.vae import load_vae
+from training import scenes
+from training.denoiser import LATENT_SIZE, build_scheduler, load_denoiser
+from training.scorer import load_scorer, model_config
+from training.tokenizer import build_tokenizer, save_tokenizer
+from training.training import Run, load_figures, load_tensors, say
+from training.vae import load_vae
 
 PROMPT_SEED = 777
 PROMPTS = 160

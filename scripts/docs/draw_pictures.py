@@ -1,9 +1,9 @@
 """Make the pictures of docs/parameters.md: the demo pipeline under more and more of each parameter.
 
 Every column's loss of score is measured on the same prompts and noise as the bare pipeline's, with
-its 95 % interval, as a search measures it. `python scripts/draw_pictures.py` writes the sheets into
-docs/pictures, and the figures beside them. Minutes on a CPU; what is in those files is not measured
-again: delete one to do so.
+its 95 % interval, as a search measures it. `python scripts/docs/draw_pictures.py` writes the sheets
+into docs/pictures, and the figures beside them. Minutes on a CPU; what is in those files is not
+measured again: delete one to do so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
 
-OUT = Path(__file__).parents[1] / "docs" / "pictures"
+OUT = Path(__file__).parents[2] / "docs" / "pictures"
 INK = "#6b7785"  # Told from white and from near black.
 SHOWN = (0, 1, 3)
 """Prompts that pictures are shown of; tokens are those of the first."""

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from demo_training import scenes
-from demo_training.training import (
+from training import scenes
+from training.training import (
     Run,
     Trainer,
     load_tensors,

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Write the tables of full-size timings in the docs anew, from the files of raw samples.
 
-    python scripts/tabulate_full_size.py docs/*.md
+    python scripts/docs/tabulate_full_size.py docs/*.md
 
 A table stands between a comment, `<!-- timings FILE MODEL -->`, `<!-- compiled FILE MODEL -->` or
-`<!-- kernels FILE -->`, and `<!-- end -->`, FILE being one of `scripts/bench_full_size.py`, beside
-the page. A test compares.
+`<!-- kernels FILE -->`, and `<!-- end -->`, FILE being one of
+`scripts/benchmarks/bench_full_size.py`, beside the page. A test compares.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from demo_training import scenes
-from demo_training.tokenizer import CONTEXT_LENGTH, CaptionEncoder
-from demo_training.training import (
+from training import scenes
+from training.tokenizer import CONTEXT_LENGTH, CaptionEncoder
+from training.training import (
     Run,
     Trainer,
     load_tensors,
@@ -27,7 +27,7 @@ from demo_training.training import (
     say,
     seed_everything,
 )
-from demo_training.vae import decode, encode, load_vae, sample_pool
+from training.vae import decode, encode, load_vae, sample_pool
 
 SEED = 202
 STEPS = 900

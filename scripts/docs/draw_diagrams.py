@@ -1,7 +1,7 @@
 """Draw the diagrams of docs/parameters.md from the accelerators' own code.
 
 What runs in which UNet call is asked of `step_types`, `schedule`, `skipped_modules` and
-`merge_plan`: the code that a search and `accelerate` go by. `python scripts/draw_diagrams.py`
+`merge_plan`: the code that a search and `accelerate` go by. `python scripts/docs/draw_diagrams.py`
 writes the diagrams into docs/diagrams.
 """
 
@@ -24,7 +24,7 @@ from accel_search.accelerators.tgate import REUSE, STORE, schedule
 from accel_search.accelerators.tome import merge_plan
 from accel_search.core.workload import Workload
 
-OUT = Path(__file__).parents[1] / "docs" / "diagrams"
+OUT = Path(__file__).parents[2] / "docs" / "diagrams"
 
 # Each is told from white and from near black: the pages have a light and a dark look.
 INK, FAINT = "#6b7785", "#6b778555"

@@ -1,6 +1,6 @@
 """Train the embedded demo pipeline and its scorer from nothing.
 
-    python scripts/train_demo.py --stage all --work build/demo --out src/accel_search/demo
+    python scripts/training/train_demo.py --stage all --work build/demo --out src/accel_search/demo
 
 Each stage goes on from what the earlier ones left in the work folder, so they can also be run one
 by one, in processes of their own. `--steps-scale 0.02` shortens everything to see that it works.
@@ -9,16 +9,18 @@ by one, in processes of their own. `--steps-scale 0.02` shortens everything to s
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from demo_training import denoiser, evaluate, package, scorer, vae
-from demo_training.training import Run, save_figures
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "scripts"))  # The folder is imported as a package.
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from training import denoiser, evaluate, package, scorer, vae  # noqa: E402
+from training.training import Run, save_figures  # noqa: E402
 
 
 def train(run: Run) -> None:

@@ -1,8 +1,8 @@
 """How well the latency model predicts, from a dozen runs, candidates that it never saw.
 
-    python scripts/bench_latency.py --model SDXL --out tests/data/latency_sdxl_h200.json
-    python scripts/bench_latency.py --model demo --device cpu
-    python scripts/bench_latency.py --recorded tests/data/latency_sdxl_h200.json
+    python scripts/benchmarks/bench_latency.py --model SDXL --out tests/data/latency_sdxl_h200.json
+    python scripts/benchmarks/bench_latency.py --model demo --device cpu
+    python scripts/benchmarks/bench_latency.py --recorded tests/data/latency_sdxl_h200.json
 
 Full-size pipelines have random weights: values do not bear on time. The model chooses its own
 calibration runs among all points of DeepCache, T-GATE and both together; then points drawn at

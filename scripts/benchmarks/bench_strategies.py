@@ -1,6 +1,7 @@
-"""Replay recorded tables with every strategy: what each finds, at what cost, and is it true.
+r"""Replay recorded tables with every strategy: what each finds, at what cost, and is it true.
 
-    python scripts/bench_strategies.py --table tests/data/tables/*.json.gz --out strategies.json
+    python scripts/benchmarks/bench_strategies.py --table tests/data/tables/*.json.gz \
+        --out strategies.json
 
 Pictures and scores are those recorded, on prompts shuffled by the seed. Times are those recorded
 too, but no single one is believed: the latency model is fitted to all points of a table, a point's

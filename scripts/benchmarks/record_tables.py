@@ -1,6 +1,7 @@
-"""Measure many points of a space, once each, and write them as a file that `--replay` searches.
+r"""Measure many points of a space, once each, and write them as a file that `--replay` searches.
 
-    python scripts/record_tables.py --targets deepcache,tgate --points 1200 --out table.json.gz
+    python scripts/benchmarks/record_tables.py --targets deepcache,tgate --points 1200 \
+        --out table.json.gz
 
 It is what a search would measure, with less timing around it: all prompts go in one batch, each
 point is called once, and the bare pipeline is called after every few points, so that a point is

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from demo_training import scenes
+from training import scenes
 
 CONTEXT_LENGTH = 20
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
