@@ -26,7 +26,7 @@ def test_the_strategy_searches_a_recorded_table(installed, tmp_path, monkeypatch
 
 
 def test_the_strategy_keeps_the_rules_of_all_strategies(installed):
-    from tests.strategies import test_conformance as conformance
+    from tests.search.strategies import test_conformance as conformance
 
     installed("docs/write_strategy.md")
     strategy = strategies.get("descent")

@@ -18,6 +18,7 @@ from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
 from accel_search.report.html.page import search_page
 from accel_search.report.html.script import script
+from accel_search.search import strategies
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.run_reader import read_run
@@ -490,7 +491,7 @@ def test_a_settings_file_cannot_name_code(tmp_path):
     """Options are data: what looks like code is a name that is not known."""
     for text in ("__import__('os')", "os.system", "../../evil"):
         with pytest.raises(ConfigurationError):
-            Settings(strategy=text)
+            strategies.check(text, None)
         with pytest.raises(ConfigurationError):
             Settings(targets=(text,))
     failed = Trial(Candidate({"deepcache": {}}), None, Failure("x", EVIL, 1.0))

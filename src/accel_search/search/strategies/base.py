@@ -55,7 +55,7 @@ class Strategy(ABC):
     """Decides what is measured next.
 
     A new strategy is one new file in this folder that defines one subclass; the conformance
-    suite in `tests/strategies/` picks it up. It keeps no record of its own of what was
+    suite in `tests/search/strategies/` picks it up. It keeps no record of its own of what was
     measured: the history is given at every call, so a search resumes, and several machines
     share a study, with nothing more. What it derives from the history it may keep.
 

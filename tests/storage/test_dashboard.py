@@ -24,7 +24,7 @@ from accel_search.settings import Settings
 from accel_search.storage.trials_db import TrialStore, default_url
 from tests.support.fakes import FakeEvaluator
 
-TABLE = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"
+TABLE = Path(__file__).parents[1] / "data" / "tables" / "deepcache.json.gz"
 BOUND = 0.0005
 
 
@@ -80,7 +80,7 @@ def test_what_a_study_is_of_stands_in_it_and_is_no_measurement(tmp_path):
 @pytest.fixture
 def dashboard(studied):
     """Start optuna-dashboard as docs/use.md says; return a function that asks its API."""
-    text = (Path(__file__).parents[1] / "docs" / "use.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "use.md").read_text()
     said = re.search(r"^optuna-dashboard (\S+)", text, re.M)[1]
     url, _ = studied
     assert said.startswith("sqlite:///") and said.endswith("trials.db")

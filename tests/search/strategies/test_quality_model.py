@@ -20,7 +20,7 @@ from accel_search.search.strategies.quality_model import (
 from accel_search.storage.trials_file import read_trials
 from tests.support.fakes import WORKLOAD
 
-TABLES = Path(__file__).parent / "data" / "tables"
+TABLES = Path(__file__).parents[2] / "data" / "tables"
 LIMIT = float(to_scale(np.ones(1))[0])
 
 

@@ -15,7 +15,7 @@ from accel_search import accelerators
 from accel_search.traversal_search import main
 from tests.support.options import SMALL
 
-SOURCE = Path(__file__).parent / "plugin" / "guidance_cutoff.py"
+SOURCE = Path(__file__).parents[1] / "plugin" / "guidance_cutoff.py"
 
 
 def build_wheel(folder: Path) -> Path:

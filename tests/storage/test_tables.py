@@ -19,7 +19,7 @@ from tests.support.pages import add_failure, make_run_dir, search
 from tests.support.results import GRID, searched
 from tests.support.searches import point, run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PARAMETERS = ["deepcache.cache_interval", "deepcache.cache_branch_id"]
 
 

@@ -12,7 +12,7 @@ from accel_search.search.step_plans import plans_in
 from accel_search.search.strategies.latency_model import LatencyModel, Run
 from tests.support.fakes import WORKLOAD
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 def script(name):

@@ -258,7 +258,7 @@ def test_a_replay_loads_no_torch(tmp_path):
 
 def test_a_replay_is_reported_and_exported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    table = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"
+    table = Path(__file__).parents[1] / "data" / "tables" / "deepcache.json.gz"
     command = ["--replay", str(table), "--report", "page.html", "--export", "fast.py"]
     assert main([*command, "--req_score_loss", "0.05"]) == 0
     out = capsys.readouterr().out

@@ -18,7 +18,7 @@ from accel_search.storage.trials_file import read_trials
 from tests.support.fakes import WORKLOAD
 from tests.support.strategies import Run
 
-TABLES = Path(__file__).parents[1] / "data" / "tables"
+TABLES = Path(__file__).parents[2] / "data" / "tables"
 
 
 @cache

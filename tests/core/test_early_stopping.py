@@ -8,7 +8,7 @@ import pytest
 from accel_search.core.early_stopping import FALSE_REJECTION, LOOKS, is_lost, next_rung, rungs
 from accel_search.storage.trials_file import read_trials
 
-TABLES = Path(__file__).parent / "data" / "tables"
+TABLES = Path(__file__).parents[1] / "data" / "tables"
 
 
 def given_up_at(baseline, candidate, bound, chunk=4):

@@ -202,7 +202,7 @@ def test_texts_from_outside_stay_texts(open_page, tmp_path):
 
 
 def test_a_sweep_is_sorted_filtered_and_links_to_its_searches(open_page, tmp_path):
-    bounds = Path(__file__).parents[2] / "speedup_bounds.json"
+    bounds = Path(__file__).parents[3] / "speedup_bounds.json"
     content = json.loads(bounds.read_text())
     content["failed_configs"] = {
         f"{EVIL}_DDIM_20_tome": {"error": "timeout", "message": EVIL, "seconds": 9}

@@ -31,7 +31,7 @@ from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_t
 from tests.support.options import FAST, SMALL, SURE
 from tests.support.results import GRID, Halved, searched
 
-TABLE = Path(__file__).parent / "data" / "tables" / "deepcache.json.gz"
+TABLE = Path(__file__).parents[1] / "data" / "tables" / "deepcache.json.gz"
 
 
 def slower(factor, loss=0.0):
