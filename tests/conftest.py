@@ -6,6 +6,8 @@ import pytest
 
 from accel_search.core.schedulers import SCHEDULERS
 
+pytest.register_assert_rewrite("tests.support")  # What is asserted there is told as elsewhere.
+
 
 @pytest.fixture(autouse=True)
 def bare_loggers():

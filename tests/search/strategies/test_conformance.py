@@ -12,21 +12,15 @@ from accel_search.search.space import JointSpace
 from accel_search.search.strategies import all_strategies, get
 from accel_search.search.strategies.base import Proposal, Task
 from tests.support.fakes import WORKLOAD, FakeEvaluator
-from tests.support.strategies import CHUNK, PROMPTS, Run, truth
-
-SPACES = {
-    "deepcache": JointSpace(("deepcache",), WORKLOAD),
-    "tome": JointSpace(("tome",), WORKLOAD),
-    "deepcache,tome": JointSpace(("deepcache", "tome"), WORKLOAD),
-    "deepcache,steps": JointSpace(("deepcache", "steps"), WORKLOAD),
-    "tgate,steps": JointSpace(("tgate", "steps"), WORKLOAD),
-    "unknown workload": JointSpace(("deepcache", "tome"), None),
-}
-# Some of a space's points, as a replayed file may hold them.
-SPACES["a part"] = JointSpace(
-    ("deepcache", "tome"),
-    WORKLOAD,
-    only={SPACES["deepcache,tome"].key_at(position) for position in range(0, 200, 9)},
+from tests.support.strategies import (
+    CHUNK,
+    PROMPTS,
+    RULES,
+    SPACES,
+    Run,
+    every_look_is_at_something_worth_a_look,
+    it_ends_and_says_why,
+    truth,
 )
 
 
@@ -43,9 +37,19 @@ def test_strategies_of_the_mission_are_there():
     assert {"grid", "random", "bayes", "guided"} <= set(all_strategies())
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_strategy_keeps(rule, strategy):
+    rule(strategy)
+
+
 @pytest.mark.parametrize("name", SPACES)
 def test_every_look_is_at_something_worth_a_look(strategy, name):
-    assert Run(strategy, SPACES[name]).go(25).looks
+    every_look_is_at_something_worth_a_look(strategy, name)
+
+
+@pytest.mark.parametrize("goal", [Goal(0.02), Goal(0.0), Goal(0.02, min_speedup=1.3)], ids=str)
+def test_it_ends_and_says_why(strategy, goal):
+    it_ends_and_says_why(strategy, goal)
 
 
 def test_what_failed_is_not_asked_for_again_and_the_rest_goes_on(strategy):
@@ -58,12 +62,6 @@ def test_what_failed_is_not_asked_for_again_and_the_rest_goes_on(strategy):
     assert best.trial.candidate["deepcache"] == {"cache_interval": 4, "cache_branch_id": 0}
 
 
-def test_all_failing_ends_the_search(strategy):
-    run = Run(strategy, SPACES["deepcache"], fails=lambda candidate: True).go(17)
-    assert len(run.trials) <= 16
-    assert run.strategy.ask(run.history()) is None
-
-
 @pytest.mark.parametrize("goal", [Goal(0.02), Goal(0.02, min_speedup=1.3, min_psnr=20.0)], ids=str)
 def test_a_space_in_which_every_point_is_the_bare_pipeline_ends_at_once(strategy, goal):
     nothing = JointSpace(("deepcache",), WORKLOAD, {"deepcache": {"cache_interval": (1,)}})
@@ -73,14 +71,6 @@ def test_a_space_in_which_every_point_is_the_bare_pipeline_ends_at_once(strategy
     assert run.strategy.finish(run.history()) is None
     assert run.strategy.why_done(run.history()) == "every point is the bare pipeline"
     assert run.strategy.could_win(run.history()) == 0
-
-
-@pytest.mark.parametrize("goal", [Goal(0.02), Goal(0.0), Goal(0.02, min_speedup=1.3)], ids=str)
-def test_it_ends_and_says_why(strategy, goal):
-    run = Run(strategy, SPACES["deepcache"], goal=goal).go()
-    assert run.strategy.ask(run.history()) is None
-    why = run.strategy.why_done(run.history())
-    assert why and "\n" not in why and why[0].islower()
 
 
 def test_what_is_begun_is_finished_and_nothing_else_begun(strategy):
@@ -113,19 +103,6 @@ def test_bounds_on_likeness_are_heeded(strategy):
     assert best.trial.candidate["deepcache"] == {"cache_interval": 3, "cache_branch_id": 0}
 
 
-def test_the_seed_decides_everything(strategy):
-    space = SPACES["deepcache,tome"]
-    assert Run(strategy, space, seed=3).go(15).looks == Run(strategy, space, seed=3).go(15).looks
-
-
-def test_a_resumed_search_repeats_nothing(strategy):
-    run = Run(strategy, SPACES["deepcache"]).go(7)
-    resumed = Run(strategy, SPACES["deepcache"])
-    resumed.trials = dict(run.trials)
-    resumed.go()
-    assert set(run.looks).isdisjoint(resumed.looks)
-
-
 def test_a_point_that_coincides_with_a_measured_one_counts_as_measured(strategy):
     space = SPACES["tome"]
     twin = Candidate({"tome": {"ratio": 0.5, "max_downsample": 3}})
@@ -134,15 +111,6 @@ def test_a_point_that_coincides_with_a_measured_one_counts_as_measured(strategy)
     run.trials[twin] = AssessedTrial(failed, None)
     run.go(40)  # `look` refuses a candidate that coincides.
     assert len(run.trials) > 1
-
-
-def test_asking_twice_without_news_gives_the_same_answer(strategy):
-    run = Run(strategy, SPACES["deepcache"])
-    for _ in range(4):
-        history = run.history()
-        proposal = run.strategy.ask(history)
-        assert proposal == run.strategy.ask(history)
-        run.look(proposal)
 
 
 @pytest.mark.parametrize("name", ["random", "bayes"])
