@@ -31,10 +31,11 @@ torture: $(READY)  ## Kill searches and sweeps, fill disks, damage files: hours
 test-gpu: $(READY)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-lint: $(READY)  ## Check style and types
+lint: $(READY)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 audit: $(READY)  ## Look our dependencies up among known vulnerabilities, where there is a network
 	scripts/audit.sh
@@ -53,15 +54,15 @@ notebook: $(READY)  ## Run the docs' notebook anew, and keep its outputs: minute
 	  --NotebookClient.record_timing=False --NotebookClient.coalesce_streams=True
 
 bench: $(READY)  ## Measure what the harness adds to the bare pipeline and scoring calls
-	$(BIN)/python scripts/bench_harness.py
+	$(BIN)/python scripts/benchmarks/bench_harness.py
 
 bench-strategies: $(READY)  ## Replay the recorded tables with every strategy: hours
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group bench
 	mkdir -p build
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_strategies.py \
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/bench_strategies.py \
 	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tome deepcache-tgate)) \
 	  --out build/strategies_demo.json
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_strategies.py \
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/bench_strategies.py \
 	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tgate)) \
 	  --seconds tests/data/latency_sdxl_h200.json --out build/strategies_sdxl.json
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from accel_search.runtime.architectures import ARCHITECTURES, build_random
+from accel_search.runtime.loading.random_weights import ARCHITECTURES, build_random
 from accel_search.runtime.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -4,7 +4,9 @@ import logging
 
 import pytest
 
-from accel_search.settings import SCHEDULERS
+from accel_search.core.schedulers import SCHEDULERS
+
+pytest.register_assert_rewrite("tests.support")  # What is asserted there is told as elsewhere.
 
 
 @pytest.fixture(autouse=True)

@@ -15,15 +15,16 @@ import torch
 from diffusers import DDIMScheduler
 
 from accel_search import accelerate, load_best, restore
+from accel_search.core.candidate import Candidate
+from accel_search.core.schedulers import scheduler_class
 from accel_search.errors import AcceleratorError, ConfigurationError, LoadError
-from accel_search.records import Candidate
-from accel_search.report.summary import snippet
-from accel_search.settings import Settings, scheduler_class
-from accel_search.space import search_key
-from tests.accelerators.tiny import assert_same as assert_untouched
-from tests.accelerators.tiny import make_img2img, make_pipe, make_scheduler, render, snapshot
-from tests.fakes import PROVENANCE, WORKLOAD, with_steps
-from tests.test_results import GRID, searched
+from accel_search.report.console.summary import snippet
+from accel_search.settings import Settings
+from accel_search.storage.keys import search_key
+from tests.support.fakes import PROVENANCE, WORKLOAD, with_steps
+from tests.support.results import GRID, searched
+from tests.support.tiny import assert_same as assert_untouched
+from tests.support.tiny import make_img2img, make_pipe, make_scheduler, render, snapshot
 
 DEEPCACHE = {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}
 TOME = {"tome": {"ratio": 0.5, "max_downsample": 2}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from accel_search.accelerators import all_accelerators
-from accel_search.options import read_config
+from accel_search.cli.options import read_config
 from accel_search.settings import Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"

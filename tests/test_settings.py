@@ -4,11 +4,14 @@ from dataclasses import fields
 
 import pytest
 
+from accel_search.cli.options import parse_seconds
 from accel_search.errors import ConfigurationError
-from accel_search.options import parse_seconds
 from accel_search.settings import Settings, from_command_line, search_parser
-from accel_search.space import search_key
-from tests.fakes import WORKLOAD
+from accel_search.storage.keys import search_key
+from accel_search.sweep.settings import from_command_line as sweep_settings
+from accel_search.sweep.settings import sweep_parser
+from accel_search.traversal_search import main
+from tests.support.fakes import WORKLOAD
 
 
 def parse(*arguments):
@@ -73,9 +76,6 @@ def test_the_original_scripts_spellings_are_understood():
         (["--dtype", "int8"], ["--dtype", "float16"]),
         (["--targets", "deepcache,magic"], ["'magic'", "deepcache", "tome", "tgate"]),
         (["--targets", ","], ["--targets", "deepcache"]),
-        (["--strategy", "luck"], ["'luck'", "guided", "bayes", "grid", "random"]),
-        (["--sampler", "gp"], ["--sampler", "'gp'", "no sampler", "guided"]),
-        (["--strategy", "bayes", "--sampler", "x"], ["--sampler", "'x'", "tpe, gp"]),
         (["--min_psnr", "-3"], ["--min_psnr", "decibels"]),
         (["--min_ssim", "2"], ["--min_ssim", "similarity"]),
         (["--log_level", "LOUD"], ["--log_level", "INFO"]),
@@ -95,6 +95,22 @@ def test_a_mistake_is_one_line_that_names_value_and_choices(arguments, names):
     assert "\n" not in message
     assert all(name in message for name in names), message
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--strategy", "luck"], ["'luck'", "guided", "bayes", "grid", "random"]),
+        (["--sampler", "gp"], ["--sampler", "'gp'", "no sampler", "guided"]),
+        (["--strategy", "bayes", "--sampler", "x"], ["--sampler", "'x'", "tpe, gp"]),
+    ],
+)
+def test_a_strategy_or_sampler_that_there_is_none_of_is_refused(arguments, names, capsys):
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and all(name in message for name in names), message
+    with pytest.raises(ConfigurationError, match=names[0]):
+        sweep_settings(sweep_parser("accel-explore", "", "0"), [*arguments, "--models", "demo"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accel_search.api import Acceleration, accelerate, compile_unet, load_best, restore
-    from accel_search.frames import load_results, load_trials
+    from accel_search.storage.tables import load_results, load_trials
 
 __version__ = version("accel-search")
 
@@ -29,6 +29,6 @@ def __getattr__(name: str) -> Any:
     if name != "__version__" and name in __all__:
         from importlib import import_module
 
-        module = import_module(f"accel_search.{'frames' if name in _TABLES else 'api'}")
+        module = import_module(f"accel_search.{'storage.tables' if name in _TABLES else 'api'}")
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

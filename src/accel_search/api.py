@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from accel_search.cli.program import in_one_line
+from accel_search.core.candidate import Candidate, Params
+from accel_search.core.schedulers import SCHEDULERS, scheduler_class
 from accel_search.errors import ConfigurationError
-from accel_search.lookup import Fitting, Wanted, find_result, holds_any
-from accel_search.program import in_one_line
-from accel_search.records import Candidate, Params
-from accel_search.settings import SCHEDULERS, scheduler_class
+from accel_search.storage.lookup import Fitting, Wanted, find_result, holds_any
 
 if TYPE_CHECKING:
     from accel_search.accelerators.compose import Patch
@@ -86,7 +86,7 @@ class _ExchangedScheduler:
         import diffusers
 
         from accel_search.accelerators.patching import check_pipeline
-        from accel_search.runtime.schedulers import build_scheduler, check_exchange
+        from accel_search.runtime.loading.schedulers import build_scheduler, check_exchange
 
         class_name = scheduler_class(name)
         if not (class_name.endswith("Scheduler") and hasattr(diffusers, class_name)):

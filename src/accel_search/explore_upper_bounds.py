@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_search.cli.program import run_program
 from accel_search.errors import ConfigurationError, ExitCode
-from accel_search.program import run_program
 from accel_search.sweep.settings import SweepSettings, from_command_line, sweep_parser
 
 if TYPE_CHECKING:
     from accel_search.sweep.estimate import Estimate
-    from accel_search.sweep.workers import Worker
+    from accel_search.sweep.local_workers import Worker
 
 DESCRIPTION = (
     "Explore a whole table of pipelines, schedulers, step counts and accelerators, each in a "
@@ -41,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: SweepSettings) -> int:
     """Carry out one sweep and return the exit code."""
-    from accel_search.report.sweep import SweepProgress, legend, table
-    from accel_search.result_files import ensure_writable
+    from accel_search.storage.json_files import ensure_writable
     from accel_search.sweep.driver import Sweep
     from accel_search.sweep.estimate import Estimate
     from accel_search.sweep.lock import only_one
+    from accel_search.sweep.progress import SweepProgress, legend, table
 
     estimate = Estimate(settings)
     if settings.dry_run:
@@ -75,7 +75,7 @@ def run(settings: SweepSettings) -> int:
         statuses = sweep.statuses()
     print(f"\n{table(statuses)}\n\n{legend(settings.latency_only)}")
     if settings.report is not None:
-        from accel_search.report.writing import write_sweep_of
+        from accel_search.sweep.page import write_sweep_of
 
         print("".join(f"\nWritten: {path}" for path in write_sweep_of(settings)))
     return ExitCode.SWEEP_FAILURES if failed else ExitCode.DONE
@@ -83,8 +83,8 @@ def run(settings: SweepSettings) -> int:
 
 def _print_plan(settings: SweepSettings, estimate: Estimate) -> int:
     """Print what would run."""
-    from accel_search.report.sweep import plan
     from accel_search.sweep.driver import Sweep
+    from accel_search.sweep.progress import plan
 
     with _workers(settings) as workers:
         statuses = Sweep(settings, workers, machine=_machine(settings, workers)).statuses()
@@ -94,7 +94,7 @@ def _print_plan(settings: SweepSettings, estimate: Estimate) -> int:
 
 
 def _set_up_logging(settings: SweepSettings) -> logging.Logger:
-    from accel_search.logging_utils import setup_logger
+    from accel_search.cli.logging_utils import setup_logger
 
     try:
         return setup_logger(
@@ -119,7 +119,7 @@ def _workers(settings: SweepSettings) -> Iterator[Sequence[Worker]]:
         with ray_workers(settings) as workers:
             yield workers
         return
-    from accel_search.sweep.workers import local_workers
+    from accel_search.sweep.local_workers import local_workers
 
     local = local_workers(settings)
     try:

@@ -7,26 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from accel_search.errors import ConfigurationError
-from accel_search.options import (
+from accel_search.cli.completion import Words
+from accel_search.cli.options import (
     MAX_SECONDS,
     build_parser,
     check_text,
     declare,
     given_options,
-    local_folder,
     parse_limit,
     parse_seconds,
     refuse,
 )
-from accel_search.records import Goal
-
-SCHEDULERS = {
-    "DDIM": "DDIMScheduler",
-    "DPM-Solver++": "DPMSolverMultistepScheduler",
-    "UniPC": "UniPCMultistepScheduler",
-}
-"""Name on the command line -> diffusers class; the class name is accepted too."""
+from accel_search.core.paths import local_folder
+from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
+from accel_search.core.trial import Goal
+from accel_search.errors import ConfigurationError
 
 ATTENTION = ("auto", "flash", "efficient", "cudnn", "math")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -46,42 +41,10 @@ def target_names() -> list[str]:
     return list(accelerators.all_accelerators())
 
 
-def strategy_names() -> list[str]:
-    """Return the strategies that are installed."""
-    from accel_search import strategies
-
-    return list(strategies.all_strategies())
-
-
 def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
     """Parse `deepcache,tome` into sorted, distinct names."""
     names = text.split(",") if isinstance(text, str) else text
     return tuple(sorted({name.strip() for name in names if name.strip()}))
-
-
-def parse_scheduler(text: str) -> str:
-    """Return the short name of a scheduler given by either name, in any case.
-
-    Raises:
-        ValueError: It is not one of `SCHEDULERS`.
-    """
-    for name, class_name in SCHEDULERS.items():
-        if text.lower() in (name.lower(), class_name.lower()):
-            return name
-    raise ValueError(f"one of {', '.join(SCHEDULERS)}")
-
-
-def scheduler_class(name: str) -> str:
-    """Return the class name of a scheduler given by either name."""
-    try:
-        return SCHEDULERS[parse_scheduler(name)]
-    except ValueError:
-        return name
-
-
-def scheduler_name(class_name: str) -> str:
-    """Return the short name of a scheduler's class; of one that has none, the class's own."""
-    return {each: name for name, each in SCHEDULERS.items()}.get(class_name, class_name)
 
 
 @dataclass(frozen=True)
@@ -137,9 +100,7 @@ class Settings:
         aliases=("search_targets",),
         words=target_names,
     )
-    strategy: str = declare(
-        "guided", "what is measured next: guided, bayes, grid or random", words=strategy_names
-    )
+    strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random")
     sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)", words=("tpe", "gp"))
     req_score_loss: float = declare(0.02, "largest loss of CLIP score, as a fraction", parse=float)
     req_speedup: float | None = declare(
@@ -365,20 +326,13 @@ def _check_numbers(settings: Settings) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    """Check the names of accelerators, strategies and parameters against what is installed."""
-    from accel_search import accelerators, strategies
-    from accel_search.trackers import asked_for
+    """Check the names of accelerators and parameters against what is installed."""
+    from accel_search import accelerators
 
     if not settings.targets:
         refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
     for name in settings.targets:
         accelerators.get(name)
-    samplers = strategies.get(settings.strategy).samplers
-    if settings.sampler is not None and settings.sampler not in samplers:
-        allowed = f"one of {', '.join(samplers)}" if samplers else "no sampler"
-        refuse("sampler", settings.sampler, f"{allowed} for --strategy {settings.strategy}")
-    for tracker, _ in asked_for(settings):
-        tracker.check()
     for name, parameters in settings.space.items():
         accelerator = accelerators.get(name)
         known = {parameter.name: parameter for parameter in accelerator.parameters}
@@ -413,9 +367,18 @@ GROUPS = {
 """First option of each group in the help -> title of the group."""
 
 
-def search_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
-    """Return the command line of `accel-search`."""
-    return build_parser(prog, description, version, fields(Settings), GROUPS)
+def search_parser(
+    prog: str, description: str, version: str, words: Mapping[str, Words] | None = None
+) -> argparse.ArgumentParser:
+    """Return the command line of `accel-search`.
+
+    Args:
+        prog: Name of the program.
+        description: What it does.
+        version: Printed by `--version`.
+        words: Option -> values that a shell completes, of options whose values are not known here.
+    """
+    return build_parser(prog, description, version, fields(Settings), GROUPS, words)
 
 
 def from_command_line(

@@ -10,22 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_search.cli.program import run_program
 from accel_search.errors import (
     AccelSearchError,
     ConfigurationError,
     ExitCode,
     NothingMeasured,
 )
-from accel_search.program import run_program
+from accel_search.report import trackers
+from accel_search.search import strategies
 from accel_search.settings import Settings, from_command_line, search_parser
 
 if TYPE_CHECKING:
-    from accel_search.outcome import Outcome
-    from accel_search.records import Workload
-    from accel_search.search import Evaluator
-    from accel_search.space import JointSpace
-    from accel_search.store import TrialStore
-    from accel_search.watchdog import Watchdog
+    from accel_search.core.outcome import Outcome
+    from accel_search.core.workload import Workload
+    from accel_search.search.evaluator import Evaluator
+    from accel_search.search.space import JointSpace
+    from accel_search.search.watchdog import Watchdog
+    from accel_search.storage.trials_db import TrialStore
 
 DESCRIPTION = (
     "Find the fastest settings of DeepCache, ToMe and T-GATE for a Stable Diffusion pipeline "
@@ -45,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_program(
         "accel-search",
         lambda: from_command_line(
-            search_parser("accel-search", DESCRIPTION, __version__), arguments
+            search_parser(
+                "accel-search", DESCRIPTION, __version__, {"strategy": strategies.all_strategies}
+            ),
+            arguments,
         ),
         lambda settings: run(settings, is_program=arguments is None),
         lambda settings: settings.log_level,
@@ -60,13 +65,16 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         settings: What is asked for.
         is_program: Whether the process is ours, to be begun anew where a candidate hangs in it.
     """
-    from accel_search import results
-    from accel_search.report.colour import takes_colour
-    from accel_search.report.summary import snippet, summary
-    from accel_search.study import keep, open_store, run_search
-    from accel_search.tracking import tracked
-    from accel_search.watchdog import Watchdog
+    from accel_search.report.console.color import takes_colour
+    from accel_search.report.console.summary import snippet, summary
+    from accel_search.report.trackers.tracking import tracked
+    from accel_search.search.explain import of_search
+    from accel_search.search.watchdog import Watchdog
+    from accel_search.session import keep, open_store, run_search
+    from accel_search.storage import search_results
 
+    strategies.check(settings.strategy, settings.sampler)
+    trackers.check(settings)
     logger = _set_up_logging(settings)
     is_watched = is_program and settings.replay is None
     watchdog = _watchdog(settings, logger) if is_watched else Watchdog()
@@ -97,26 +105,28 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         )
         if settings.trials_out is not None:
             _write_trials(settings.trials_out, space, evaluator, outcome, store)
-        entry = None
+        entry, no_gain = None, of_search(outcome, space, provenance)
         if outcome.winner is not None:
-            entry = results.entry_of(outcome, settings, space, provenance, store.name)
+            entry = search_results.entry_of(
+                outcome, settings, space.summary(), provenance, store.name, no_gain
+            )
             if settings.replay is None:
-                keys = results.save(output, evaluator.workload, settings, entry)
+                keys = search_results.save(output, evaluator.workload, settings, entry)
                 logger.debug("written to %s under %s", output, " and ".join(keys))
         # The result is safe before pictures are made, which may fail in ways of their own.
-        story = keep(settings, logger, evaluator, space, store, outcome)
+        story = keep(settings, logger, evaluator, space, store, outcome, no_gain)
         store.finish()
         written = _write_report(settings, outcome, story, store)
         stored = [output] if entry is not None and settings.replay is None else []
         trials = [] if settings.trials_out is None else [Path(settings.trials_out)]
         tracking.end(entry, outcome, [*stored, *trials, *written])
     if settings.json:
-        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": story["no_gain"]}
+        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": no_gain}
         print(json.dumps(entry or nothing, allow_nan=False))
     else:
         use = [] if entry is None else snippet(entry, settings, evaluator.workload)
-        said, colour = story["no_gain"], takes_colour(sys.stdout)
-        print("\n" + summary(outcome, settings, space, use=use, no_gain=said, colour=colour))
+        colour = takes_colour(sys.stdout)
+        print("\n" + summary(outcome, settings, space, use=use, no_gain=no_gain, colour=colour))
     _say_written(written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 
@@ -125,10 +135,10 @@ def _stored_here(
     settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
 ) -> dict[str, Any] | None:
     """Return the result that an earlier search stored; None if none did, or only elsewhere."""
-    from accel_search.results import stored_answer
+    from accel_search.storage.search_results import stored_answer
 
     entry, differences = stored_answer(
-        Path(settings.output), evaluator.workload, settings, space, evaluator.provenance
+        Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
     )
     if entry is None and differences:
         logger.warning(
@@ -142,7 +152,7 @@ def _stored_here(
 
 def _ensure_writable(settings: Settings) -> None:
     """Find out before anything is measured whether its result can be written."""
-    from accel_search.result_files import ensure_writable
+    from accel_search.storage.json_files import ensure_writable
 
     page = None if settings.report == "auto" else settings.report
     output = None if settings.replay is not None else settings.output
@@ -153,7 +163,7 @@ def _ensure_writable(settings: Settings) -> None:
 
 def _set_up_logging(settings: Settings) -> logging.Logger:
     """Send the search's lines and the package's warnings to the log file and the console."""
-    from accel_search.logging_utils import setup_logger
+    from accel_search.cli.logging_utils import setup_logger
 
     console = not (settings.json or settings.quiet)
     try:
@@ -173,13 +183,13 @@ def _watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
 
     It goes on from what a process that hung before this one has left to it.
     """
-    from accel_search import anew
-    from accel_search.watchdog import Watchdog
+    from accel_search.cli import restart
+    from accel_search.search.watchdog import Watchdog, beginning_anew
 
-    hangs, spent = anew.carried()
+    hangs, spent = restart.carried()
     return Watchdog(
         settings.trial_timeout,
-        anew.beginning_anew(logger, settings.log_file, hangs, "accel-search"),
+        beginning_anew(logger, settings.log_file, hangs, "accel-search"),
         Path(settings.log_file).open("a", encoding="utf-8"),
         compiled=settings.compile,
         hangs=hangs,
@@ -194,10 +204,10 @@ def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
 
 def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
     """Return what measures, a pipeline or a file of recorded trials, and the space searched."""
-    from accel_search.space import JointSpace
+    from accel_search.search.space import JointSpace
 
     if settings.replay is not None:
-        from accel_search.replay import open_replay
+        from accel_search.search.replay import open_replay
 
         return open_replay(Path(settings.replay), settings.targets, settings.goal)
     from accel_search.runtime.workbench import open_evaluator
@@ -208,11 +218,11 @@ def _open(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointS
 
 def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Find the fastest candidate, quality aside, and return the exit code."""
-    from accel_search.bounds import save
-    from accel_search.exploration import explore
-    from accel_search.report.summary import bound_summary, nothing_timed
-    from accel_search.result_files import ensure_writable
+    from accel_search.report.console.summary import bound_summary, nothing_timed
     from accel_search.runtime.workbench import open_evaluator
+    from accel_search.session import explore
+    from accel_search.storage.json_files import ensure_writable
+    from accel_search.storage.speedup_bounds import save
 
     ensure_writable(Path(settings.bounds))
     try:
@@ -237,10 +247,10 @@ def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog)
 
 def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Measure a stored result again, say whether it holds, and return the exit code."""
-    from accel_search.report.colour import takes_colour
-    from accel_search.report.progress import Progress
-    from accel_search.report.verified import verified_json, verified_text
-    from accel_search.verification import bare, check_stored, find_stored, verify
+    from accel_search.report.console.color import takes_colour
+    from accel_search.report.console.progress import Progress
+    from accel_search.report.console.verification import verified_json, verified_text
+    from accel_search.search.verification import bare, check_stored, find_stored, verify
 
     check_stored(settings)
     evaluator, _ = _open(settings, logger)
@@ -271,11 +281,11 @@ def _has_bar(settings: Settings) -> bool:
 def _write_trials(
     path: str, space: JointSpace, evaluator: Evaluator, outcome: Outcome, store: TrialStore
 ) -> None:
-    from accel_search.trials_file import write_trials
+    from accel_search.storage.trials_file import write_trials
 
     write_trials(
         Path(path),
-        space,
+        space.coinciding,
         evaluator.workload,
         outcome.baseline,
         [each.trial for each in outcome.trials],
@@ -289,8 +299,8 @@ def _write_report(
     """Write the page and the script that were asked for, and return what was written."""
     if settings.report is None and settings.export is None:
         return ()
-    from accel_search.report.reading import of_outcome
-    from accel_search.report.writing import write_of
+    from accel_search.report.html.write import write_of
+    from accel_search.storage.run_reader import of_outcome
 
     run_dir = None if settings.replay is not None else settings.run_dir
     return write_of(of_outcome(outcome, story, store.remembered(), run_dir), settings)
@@ -300,7 +310,7 @@ def _answer_from(
     entry: dict[str, Any], settings: Settings, logger: logging.Logger, workload: Workload
 ) -> int:
     """Answer from a finished search's result, and report on what it left in the run folder."""
-    from accel_search.report.summary import snippet, stored_summary
+    from accel_search.report.console.summary import snippet, stored_summary
 
     if settings.json:
         print(json.dumps(entry, allow_nan=False))
@@ -315,8 +325,8 @@ def _answer_from(
             "left as it is" if is_there else "not written",
         )
     if settings.report is not None or settings.export is not None:
-        from accel_search.report.reading import read_run
-        from accel_search.report.writing import write_of
+        from accel_search.report.html.write import write_of
+        from accel_search.storage.run_reader import read_run
 
         study = (entry.get("evidence") or {}).get("study")
         try:

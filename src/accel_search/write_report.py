@@ -5,20 +5,65 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-from accel_search.errors import ExitCode
-from accel_search.options import build_parser, given_options
-from accel_search.program import run_program
-
-if TYPE_CHECKING:
-    from accel_search.report.writing import ReportSettings
+from accel_search.cli.options import build_parser, declare, given_options
+from accel_search.cli.program import run_program
+from accel_search.errors import ConfigurationError, ExitCode
+from accel_search.report.html.script import write_script
+from accel_search.report.html.write import PAGE, write_search
+from accel_search.settings import Settings
+from accel_search.storage.keys import parse_key
+from accel_search.storage.run import DEFAULT_BOUND
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.speedup_bounds import FAILED
+from accel_search.sweep.page import write_sweep
 
 DESCRIPTION = (
     "Write the report of a finished or interrupted search, or of a sweep, as one HTML page that "
     "needs nothing else, with the same as PNG beside it."
 )
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Everything that decides what `accel-report` writes. Values are checked on construction."""
+
+    run: str | None = None
+    """The run folder, file of trials or file of bounds; None, with a storage, is the default run
+    folder."""
+    output: str | None = declare(
+        None, "the page (default: report.html in a run folder, else beside the file)",
+        metavar="FILE",
+    )  # fmt: skip
+    export: str | None = declare(
+        None, "write a Python script that uses the winner instead", metavar="FILE"
+    )
+    study: str | None = declare(
+        None, "which study of a run folder (default: the one that ended last)"
+    )
+    storage: str | None = declare(
+        None, "Optuna storage URL of the search, where it had one", metavar="URL"
+    )
+    req_score_loss: float = declare(
+        DEFAULT_BOUND, "loss of score that is allowed, where the run does not say", parse=float
+    )
+    run_dir: str = declare(
+        Settings.run_dir, "of a sweep: its run folder, for each configuration's report",
+        metavar="DIR",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.req_score_loss <= 1:
+            raise ConfigurationError(
+                f"--req_score_loss {self.req_score_loss}: expected a fraction from 0 to 1"
+            )
+        if self.storage is None and (self.run is None or not Path(self.run).exists()):
+            raise ConfigurationError(
+                f"{self.run or 'RUN'}: no such file or folder; give the --run_dir of a search, a "
+                "--trials_out file, or a speedup_bounds.json"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: ReportSettings) -> int:
     """Write a report and say where it is."""
-    from accel_search.report.writing import write_report
-
     for path in write_report(settings):
         print(path)
     return ExitCode.DONE
@@ -47,8 +90,6 @@ def from_command_line(arguments: Sequence[str] | None = None) -> ReportSettings:
     Raises:
         ConfigurationError: An option is unknown or out of range, or there is no such run.
     """
-    from accel_search.report.writing import ReportSettings
-
     options = fields(ReportSettings)
     return ReportSettings(**given_options(report_parser(), arguments, options))
 
@@ -56,7 +97,6 @@ def from_command_line(arguments: Sequence[str] | None = None) -> ReportSettings:
 def report_parser() -> argparse.ArgumentParser:
     """Return the command line of `accel-report`."""
     from accel_search import __version__
-    from accel_search.report.writing import ReportSettings
 
     groups = {"output": "what is written", "study": "what is read"}
     parser = build_parser("accel-report", DESCRIPTION, __version__, fields(ReportSettings), groups)
@@ -68,6 +108,47 @@ def report_parser() -> argparse.ArgumentParser:
         help="the --run_dir of a search, a --trials_out file, or a speedup_bounds.json",
     )
     return parser
+
+
+def write_report(settings: ReportSettings) -> list[Path]:
+    """Write what the settings ask for, and return the files.
+
+    Raises:
+        ConfigurationError: There is nothing to report, or a file cannot be written.
+        LoadError: A file cannot be read as what it should be.
+    """
+    path = Path(settings.run or settings.run_dir)
+    if path.is_file() and _is_bounds(path):
+        if settings.export is not None:
+            raise ConfigurationError("--export: takes a search's run, not a sweep's bounds")
+        page = Path(settings.output) if settings.output else path.with_suffix(".html")
+        return write_sweep(path, Path(settings.run_dir), page, settings.storage)
+    if settings.storage is not None and path.is_file():
+        raise ConfigurationError(
+            f"{path} and --storage: choose one; that file holds its trials itself"
+        )
+    run = read_run(path, settings.study, settings.req_score_loss, settings.storage)
+    if settings.export is not None:
+        write_script(run, Path(settings.export))
+        return [Path(settings.export)]
+    is_folder = path.is_dir() or settings.storage is not None
+    place = path / PAGE if is_folder else path.with_name(path.name.split(".")[0] + ".html")
+    return write_search(run, Path(settings.output) if settings.output else place)
+
+
+def _is_bounds(path: Path) -> bool:
+    """Tell by its beginning whether a file is one of bounds, not of trials."""
+    import json
+
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False  # The reader of trials says what is wrong with it.
+    return (
+        isinstance(content, dict)
+        and "format" not in content
+        and (FAILED in content or any(parse_key(text) is not None for text in content))
+    )
 
 
 if __name__ == "__main__":

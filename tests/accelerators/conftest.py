@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.accelerators.tiny import KINDS, STEPS, make_pipe, make_scheduler, render
+from tests.support.tiny import KINDS, STEPS, make_pipe, make_scheduler, render
 
 
 @pytest.fixture(scope="session")

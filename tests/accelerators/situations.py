@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from tests.accelerators.tiny import WIDTH, make_scheduler
+from tests.support.tiny import WIDTH, make_scheduler
 
 FREEU = {"s1": 0.6, "s2": 0.4, "b1": 1.1, "b2": 1.2}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from accel_search.accelerators.clock import StepClock
-from tests.accelerators.tiny import inputs, make_img2img, make_pipe, render
+from tests.support.tiny import inputs, make_img2img, make_pipe, render
 
 
 def watch(clock: StepClock, events: list[Any], restarts: tuple[int, ...] = ()) -> Any:
@@ -86,7 +86,7 @@ def test_custom_timesteps_still_pass() -> None:
 def test_nothing_waits_for_the_device(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`item()` and `tolist()` on a device tensor block until all work before them is done."""
     from accel_search.accelerators.compose import apply_candidate
-    from tests.accelerators.tiny import tgate_params
+    from tests.support.tiny import tgate_params
 
     def calls() -> int:
         count = 0

@@ -10,7 +10,7 @@ import torch
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.patching import Layer, layered
 from accel_search.errors import AcceleratorError
-from tests.accelerators.tiny import (
+from tests.support.tiny import (
     KINDS,
     difference,
     inputs,

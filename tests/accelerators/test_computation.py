@@ -17,8 +17,8 @@ from accel_search.accelerators.computation import (
     describe_steps,
     effective_workload,
 )
-from accel_search.records import Candidate
-from tests.accelerators.tiny import make_pipe, render, tgate_params, workload
+from accel_search.core.candidate import Candidate
+from tests.support.tiny import make_pipe, render, tgate_params, workload
 
 STEPS = 8
 POINTS: dict[str, list[dict[str, Any]]] = {

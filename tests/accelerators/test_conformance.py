@@ -24,7 +24,7 @@ from accel_search.accelerators.base import Accelerator, Company
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.computation import candidate_signature
 from accel_search.errors import AcceleratorError, ConfigurationError
-from tests.accelerators.tiny import (
+from tests.support.tiny import (
     KINDS,
     STEPS,
     assert_same,
@@ -176,7 +176,7 @@ def test_reversible_and_repeatable(
 ELSEWHERE = """
 import hashlib, json, sys
 from accel_search.accelerators.compose import apply_candidate
-from tests.accelerators.tiny import STEPS, make_pipe, render
+from tests.support.tiny import STEPS, make_pipe, render
 for candidate in json.loads(sys.argv[1]):
     pipe = make_pipe()
     with apply_candidate(pipe, candidate):
@@ -313,7 +313,7 @@ def test_entering_twice_is_an_error(accelerator: Accelerator, sd: Any) -> None:
 @every_accelerator
 def test_image_to_image(accelerator: Accelerator) -> None:
     """Fewer UNet calls than timesteps: caches are dropped and counted by calls made."""
-    from tests.accelerators.tiny import inputs
+    from tests.support.tiny import inputs
 
     pipe = make_img2img()
     candidate = {accelerator.name: extreme(accelerator, -1)}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import accel_search.accelerators as accelerators
-from accel_search import discovery
 from accel_search.accelerators.deepcache import DeepCache
+from accel_search.core import plugins as discovery
 from accel_search.errors import ConfigurationError
 
 

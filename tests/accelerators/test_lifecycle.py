@@ -24,7 +24,7 @@ from accel_search import accelerate, restore
 from accel_search.errors import AcceleratorError
 from tests.accelerators.situations import CHANGES, FREEU, Change
 from tests.accelerators.test_conformance import ACCELERATORS, extreme
-from tests.accelerators.tiny import (
+from tests.support.tiny import (
     KINDS,
     STEPS,
     assert_same,

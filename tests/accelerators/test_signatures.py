@@ -14,7 +14,7 @@ from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.computation import candidate_signature
 from accel_search.accelerators.tgate import REUSE, STORE, schedule
 from accel_search.accelerators.tome import merge_plan
-from tests.accelerators.tiny import render, tgate_params, workload
+from tests.support.tiny import render, tgate_params, workload
 
 TGATE_SPACE = list(itertools.product(range(5, 20), range(2, 10), range(1, 6), range(1, 4)))
 SD15 = {"height": 512, "width": 512, "latent_height": 64, "latent_width": 64}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from accel_search.accelerators.compose import apply_candidate
-from tests.accelerators.tiny import (
+from tests.support.tiny import (
     KINDS,
     SCHEDULERS,
     STEPS,

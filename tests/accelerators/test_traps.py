@@ -6,20 +6,18 @@ trap: then the remedy may go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 from accel_search.accelerators import get
-from accel_search.accelerators.clock import StepClock
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.patching import Layer, layered
 from accel_search.accelerators.tgate import REUSE
 from accel_search.errors import AcceleratorError
-from tests.accelerators.tiny import (
+from tests.support.stacks import stacked
+from tests.support.tiny import (
     KINDS,
     assert_same,
     difference,
@@ -216,17 +214,6 @@ def test_deepcache_under_tgate_runs_in_full_at_the_gate(sd: Any) -> None:
     del sd.unet.mid_block.forward
     # Full at 0; at 4, the last step before the gate; at 5, the gate; and at 9.
     assert seen == [4, 4, 2, 2]
-
-
-@contextmanager
-def stacked(pipe: Any, tome: dict[str, Any], tgate: dict[str, Any]) -> Iterator[None]:
-    """T-GATE inside ToMe: what is reused is another step's merged tokens."""
-    clock = StepClock()
-    with ExitStack() as stack:
-        stack.enter_context(get("tgate").apply(pipe, tgate, clock))
-        stack.enter_context(get("tome").apply(pipe, tome, clock))
-        stack.enter_context(clock.install(pipe))
-        yield
 
 
 def test_tgate_reuses_the_unmerged_value(sd: Any) -> None:

@@ -10,14 +10,7 @@ from typing import Any
 import pytest
 
 from accel_search.accelerators.compose import apply_candidate
-from tests.accelerators.tiny import (
-    KINDS,
-    difference,
-    make_scheduler,
-    render,
-    tgate_params,
-    upstream,
-)
+from tests.support.tiny import KINDS, difference, make_scheduler, render, tgate_params, upstream
 
 
 def deepcache(interval: int, branch: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from accel_search import accelerators, strategies
-from tests.docs.pages import blocks, project_in
+from accel_search import accelerators
+from accel_search.search import strategies
+from tests.support.docs_pages import blocks, project_in
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from importlib.metadata import version
 
 import pytest
 
-from tests.docs.pages import ROOT, links
+from tests.support.docs_pages import ROOT, links
 
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "docs"))
 
 import draw_diagrams  # noqa: E402
 
@@ -36,4 +36,4 @@ def test_drawings_are_up_to_date(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["draw_diagrams.py", name])
     draw_diagrams.main()
     same = (tmp_path / f"{name}.svg").read_bytes() == kept.read_bytes()
-    assert same, f"python scripts/draw_diagrams.py {name}"
+    assert same, f"python scripts/docs/draw_diagrams.py {name}"

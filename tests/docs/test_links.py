@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.docs.pages import NAMES, ROOT, anchors, links
+from tests.support.docs_pages import NAMES, ROOT, anchors, links
 
 
 def is_external(link):

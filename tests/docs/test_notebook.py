@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.support.docs_pages import ROOT
 
 NOTEBOOK = ROOT / "docs" / "demo.ipynb"
 PARAMETERS = "SAMPLES = 8"

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from accel_search import strategies
+from accel_search.search import strategies
 from accel_search.traversal_search import main
-from tests.docs.pages import ROOT
+from tests.support.docs_pages import ROOT
 
 
 def test_the_strategy_searches_a_recorded_table(installed, tmp_path, monkeypatch, capsys):
@@ -26,17 +26,19 @@ def test_the_strategy_searches_a_recorded_table(installed, tmp_path, monkeypatch
 
 
 def test_the_strategy_keeps_the_rules_of_all_strategies(installed):
-    from tests.strategies import test_conformance as conformance
+    from tests.support.strategies import (
+        RULES,
+        every_look_is_at_something_worth_a_look,
+        it_ends_and_says_why,
+    )
 
     installed("docs/write_strategy.md")
     strategy = strategies.get("descent")
     for name in ("deepcache", "deepcache,tome"):
-        conformance.test_every_look_is_at_something_worth_a_look(strategy, name)
-    conformance.test_all_failing_ends_the_search(strategy)
-    conformance.test_it_ends_and_says_why(strategy, conformance.Goal(0.02))
-    conformance.test_the_seed_decides_everything(strategy)
-    conformance.test_a_resumed_search_repeats_nothing(strategy)
-    conformance.test_asking_twice_without_news_gives_the_same_answer(strategy)
+        every_look_is_at_something_worth_a_look(strategy, name)
+    it_ends_and_says_why(strategy)
+    for rule in RULES:
+        rule(strategy)
 
 
 @pytest.mark.slow
@@ -45,8 +47,8 @@ def test_the_accelerator_leaves_out_what_it_says_and_leaves_no_trace(installed):
 
     from accel_search import accelerate
     from accel_search.accelerators.computation import describe_steps
-    from tests.accelerators.tiny import make_pipe, render, runs
-    from tests.fakes import with_steps
+    from tests.support.fakes import with_steps
+    from tests.support.tiny import make_pipe, render, runs
 
     installed("docs/write_accelerator.md")
     pipe = make_pipe()
@@ -73,7 +75,7 @@ def test_the_accelerator_leaves_out_what_it_says_and_leaves_no_trace(installed):
 
 @pytest.mark.slow
 def test_the_accelerator_is_searched_by_name(installed, tmp_path, monkeypatch, capsys):
-    from tests.test_program import SMALL
+    from tests.support.options import SMALL
 
     installed("docs/write_accelerator.md")
     monkeypatch.chdir(tmp_path)

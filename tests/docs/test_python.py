@@ -8,7 +8,7 @@ import pytest
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from tests.docs.pages import NAMES, ROOT, blocks
+from tests.support.docs_pages import NAMES, ROOT, blocks
 
 pytestmark = pytest.mark.slow
 WITH_PYTHON = [name for name in NAMES if blocks(name, "python")]
@@ -33,8 +33,8 @@ def pipe():
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_samples_run(name, pipe, tmp_path, monkeypatch):
     from accel_search import Acceleration
-    from tests.fakes import WORKLOAD
-    from tests.report.pages import make_run_dir
+    from tests.support.fakes import WORKLOAD
+    from tests.support.pages import make_run_dir
 
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "build" / "demo"):  # Where `make demo` writes its own.

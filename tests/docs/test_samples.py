@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from accel_search.cli.options import given_options, read_config
 from accel_search.errors import ConfigurationError
-from accel_search.options import given_options, read_config
-from accel_search.report.writing import ReportSettings
 from accel_search.settings import Settings, search_parser
 from accel_search.settings import from_command_line as search_settings
+from accel_search.storage.trials_file import read_trials
 from accel_search.sweep.settings import from_command_line as sweep_settings
 from accel_search.sweep.settings import options as sweep_options
 from accel_search.sweep.settings import sweep_parser
-from accel_search.trials_file import read_trials
-from accel_search.write_report import report_parser
-from tests.docs.pages import (
+from accel_search.write_report import ReportSettings, report_parser
+from tests.support.docs_pages import (
     NAMES,
     PROGRAMS,
     ROOT,
@@ -110,7 +109,7 @@ def program_options():
 @pytest.mark.parametrize("name", NAMES)
 def test_options_that_a_page_speaks_of_exist(name):
     known = program_options() | OTHERS
-    scripts = "".join(path.read_text() for path in (ROOT / "scripts").glob("*.py"))
+    scripts = "".join(path.read_text() for path in (ROOT / "scripts").rglob("*.py"))
     spoken = {
         option for span in spans(name) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
     }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from scripts.tabulate_full_size import MARKED, rewritten, timings
+from scripts.docs.tabulate_full_size import MARKED, rewritten, timings
 
-from tests.docs.pages import ROOT
+from tests.support.docs_pages import ROOT
 
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("sd15", "sd21", "sdxl", "parameters")]
 
@@ -16,7 +16,7 @@ PAGES = [ROOT / "docs" / f"{name}.md" for name in ("sd15", "sd21", "sdxl", "para
 def test_tables_are_those_of_the_raw_samples(page):
     text = page.read_text(encoding="utf-8")
     assert MARKED.search(text)
-    assert rewritten(page) == text, "python scripts/tabulate_full_size.py docs/*.md"
+    assert rewritten(page) == text, "python scripts/docs/tabulate_full_size.py docs/*.md"
 
 
 def test_a_table_follows_its_file(tmp_path):

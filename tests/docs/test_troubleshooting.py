@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.docs.pages import ROOT, tokens
+from tests.support.docs_pages import ROOT, tokens
 
 PAGE = "docs/troubleshooting.md"
 

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from accel_search.accelerators.base import ALONE, Accelerator, Company, Parameter
-from accel_search.records import Params, Workload
+from accel_search.core.candidate import Params
+from accel_search.core.workload import Workload
 
 
 class Fault(Accelerator):

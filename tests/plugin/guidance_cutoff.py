@@ -22,7 +22,8 @@ from accel_search.accelerators.base import (
     StepType,
 )
 from accel_search.accelerators.patching import Layer, layered
-from accel_search.records import Params, Workload
+from accel_search.core.candidate import Params
+from accel_search.core.workload import Workload
 
 
 class GuidanceCutoff(Accelerator):

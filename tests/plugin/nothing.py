@@ -8,7 +8,8 @@ from typing import Any
 
 from accel_search.accelerators.base import ALONE, Accelerator, Company, Parameter
 from accel_search.accelerators.patching import Layer, layered
-from accel_search.records import Params, Workload
+from accel_search.core.candidate import Params
+from accel_search.core.workload import Workload
 
 
 class Nothing(Accelerator):

@@ -18,27 +18,27 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from accel_search import bounds, results
+from accel_search.cli.options import read_config
+from accel_search.cli.program import run_program
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.lookup import Wanted, find_settings
-from accel_search.options import read_config
-from accel_search.program import run_program
-from accel_search.records import Candidate
-from accel_search.report.export import script
-from accel_search.report.page import search_page
-from accel_search.report.reading import read_run
-from accel_search.report.sweep import table
-from accel_search.report.sweep_page import read_bounds, sweep_page
-from accel_search.runtime.prompts import SUFFIXES, choose, load_prompts
+from accel_search.report.html.page import search_page
+from accel_search.report.html.script import script
+from accel_search.runtime.loading.prompts import SUFFIXES, choose, load_prompts
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, from_command_line, search_parser
-from accel_search.space import JointSpace, parse_key, search_key
+from accel_search.storage import search_results, speedup_bounds
+from accel_search.storage.keys import Configuration, parse_key, search_key
+from accel_search.storage.lookup import Wanted, find_settings
+from accel_search.storage.run_reader import read_run
 from accel_search.sweep import settings as sweeps
+from accel_search.sweep.page import read_bounds, sweep_page
+from accel_search.sweep.progress import table
 from accel_search.sweep.status import status_of
-from accel_search.sweep.table import Configuration
 from accel_search.traversal_search import main
 from accel_search.write_report import main as report_main
-from tests.fakes import PROVENANCE, WORKLOAD
-from tests.report.pages import make_run_dir
+from tests.support.fakes import PROVENANCE, WORKLOAD
+from tests.support.pages import make_run_dir
 
 ROOT = Path(__file__).parents[2]
 SEARCHED = Settings(req_score_loss=0.02)
@@ -308,7 +308,7 @@ def a_result_file():
     entry = entry | {"provenance": PROVENANCE.as_dict()}
     key = search_key(WORKLOAD, "upbound_speedup", 0.02, ["deepcache"])
     other = entry | {"provenance": PROVENANCE.as_dict() | {"model_id": "other"}}
-    entry["evidence"]["search"] = results._search_identity(SEARCHED, SPACE)
+    entry["evidence"]["search"] = search_results._search_identity(SEARCHED, SPACE.values())
     return key, {key: entry | {"by_model": {"demo": entry, "other": other}}}
 
 
@@ -317,21 +317,23 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
     key, sound = a_result_file()
     entry = sound[key]["by_model"]["demo"]
     path = written(tmp_path / "search_params.json", sound)
-    found, _ = results.stored_answer(path, WORKLOAD, SEARCHED, SPACE, PROVENANCE)
+    found, _ = search_results.stored_answer(path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE)
     assert found is not None and find_settings(path, Wanted(model="demo")) == entry["settings"]
 
     def check(content):
         written(path, content)
-        found, _ = results.stored_answer(path, WORKLOAD, SEARCHED, SPACE, PROVENANCE)
+        found, _ = search_results.stored_answer(
+            path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE
+        )
         if found is not None:
-            from accel_search.report.summary import stored_summary
+            from accel_search.report.console.summary import stored_summary
 
             assert stored_summary(found, SEARCHED)
         settings = works_or_says(lambda: find_settings(path), ConfigurationError)
         if settings is not None:
             assert str(Candidate(settings))
         # What a night has measured is kept, whatever the file held before.
-        results.save_winner(path, key, entry)
+        search_results.save_winner(path, key, entry)
         assert json.loads(path.read_text())[key]["speedup"] == entry["speedup"]
         assert find_settings(path, Wanted(model="demo", steps=20))
 
@@ -367,8 +369,8 @@ def test_a_damaged_file_of_bounds_is_read_reported_and_takes_a_new_bound(count, 
         if isinstance(content, dict):
             status = status_of(content, SWEPT, SWEEP.search_settings(SWEPT), None)
             assert table({SWEPT: status})
-        bounds.save(path, key, label, entry, "SDXL_DDIM_25_tome")
-        bounds.save_failure(path, "SDXL_DDIM_50_tome", {"error": "timeout", "message": "x"})
+        speedup_bounds.save(path, key, label, entry, "SDXL_DDIM_25_tome")
+        speedup_bounds.save_failure(path, "SDXL_DDIM_50_tome", {"error": "timeout", "message": "x"})
         kept = json.loads(path.read_text())
         assert kept[key]["max_speedup"] and kept["failed_configs"]["SDXL_DDIM_50_tome"]
 

@@ -16,10 +16,11 @@ import pytest
 from scipy import stats
 
 from accel_search import accelerators
-from accel_search.records import Candidate
+from accel_search.core.assessment import assess
+from accel_search.core.candidate import Candidate
+from accel_search.core.timing_noise import timing_noises
 from accel_search.runtime.workbench import Workbench
 from accel_search.settings import Settings
-from accel_search.statistics import assess, timing_noises
 from accel_search.traversal_search import main
 
 PLUGIN = Path(__file__).parents[1] / "plugin" / "nothing.py"

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from accel_search.racing import FALSE_REJECTION, is_lost, rungs
-from accel_search.records import Goal, Measurement
-from accel_search.report.progress import Progress
-from accel_search.search import Budget, Search
-from accel_search.space import JointSpace
-from accel_search.statistics import Verdict, assess, score_loss, speedup
-from accel_search.store import TrialStore
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
-from tests.fakes import WORKLOAD, FakeEvaluator
+from accel_search.core.assessment import assess
+from accel_search.core.early_stopping import FALSE_REJECTION, is_lost, rungs
+from accel_search.core.intervals import Verdict, score_loss
+from accel_search.core.timing_noise import speedup
+from accel_search.core.trial import Goal, Measurement
+from accel_search.report.console.progress import Progress
+from accel_search.search.loop import Budget, Search
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import Task
+from accel_search.storage.trials_db import TrialStore
+from tests.support.fakes import WORKLOAD, FakeEvaluator
 
 BOUND = 0.02
 
@@ -236,7 +238,7 @@ def winner_of(seed, noise, strategy, lucky=None):
     goal = Goal(BOUND)
     cls = get(strategy)
     task = Task(space, goal, 16, 4, seed, next(iter(cls.samplers), ""))
-    store = TrialStore(None, "copies", space)
+    store = TrialStore(None, "copies", space.values())
     with Progress(logging.getLogger("copies"), len(space), goal, show_bar=False) as observer:
         return Search(evaluator, cls(task), store, goal, Budget(), observer).run().winner
 

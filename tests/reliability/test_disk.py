@@ -16,29 +16,29 @@ from pathlib import Path
 
 import pytest
 
-from accel_search import bounds
+from accel_search.core.assessment import assess
+from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
-from accel_search.lookup import Wanted, find_settings
-from accel_search.records import Failure, Trial
-from accel_search.report.reading import read_run
-from accel_search.report.summary import stored_summary
-from accel_search.report.sweep import said, table
-from accel_search.report.writing import ReportSettings, write_report
-from accel_search.result_files import read_json, update_json
-from accel_search.results import save_winner, stored_answer
+from accel_search.report.console.summary import stored_summary
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
-from accel_search.statistics import assess
-from accel_search.store import TrialStore, default_url
+from accel_search.storage import speedup_bounds
+from accel_search.storage.json_files import read_json, update_json
+from accel_search.storage.lookup import Wanted, find_settings
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.search_results import save_winner, stored_answer
+from accel_search.storage.trials_db import TrialStore, default_url
+from accel_search.storage.trials_file import read_trials
+from accel_search.sweep.progress import said, table
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
-from accel_search.trials_file import read_trials
-from tests.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
-from tests.reliability.evidence import journal, lasting, nothing_lost, stored
-from tests.reliability.processes import ROOT, SECONDS, Run, beside, wait_for
-from tests.reliability.recorded import PAUSE, TABLES, search, sweep
-from tests.reliability.wrong_types import wrong_types
-from tests.test_replay import recorded
+from accel_search.write_report import ReportSettings, write_report
+from tests.support.evidence import journal, lasting, nothing_lost, stored
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.support.processes import ROOT, SECONDS, Run, beside, wait_for
+from tests.support.recorded import PAUSE, TABLES, search, sweep
+from tests.support.trials import recorded
+from tests.support.wrong_types import wrong_types
 
 SEARCH = ["--targets", "deepcache"]
 NOBODY = 65534
@@ -312,7 +312,7 @@ def filled(folder: Path) -> None:
     space = JointSpace(("deepcache",), WORKLOAD)
     evaluator = FakeEvaluator()
     baseline = evaluator.baseline()
-    store = TrialStore(default_url(folder), "study", space)
+    store = TrialStore(default_url(folder), "study", space.values())
     store.remember("baseline:search:4", baseline)
     for position in range(5):
         candidate = space.candidate_at(position)
@@ -325,7 +325,7 @@ def opened(folder: Path) -> str:
     """Do with a run folder's database all that the programs do; return what was wrong."""
     space = JointSpace(("deepcache",), WORKLOAD)
     try:
-        store = TrialStore(default_url(folder), "study", space)
+        store = TrialStore(default_url(folder), "study", space.values())
         found = store.trials()
         store.remembered()
         failed = Trial(space.candidate_at(6), None, Failure("timeout", "late", 1.0))
@@ -510,7 +510,7 @@ def use_results(path: Path) -> None:
     workload, _ = of_the_file()
     for required in (None, 1.5):
         wanted = Settings(pipe="demo", req_speedup=required)
-        entry, _ = stored_answer(path, workload, wanted, space, PROVENANCE)
+        entry, _ = stored_answer(path, workload, wanted, space.values(), PROVENANCE)
         if entry is not None:
             stored_summary(entry, wanted)
     try:
@@ -539,8 +539,8 @@ def use_bounds(path: Path) -> None:
         assert "\n" not in str(error)
     key = next(iter(json.loads((ROOT / "speedup_bounds.json").read_text())))
     entry = json.loads((ROOT / "speedup_bounds.json").read_text())[key]["by_model"].popitem()[1]
-    bounds.save_failure(path, "SD1.5_DDIM_20_tome", {"error": "timeout", "message": "late"})
-    bounds.save(path, key, "SD1.5", entry, "SD1.5_DDIM_20_tome")
+    speedup_bounds.save_failure(path, "SD1.5_DDIM_20_tome", {"error": "timeout", "message": "late"})
+    speedup_bounds.save(path, key, "SD1.5", entry, "SD1.5_DDIM_20_tome")
     assert json.loads(path.read_text())[key]["by_model"]["SD1.5"] == entry
 
 
@@ -553,7 +553,7 @@ def mistyped(tmp_path: Path, name: str, *how) -> int:
         failed = {"error": "timeout", "message": "late", "latency_only": True}
         document = {
             key: {"by_model": document[key]["by_model"]},
-            bounds.FAILED: {"SD1.5_DDIM_20_tome": failed},
+            speedup_bounds.FAILED: {"SD1.5_DDIM_20_tome": failed},
         }
     count = 0
     path = tmp_path / name

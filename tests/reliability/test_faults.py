@@ -10,27 +10,28 @@ import numpy as np
 import pytest
 import torch
 
+from accel_search.core.candidate import Candidate
+from accel_search.core.timing_noise import speedup
+from accel_search.core.trial import Goal, Measurement
 from accel_search.errors import (
     BaselineError,
     ContaminationError,
     OutOfMemoryError,
 )
-from accel_search.records import Candidate, Goal, Measurement
-from accel_search.report.progress import Progress
-from accel_search.runtime import calls
-from accel_search.runtime.batches import plan_batches, plan_steps
+from accel_search.report.console.progress import Progress
+from accel_search.runtime.measuring import calls
+from accel_search.runtime.measuring.batches import plan_batches, plan_steps
 from accel_search.runtime.memory import GrowthWatch
-from accel_search.runtime.scoring import load_scorer
-from accel_search.search import Budget, Search
-from accel_search.space import JointSpace
-from accel_search.statistics import speedup
-from accel_search.store import TrialStore
-from accel_search.strategies import get
-from accel_search.strategies.base import Task
+from accel_search.runtime.scoring.clip import load_scorer
+from accel_search.search.loop import Budget, Search
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import get
+from accel_search.search.strategies.base import Task
+from accel_search.storage.trials_db import TrialStore
 
 # The tiny pipelines and the scorer of the runtime's own tests: fixtures, named again below.
 # ruff: noqa: F811
-from tests.runtime.conftest import (  # noqa: F401
+from tests.support.pipelines import (  # noqa: F401
     evaluator_for,
     loaded,
     made,
@@ -101,14 +102,14 @@ def search(evaluator, url=None, strategy="grid"):
     assert len(space) == 3
     goal = Goal(1.0)
     task = Task(space, goal, evaluator.prompt_count, evaluator.chunk, 0, "")
-    store = TrialStore(url, "study", space)
+    store = TrialStore(url, "study", space.values())
     with Progress(LOG, len(space), goal, show_bar=False) as observer:
         return Search(evaluator, get(strategy)(task), store, goal, Budget(), observer).run()
 
 
 def stored(url, evaluator):
     space = JointSpace(("tome",), evaluator.workload, VALUES)
-    return {trial.candidate: trial for trial in TrialStore(url, "study", space).trials()}
+    return {trial.candidate: trial for trial in TrialStore(url, "study", space.values()).trials()}
 
 
 @pytest.fixture
@@ -221,7 +222,9 @@ def test_out_of_memory_halves_the_batch_and_compares_equal_sizes(evaluator_for, 
     outcome = search(evaluator, url)
     assert [each.trial.measurement.batch_size for each in outcome.trials] == [fits] * 3
     assert not [each for each in outcome.trials if each.trial.failure]
-    kept = TrialStore(url, "study", JointSpace(("tome",), evaluator.workload, VALUES)).remembered()
+    kept = TrialStore(
+        url, "study", JointSpace(("tome",), evaluator.workload, VALUES).values()
+    ).remembered()
     assert {f"baseline:search:{size}" for size in (4, fits)} <= set(kept)
 
 
@@ -416,7 +419,7 @@ LEAKS = [
 @pytest.fixture
 def own_pipeline(settings_for, monkeypatch):
     """Load a pipeline that the test may spoil, and let the evaluators measure it."""
-    from accel_search.runtime.pipelines import describe_workload, load_pipeline
+    from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline
 
     settings = settings_for("sd")
     pipe, folder = load_pipeline(settings, LOG)
@@ -426,9 +429,9 @@ def own_pipeline(settings_for, monkeypatch):
 def evaluator_on(own_pipeline, scorer, apply, **options):
     from dataclasses import replace
 
-    from accel_search.runtime.evaluator import PipelineEvaluator
+    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
     from accel_search.runtime.provenance import describe
-    from tests.runtime.conftest import prompt_set
+    from tests.support.pipelines import prompt_set
 
     pipe, workload = own_pipeline
     workload, prompts = replace(workload, batch_size=2), prompt_set(4)

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from tests.reliability.evidence import journal, lasting, nothing_doubled, stored
-from tests.reliability.hanging import HANGING
-from tests.reliability.processes import MARK, ROOT, SOURCE, beside, left
-from tests.reliability.recorded import JOURNAL
+from tests.support.evidence import journal, lasting, nothing_doubled, stored
+from tests.support.hanging import HANGING
+from tests.support.processes import MARK, ROOT, SOURCE, beside, left
+from tests.support.recorded import JOURNAL
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def run(folder, arguments, hanging):
         HANGING: json.dumps(hanging),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.hanging", *arguments, *LIMIT],
+        [sys.executable, "-m", "tests.support.hanging", *arguments, *LIMIT],
         check=False,
         cwd=folder,
         env={**os.environ, **given},
@@ -56,7 +56,7 @@ def run(folder, arguments, hanging):
 
 def failures(folder):
     """Return candidate -> failure of what is on record as failed for its time."""
-    from accel_search.records import Candidate
+    from accel_search.core.candidate import Candidate
 
     found = {}
     for record in stored(folder).farthest().values():

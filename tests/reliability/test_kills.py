@@ -16,16 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.reliability.evidence import (
-    Stored,
-    journal,
-    lasting,
-    nothing_doubled,
-    nothing_lost,
-    stored,
-)
-from tests.reliability.processes import MARK, SOURCE, Run, Strike, left, wait_for
-from tests.reliability.recorded import PAUSE, search, sweep
+from tests.support.evidence import Stored, journal, lasting, nothing_doubled, nothing_lost, stored
+from tests.support.processes import MARK, SOURCE, Run, Strike, left, wait_for
+from tests.support.recorded import PAUSE, search, sweep
 
 SEED = int(os.environ.get("TORTURE_SEED", "20261125"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

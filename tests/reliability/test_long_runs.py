@@ -12,9 +12,9 @@ from statistics import median
 import psutil
 import pytest
 
-from tests.reliability.evidence import journal, stored
-from tests.reliability.processes import SOURCE, Run
-from tests.reliability.recorded import METER, search
+from tests.support.evidence import journal, stored
+from tests.support.processes import SOURCE, Run
+from tests.support.recorded import METER, search
 
 MEGABYTE = 2**20
 RESIDENT = 64 * MEGABYTE

@@ -13,20 +13,22 @@ from pathlib import Path
 import pytest
 
 from accel_search.api import load_best
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Trial
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
-from accel_search.records import Candidate, Failure, Trial
-from accel_search.report.export import script
-from accel_search.report.page import search_page
-from accel_search.report.reading import read_run
-from accel_search.report.sweep_page import read_bounds, sweep_page
+from accel_search.report.html.page import search_page
+from accel_search.report.html.script import script
+from accel_search.search import strategies
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.space import JointSpace
-from accel_search.store import TrialStore, default_url
-from tests.fakes import WORKLOAD
-from tests.report.pages import EVIL, TARGETS, add_failure, make_run_dir
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.trials_db import TrialStore, default_url
+from accel_search.sweep.page import read_bounds, sweep_page
+from tests.support.fakes import WORKLOAD
+from tests.support.pages import EVIL, TARGETS, add_failure, make_run_dir
 
 # ruff: noqa: F811
-from tests.runtime.conftest import made, one_thread, settings_for  # noqa: F401
+from tests.support.pipelines import made, one_thread, settings_for  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
@@ -202,7 +204,7 @@ HARMLESS = [
 def load(settings_for, folder):
     import logging
 
-    from accel_search.runtime.pipelines import load_pipeline
+    from accel_search.runtime.loading.pipelines import load_pipeline
 
     return load_pipeline(settings_for(pipe=str(folder)), logging.getLogger("tests"))[0]
 
@@ -299,10 +301,10 @@ def test_settings_of_a_strangers_file_are_checked_before_they_are_applied(tmp_pa
 def test_a_study_that_someone_else_wrote_is_refused_or_passed_over(tmp_path):
     space = JointSpace(TARGETS, WORKLOAD)
     url = default_url(tmp_path)
-    store = TrialStore(url, "study", space)
+    store = TrialStore(url, "study", space.values())
     store._study.set_user_attr("owner", EVIL)
     store._study.set_user_attr("baseline:search:4", {"seconds_per_image": EVIL})
-    assert TrialStore(url, "study", space).remembered() == {}
+    assert TrialStore(url, "study", space.values()).remembered() == {}
     import optuna
 
     for record in (EVIL, {"candidate": [1]}, {"candidate": {}, "measurement": 3, "failure": None}):
@@ -310,7 +312,7 @@ def test_a_study_that_someone_else_wrote_is_refused_or_passed_over(tmp_path):
                                           user_attrs={"accel_search": record})  # fmt: skip
         store._study.add_trial(trial)
         with pytest.raises(ConfigurationError, match="no record of accel-search") as caught:
-            TrialStore(url, "study", space).trials()
+            TrialStore(url, "study", space.values()).trials()
         assert "\n" not in str(caught.value)
 
 
@@ -489,7 +491,7 @@ def test_a_settings_file_cannot_name_code(tmp_path):
     """Options are data: what looks like code is a name that is not known."""
     for text in ("__import__('os')", "os.system", "../../evil"):
         with pytest.raises(ConfigurationError):
-            Settings(strategy=text)
+            strategies.check(text, None)
         with pytest.raises(ConfigurationError):
             Settings(targets=(text,))
     failed = Trial(Candidate({"deepcache": {}}), None, Failure("x", EVIL, 1.0))

@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 
 from accel_search.api import load_best
-from accel_search.result_files import read_json, update_json
-from tests.reliability.processes import Run, wait_for
-from tests.reliability.recorded import PAUSE, search
+from accel_search.storage.json_files import read_json, update_json
+from tests.support.processes import Run, wait_for
+from tests.support.recorded import PAUSE, search
 
 CONTEXT = multiprocessing.get_context("fork")
 TABLE = [

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.frames import load_trials
-from accel_search.report.export import script
-from accel_search.report.page import search_page
-from accel_search.report.reading import read_run
+from accel_search.report.html.page import search_page
+from accel_search.report.html.script import script
+from accel_search.storage.run_reader import read_run
+from accel_search.storage.tables import load_trials
 from accel_search.write_report import main
-from tests.reliability.wrong_types import OTHERS, wrong_types
-from tests.report.pages import make_run_dir
+from tests.support.pages import make_run_dir
+from tests.support.wrong_types import OTHERS, wrong_types
 
 ROOT = Path(__file__).parents[2]
 INSTEAD = (*OTHERS, math.nan)

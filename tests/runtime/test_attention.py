@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend
 from accel_search.errors import ConfigurationError
 from accel_search.runtime import attention
 from accel_search.runtime.attention import describe_attention, use_kernel
-from accel_search.runtime.pipelines import load_pipeline
-from tests.runtime.conftest import LOG
+from accel_search.runtime.loading.pipelines import load_pipeline
+from tests.support.pipelines import LOG
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import torch
 
 import accel_search
 from accel_search.accelerators.compose import apply_candidate
+from accel_search.core.candidate import Candidate
 from accel_search.errors import AcceleratorError
-from accel_search.records import Candidate
-from accel_search.runtime import calls
 from accel_search.runtime.attention import use_kernel
-from accel_search.runtime.calls import Accounting, Caller
 from accel_search.runtime.compiling import RECOMPILE_LIMIT, compile_unet, graphs_compiled
-from accel_search.runtime.pipelines import load_pipeline
-from tests.runtime.conftest import LOG, prompt_set
+from accel_search.runtime.loading.pipelines import load_pipeline
+from accel_search.runtime.measuring import calls
+from accel_search.runtime.measuring.calls import Accounting, Caller
+from tests.support.pipelines import LOG, prompt_set
 
 ALL = Candidate(
     {

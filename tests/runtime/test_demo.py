@@ -6,11 +6,11 @@ from contextlib import ExitStack, nullcontext
 
 import pytest
 
-from accel_search.records import Candidate
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import score_loss
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
-from accel_search.statistics import score_loss
-from tests.runtime.conftest import LOG
+from tests.support.pipelines import LOG
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_the_demo_needs_no_options(evaluator):
 
 
 def test_there_are_prompts_for_the_default_search_and_its_confirmation():
-    from accel_search.runtime.prompts import load_prompts
+    from accel_search.runtime.loading.prompts import load_prompts
 
     chosen = load_prompts(Settings())
 
@@ -88,8 +88,8 @@ def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_b
     from accel_search.accelerators.compose import apply_candidate
     from accel_search.accelerators.patching import Layer, layered, transformers
     from accel_search.accelerators.tgate import REUSE, schedule
-    from accel_search.runtime.generation import generate
-    from tests.accelerators.test_traps import stacked
+    from accel_search.runtime.measuring.generation import generate
+    from tests.support.stacks import stacked
 
     steps, interval = 8, 3
     tome = {"ratio": 0.7, "max_downsample": 2}

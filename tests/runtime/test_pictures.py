@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from accel_search.records import Candidate
+from accel_search.core.candidate import Candidate
 from accel_search.runtime.pictures import write_pictures
-from accel_search.runtime.similarity import to_bytes
+from accel_search.runtime.scoring.similarity import to_bytes
 
 LOG = logging.getLogger("tests.pictures")
 DEEP = Candidate({"deepcache": {"cache_interval": 3, "cache_branch_id": 0}})

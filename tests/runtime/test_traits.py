@@ -11,15 +11,15 @@ from scripts.make_random_pipeline import main as make_random_pipeline
 from scripts.make_random_pipeline import write_pipeline
 
 from accel_search.accelerators.compose import apply_candidate
+from accel_search.core.candidate import Candidate
+from accel_search.core.schedulers import SCHEDULERS
 from accel_search.errors import ConfigurationError
-from accel_search.records import Candidate
 from accel_search.runtime.devices import execution_device
-from accel_search.runtime.generation import generate
-from accel_search.runtime.pipelines import describe_workload, load_pipeline
-from accel_search.runtime.schedulers import build_scheduler
+from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline
+from accel_search.runtime.loading.schedulers import build_scheduler
+from accel_search.runtime.measuring.generation import generate
 from accel_search.runtime.workbench import Workbench
-from accel_search.settings import SCHEDULERS
-from tests.runtime.conftest import LOG, prompt_set
+from tests.support.pipelines import LOG, prompt_set
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import logging
 import pytest
 import torch
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, OutOfMemoryError
-from accel_search.records import Candidate
-from accel_search.runtime import architectures
+from accel_search.runtime.loading import random_weights
 from accel_search.runtime.workbench import Workbench, limit_memory
 from accel_search.settings import Settings
 
@@ -20,8 +20,8 @@ TOME = Candidate({"tome": {"ratio": 0.5, "max_downsample": 1}})
 @pytest.fixture
 def small(monkeypatch):
     """Make SD1.5's architecture a few channels wide."""
-    tiny = architectures._tiny(architectures._PUBLISHED["SD1.5"])
-    monkeypatch.setitem(architectures._PUBLISHED, "SD1.5", tiny)
+    tiny = random_weights._tiny(random_weights._PUBLISHED["SD1.5"])
+    monkeypatch.setitem(random_weights._PUBLISHED, "SD1.5", tiny)
     return {
         "pipe": "SD1.5", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 2,
         "latency_only": True, "timing_pairs": 1,
@@ -53,7 +53,7 @@ def test_weights_that_do_not_fit_are_told_with_the_bytes(small, monkeypatch):
     def starved(*arguments):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB. … of which 1.00 GiB is free.")
 
-    monkeypatch.setattr(architectures, "_part", starved)
+    monkeypatch.setattr(random_weights, "_part", starved)
     with pytest.raises(OutOfMemoryError, match="SD1.5: its weights do not fit cpu") as error:
         Workbench(Settings(**small), LOG)
     assert (error.value.bytes_asked, error.value.bytes_free) == (2**31, 2**30)

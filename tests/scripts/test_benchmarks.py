@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "tests" / "data" / "tables"
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import bench_latency  # noqa: E402
 import bench_strategies  # noqa: E402
 import record_tables  # noqa: E402
-from accel_search.trials_file import read_trials  # noqa: E402
+from accel_search.storage.trials_file import read_trials  # noqa: E402
 
 
 def run(monkeypatch, script, *arguments):
@@ -118,7 +118,7 @@ def test_the_table_at_full_size_is_made_cell_by_cell_and_goes_on(monkeypatch, tm
     import logging
 
     import bench_full_size
-    from accel_search.runtime.pipelines import load_pipeline
+    from accel_search.runtime.loading.pipelines import load_pipeline
     from accel_search.settings import Settings
 
     def demo(settings):

@@ -12,10 +12,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 open_clip = pytest.importorskip("open_clip")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path[:0] = [str(SCRIPTS), str(SCRIPTS / "training")]
 
 import train_demo  # noqa: E402
-from demo_training import (  # noqa: E402
+
+from training import (  # noqa: E402
     denoiser,
     model_card,
     package,
@@ -24,7 +26,7 @@ from demo_training import (  # noqa: E402
     tokenizer,
     vae,
 )
-from demo_training.training import Run, load_tensors, parameter_key  # noqa: E402
+from training.training import Run, load_tensors, parameter_key  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

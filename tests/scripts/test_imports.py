@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 OPTIONAL = ("skopt",)
 """Of the dependency group `bench`, which the tests do without."""
 
 
 @pytest.fixture(autouse=True)
 def as_a_script(monkeypatch):
-    """Let a script import what lies beside it, and leave no trace of that."""
+    """Let a script import the folder it lies in, and leave no trace of that."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), str(ROOT), *sys.path])
 
 

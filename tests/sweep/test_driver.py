@@ -8,15 +8,16 @@ import time
 
 import pytest
 
-from accel_search import bounds
-from accel_search.sweep.answers import Answer, failure
-from accel_search.sweep.child import Stopped
+from accel_search.storage import speedup_bounds
+from accel_search.storage.keys import Configuration
+from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.driver import Sweep
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
-from accel_search.sweep.table import Configuration
-from tests.fakes import PROVENANCE
-from tests.sweep.fake_worker import answer as answered
+from accel_search.sweep.worker_process import Stopped
+from tests.support.fake_worker import answer as answered
+from tests.support.fakes import PROVENANCE
+from tests.support.sweeps import Observer
 
 
 class Worker:
@@ -45,22 +46,6 @@ class Worker:
 
     def close(self):
         self.closed, self.model = True, None
-
-
-class Observer:
-    def __init__(self):
-        self.events = []
-        self._lock = threading.Lock()
-
-    def __getattr__(self, name):
-        def note(configuration, *details):
-            with self._lock:
-                self.events.append((name, configuration.failed_key, details))
-
-        return note
-
-    def of(self, kind):
-        return [key for name, key, _ in self.events if name == kind]
 
 
 def settings(tmp_path, **changes):
@@ -248,4 +233,4 @@ def test_two_models_of_one_class_keep_their_own_results(tmp_path):
     for configuration in both.table:
         found = status_of(kept, configuration, both.search_settings(configuration), None)
         assert found.state == "done" and found.entry["model"] == configuration.model
-    assert bounds.entries(kept, "DDIMScheduler", 30, 0.02, ["tome"]) == {}
+    assert speedup_bounds.entries(kept, "DDIMScheduler", 30, 0.02, ["tome"]) == {}

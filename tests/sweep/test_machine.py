@@ -7,11 +7,11 @@ import os
 import pytest
 
 from accel_search.errors import ConfigurationError
-from accel_search.nvidia_smi import query
+from accel_search.runtime.nvidia_smi import query
+from accel_search.sweep.local_workers import local_workers
 from accel_search.sweep.lock import only_one
 from accel_search.sweep.machine import choose_gpus, shares, visible_gpus
 from accel_search.sweep.settings import SweepSettings
-from accel_search.sweep.workers import local_workers
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from accel_search.explore_upper_bounds import main
-from tests.sweep.run_fake import COMMAND, ROOT, is_gone
+from tests.support.run_fake import COMMAND, ROOT, is_gone
 
 TABLE = ["--models", "demo", "--scheds", "DDIM,UniPC", "--steps", "20", "--methods", "tome,tgate"]
 ONE_CANDIDATE = """
@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Return a function that runs the program in this process, with the fake worker."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr("accel_search.sweep.child.COMMAND", COMMAND)
+    monkeypatch.setattr("accel_search.sweep.worker_process.COMMAND", COMMAND)
 
     def run(*arguments, plan=None):
         monkeypatch.setenv("FAKE_PLAN", json.dumps(plan or {}))
@@ -64,7 +64,7 @@ def test_an_interrupted_sweep_says_what_the_same_command_does(run, monkeypatch, 
     )
 
 
-def start(folder, *arguments, plan=None, module="tests.sweep.run_fake"):
+def start(folder, *arguments, plan=None, module="tests.support.run_fake"):
     """Start the program in a process and a folder of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],

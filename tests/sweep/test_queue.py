@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from accel_search.storage.keys import Configuration
 from accel_search.sweep.queue import Queue
-from accel_search.sweep.table import Configuration
 
 SECONDS = {"SD1.5": 1.0, "SD2.1": 2.0, "SDXL": 4.0}
 

@@ -12,8 +12,8 @@ import pytest
 from accel_search.sweep.driver import Sweep
 from accel_search.sweep.ray_workers import RayWorker, ray_workers
 from accel_search.sweep.settings import SweepSettings
-from tests.sweep.run_fake import COMMAND, ROOT
-from tests.sweep.test_driver import Observer
+from tests.support.run_fake import COMMAND, ROOT
+from tests.support.sweeps import Observer
 
 ray = pytest.importorskip("ray")
 

@@ -8,8 +8,8 @@ import pytest
 
 from accel_search.errors import ConfigurationError
 from accel_search.explore_upper_bounds import main
+from accel_search.storage.keys import Configuration
 from accel_search.sweep.settings import SweepSettings, from_command_line, sweep_parser
-from accel_search.sweep.table import Configuration
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from accel_search.errors import ConfigurationError, InvalidImage, LoadError, TrialFailure
+from accel_search.runtime.measuring.timing_lock import Turns
 from accel_search.settings import Settings
-from accel_search.sweep.answers import failure_of
+from accel_search.sweep.answer import failure_of
 from accel_search.sweep.worker import Session, settings_of
-from accel_search.turns import Turns
 
 SMALL = {
     "device": "cpu", "threads": 1, "steps": 6, "height": 64, "width": 64, "batch_size": 2,
@@ -72,7 +72,7 @@ import logging, sys
 from contextlib import contextmanager
 from accel_search.runtime.workbench import Workbench
 from accel_search.settings import Settings
-from accel_search.turns import Turns
+from accel_search.runtime.measuring.timing_lock import Turns
 
 class Seen(Turns):
     @contextmanager
@@ -140,7 +140,7 @@ def test_a_shortage_of_memory_is_told_with_the_sizes_tried(ask, monkeypatch):
     def starve(self, *arguments, **options):
         raise RuntimeError(SHORTAGE)
 
-    monkeypatch.setattr("accel_search.runtime.calls.Caller.warm_up", starve)
+    monkeypatch.setattr("accel_search.runtime.measuring.calls.Caller.warm_up", starve)
     failure = ask()["failure"]
     assert failure["error"] == "cuda_oom" and failure["exit_code"] == 4
     assert failure["batch_sizes_tried"] == [2, 1] and failure["bytes_asked"] == 8
@@ -148,7 +148,7 @@ def test_a_shortage_of_memory_is_told_with_the_sizes_tried(ask, monkeypatch):
 
 
 def test_a_defect_is_an_answer_with_its_traceback_in_the_log(ask, monkeypatch, capsys):
-    monkeypatch.setattr("accel_search.exploration.explore", lambda *_, **options: 1 / 0)
+    monkeypatch.setattr("accel_search.session.explore", lambda *_, **options: 1 / 0)
     failure = ask()["failure"]
     assert failure["error"] == "unknown_error" and "ZeroDivisionError" in failure["message"]
     assert "Traceback" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import sys
 from functools import cache
 
 from accel_search.accelerators.base import Accelerator, Parameter
-from accel_search.discovery import discover
+from accel_search.core.plugins import discover
 from accel_search.errors import ConfigurationError
 
 __all__ = ["Accelerator", "Parameter", "all_accelerators", "get"]

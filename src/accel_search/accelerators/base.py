@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from accel_search.records import Params, Value, Workload
+from accel_search.core.candidate import Params, Value
+from accel_search.core.workload import Workload
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock

@@ -11,8 +11,8 @@ from accel_search.accelerators import get
 from accel_search.accelerators.base import Accelerator
 from accel_search.accelerators.clock import StepClock
 from accel_search.accelerators.patching import Layer, check_pipeline, layered, layers_of
+from accel_search.core.candidate import Params
 from accel_search.errors import AcceleratorError, ConfigurationError
-from accel_search.records import Params
 
 # Kept here, so that an empty candidate leaves no trace in `vars()`. It holds UNets because they are
 # what is patched, and two pipelines may share one.

@@ -8,7 +8,8 @@ from itertools import product
 
 from accel_search.accelerators import get
 from accel_search.accelerators.base import Company, Effect, StepType
-from accel_search.records import Candidate, Params, Workload
+from accel_search.core.candidate import Candidate, Params
+from accel_search.core.workload import Workload
 
 
 def effective_workload(candidate: Mapping[str, Params], workload: Workload) -> Workload:

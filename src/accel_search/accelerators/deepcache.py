@@ -21,7 +21,8 @@ from accel_search.errors import AcceleratorError
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
-    from accel_search.records import Params, Workload
+    from accel_search.core.candidate import Params
+    from accel_search.core.workload import Workload
 
 # `cache_branch_id` counts three layers a down block (two resnets and the downsampler), whatever
 # the UNet has; the package fixes it so.

@@ -20,7 +20,8 @@ from accel_search.accelerators.patching import Layer, layered
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
-    from accel_search.records import Params, Value, Workload
+    from accel_search.core.candidate import Params, Value
+    from accel_search.core.workload import Workload
 
 
 class Steps(Accelerator):

@@ -21,7 +21,8 @@ from accel_search.errors import AcceleratorError
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
     from accel_search.accelerators.pipeline_call import PipelineCall
-    from accel_search.records import Params, Workload
+    from accel_search.core.candidate import Params
+    from accel_search.core.workload import Workload
 
 COMPUTE, STORE, REUSE = 0, 1, 2
 """What an attention does in a step: compute; compute and keep the value; return the kept one."""

@@ -19,7 +19,8 @@ from accel_search.accelerators.patching import Layer, layered, transformers
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
-    from accel_search.records import Params, Workload
+    from accel_search.core.candidate import Params
+    from accel_search.core.workload import Workload
 
 SEED = 0
 """Seeds the choice of destination tokens at the begin of every pipeline call."""

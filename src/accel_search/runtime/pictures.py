@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, OutOfMemoryError, TrialFailure
-from accel_search.records import Candidate
-from accel_search.result_files import write_atomically
-from accel_search.runtime.evaluator import PipelineEvaluator
+from accel_search.runtime.measuring.evaluator import PipelineEvaluator
+from accel_search.storage.json_files import write_atomically
 
 INDEX = "pictures.json"
 """Lists the pictures of a folder."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from accel_search.nvidia_smi import query
-from accel_search.records import PromptSet, Provenance, Workload
+from accel_search.core.workload import PromptSet, Provenance, Workload
 from accel_search.runtime.attention import describe_attention
+from accel_search.runtime.nvidia_smi import query
 
 PACKAGES = (
     "accel-search",
@@ -90,7 +90,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def model_id(pipeline: str) -> str:
     """Return the hub id behind a short name; anything else as it was given."""
-    from accel_search.runtime.folders import HUB_IDS
+    from accel_search.runtime.loading.pipeline_folder import HUB_IDS
 
     return HUB_IDS.get(pipeline, pipeline)
 

@@ -7,27 +7,27 @@ from typing import Any
 
 import torch
 
+from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError
-from accel_search.records import Prompt, PromptSet
-from accel_search.runtime.architectures import ARCHITECTURES
 from accel_search.runtime.attention import use_kernel
 from accel_search.runtime.compiling import compile_unet
 from accel_search.runtime.devices import resolve_device, set_threads
-from accel_search.runtime.evaluator import PipelineEvaluator
-from accel_search.runtime.folders import PipelineFolder, check_name
-from accel_search.runtime.memory import free_bytes
-from accel_search.runtime.pipelines import (
+from accel_search.runtime.loading.pipeline_folder import PipelineFolder, check_name
+from accel_search.runtime.loading.pipelines import (
     describe_workload,
     import_libraries,
     load_pipeline,
     random_pipeline,
 )
-from accel_search.runtime.prompts import load_prompts
+from accel_search.runtime.loading.prompts import load_prompts
+from accel_search.runtime.loading.random_weights import ARCHITECTURES
+from accel_search.runtime.loading.schedulers import build_scheduler
+from accel_search.runtime.measuring.evaluator import PipelineEvaluator
+from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.memory import free_bytes
 from accel_search.runtime.provenance import RANDOM_WEIGHTS, describe
-from accel_search.runtime.schedulers import build_scheduler
-from accel_search.runtime.scoring import ClipScorer, load_scorer, weight_bytes
+from accel_search.runtime.scoring.clip import ClipScorer, load_scorer, weight_bytes
 from accel_search.settings import Settings
-from accel_search.turns import Turns
 
 TIMED_PROMPT = "a small red ring to the left of a large blue star on white"
 """What is drawn where nothing is scored; every prompt is padded to one length."""

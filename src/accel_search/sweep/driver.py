@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from accel_search import bounds, results
-from accel_search.result_files import read_json
-from accel_search.sweep.answers import Answer
-from accel_search.sweep.child import Stopped
+from accel_search.storage import search_results, speedup_bounds
+from accel_search.storage.json_files import read_json
+from accel_search.storage.keys import Configuration
+from accel_search.sweep.answer import Answer
+from accel_search.sweep.local_workers import Worker
 from accel_search.sweep.queue import Queue
 from accel_search.sweep.settings import ALL, SweepSettings
 from accel_search.sweep.status import Status, status_of
-from accel_search.sweep.table import Configuration
-from accel_search.sweep.workers import Worker
+from accel_search.sweep.worker_process import Stopped
 
 TICK_SECONDS = 0.2
 
@@ -175,12 +175,12 @@ class Sweep:
             assert answer.failure is not None
             failure = dict(answer.failure) | {
                 "latency_only": search.latency_only,
-                "asked": bounds.asked(search),
+                "asked": speedup_bounds.asked(search),
             }
-            bounds.save_failure(path, failed, failure)
+            speedup_bounds.save_failure(path, failed, failure)
             with self._lock:
                 self._failed += 1
             return
-        bounds.save(path, answer.key, answer.label, answer.entry, failed)
+        speedup_bounds.save(path, answer.key, answer.label, answer.entry, failed)
         if answer.winner is not None:
-            results.save_winner(Path(search.output), answer.key, answer.winner)
+            search_results.save_winner(Path(search.output), answer.key, answer.winner)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from accel_search.storage.keys import Configuration
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import Status
-from accel_search.sweep.table import Configuration
 
 CALL_SECONDS = {"demo": 2.0, "SD1.5": 0.81, "SD2.1": 1.40, "SDXL": 3.42}
 """Seconds of a call of 20 steps and 4 images: the three on an H200, the demo on two CPU cores."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from accel_search.errors import ConfigurationError
-from accel_search.nvidia_smi import query
+from accel_search.runtime.nvidia_smi import query
 
 
 def visible_gpus() -> list[str]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
-from accel_search.sweep.table import Configuration
+from accel_search.storage.keys import Configuration
 
 
 @dataclass

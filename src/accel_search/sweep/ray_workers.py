@@ -15,14 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from accel_search.cli.signals import end_as_interrupted
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.interrupts import end_as_interrupted
 from accel_search.settings import Settings
-from accel_search.sweep.answers import Answer, failure
-from accel_search.sweep.child import Stopped
+from accel_search.sweep.answer import Answer, failure
+from accel_search.sweep.local_workers import LocalWorker, OnLine, turns_folder
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.worker import settings_of
-from accel_search.sweep.workers import LocalWorker, OnLine, turns_folder
+from accel_search.sweep.worker_process import Stopped
 
 POLL_SECONDS = 0.2
 KNOCK_SECONDS = 10.0

@@ -8,17 +8,13 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from accel_search.cli.options import build_parser, declare, given_options, parse_seconds, refuse
+from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
 from accel_search.errors import ConfigurationError
-from accel_search.options import build_parser, declare, given_options, parse_seconds, refuse
-from accel_search.settings import (
-    GROUPS,
-    PIPELINES,
-    SCHEDULERS,
-    Settings,
-    parse_scheduler,
-    target_names,
-)
-from accel_search.sweep.table import Configuration
+from accel_search.report import trackers
+from accel_search.search import strategies
+from accel_search.settings import GROUPS, PIPELINES, Settings, target_names
+from accel_search.storage.keys import Configuration
 
 FAILURES = (
     "cuda_oom",
@@ -179,7 +175,9 @@ class SweepSettings:
         self._check()
         # A mistake in any configuration shows before the first one runs.
         for configuration in self.table:
-            self.search_settings(configuration)
+            search = self.search_settings(configuration)
+            strategies.check(search.strategy, search.sampler)
+            trackers.check(search)
 
     @property
     def table(self) -> tuple[Configuration, ...]:
@@ -270,7 +268,8 @@ def options() -> list[Field[Any]]:
 
 def sweep_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
     """Return the command line of `accel-explore`."""
-    parser = build_parser(prog, description, version, options(), _GROUPS)
+    words = {"strategy": strategies.all_strategies}
+    parser = build_parser(prog, description, version, options(), _GROUPS, words)
     parser.add_argument(
         "--sweep", dest="config", metavar="FILE", help="TOML file of these options; flags win"
     )

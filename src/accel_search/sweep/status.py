@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from accel_search import bounds
-from accel_search.result_files import part_of
 from accel_search.settings import Settings
-from accel_search.sweep.table import Configuration
+from accel_search.storage import speedup_bounds
+from accel_search.storage.json_files import part_of
+from accel_search.storage.keys import Configuration
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ def status_of(
         settings: Its search's.
         machine: The fields of a provenance that hang on the machine; None takes any machine's.
     """
-    entries = bounds.entries(
+    entries = speedup_bounds.entries(
         content,
         settings.scheduler_class,
         settings.steps,
         settings.req_score_loss,
         settings.targets,
     )
-    entry = entries.get(bounds.label_of(configuration.model, settings.latency_only))
+    entry = entries.get(speedup_bounds.label_of(configuration.model, settings.latency_only))
     note = ""
     if entry is not None:
         note = _why_not(entry, settings, machine)
         if not note:
             return Status("done", entry=entry)
-    failure = bounds.failures(content).get(configuration.failed_key)
+    failure = speedup_bounds.failures(content).get(configuration.failed_key)
     if failure is not None and bool(failure.get("latency_only")) == settings.latency_only:
-        others = bounds.asked_otherwise(settings, failure) if "asked" in failure else []
+        others = speedup_bounds.asked_otherwise(settings, failure) if "asked" in failure else []
         if not others:
             return Status("failed", failure=failure)
         note = f"failed when asked for with another {', '.join(others)}"
@@ -68,7 +68,7 @@ def _why_not(
     entry: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
 ) -> str:
     """Return why a stored result is none of this sweep; empty where it is."""
-    if others := bounds.asked_otherwise(settings, entry):
+    if others := speedup_bounds.asked_otherwise(settings, entry):
         return f"was asked for with another {', '.join(others)}"
     where = part_of(entry, "provenance")
     differing = [name for name, value in (machine or {}).items() if where.get(name) != value]

@@ -29,17 +29,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from accel_search.anew import leave
+from accel_search.cli.logging_utils import setup_logger
+from accel_search.cli.restart import leave
 from accel_search.errors import AccelSearchError, ExitCode, first_line
-from accel_search.logging_utils import setup_logger
-from accel_search.result_files import write_atomically
+from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.search.watchdog import Hang, Watchdog
 from accel_search.settings import Settings
-from accel_search.sweep.answers import Answer, failure, failure_of
-from accel_search.turns import Turns
-from accel_search.watchdog import Hang, Watchdog
+from accel_search.storage.json_files import write_atomically
+from accel_search.sweep.answer import Answer, failure, failure_of
 
 if TYPE_CHECKING:
-    from accel_search.runtime.evaluator import PipelineEvaluator
+    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
     from accel_search.runtime.workbench import Workbench
 
 ABANDONED = 3
@@ -106,7 +106,7 @@ class Session:
         write_atomically(path, json.dumps(answer.as_dict(), allow_nan=False))
 
     def _explore(self, job: Mapping[str, Any], began: float) -> Answer:
-        from accel_search.exploration import explore
+        from accel_search.session import explore
 
         settings = settings_of(job["options"])
         hangs = int(job.get("hangs", 0))

@@ -1,1 +1,0 @@
-"""Train the embedded demo pipeline and its scorer from nothing; see `scripts/train_demo.py`."""

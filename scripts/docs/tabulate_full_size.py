@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+"""Write the tables of full-size timings in the docs anew, from the files of raw samples.
+
+    python scripts/docs/tabulate_full_size.py docs/*.md
+
+A table stands between a comment, `<!-- timings FILE MODEL -->`, `<!-- compiled FILE MODEL -->` or
+`<!-- kernels FILE -->`, and `<!-- end -->`, FILE being one of
+`scripts/benchmarks/bench_full_size.py`, beside the page. A test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+MARKED = re.compile(
+    r"(<!-- (timings|compiled|kernels) (\S+) ?(\S+)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
+SETTINGS = {
+    "deepcache": "DeepCache",
+    "tgate": "T-GATE",
+    "tome": "ToMe",
+    "deepcache+tgate": "DC + TG",
+    "deepcache+tome": "DC + ToMe",
+    "tgate+tome": "TG + ToMe",
+    "deepcache+tgate+tome": "all three",
+}
+DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPC")
+
+
+def rewritten(page: Path) -> str:
+    """Return the text of a page with its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        begin, kind, file, model, end = match.groups()
+        rows = json.loads((page.parent / file).read_text(encoding="utf-8"))["rows"]
+        if kind == "kernels":
+            lines = kernels(rows)
+        else:
+            lines = timings(rows, model, compiled=kind == "compiled")
+        return begin + "\n" + "\n".join(lines) + "\n\n" + end
+
+    return MARKED.sub(table, page.read_text(encoding="utf-8"))
+
+
+def timings(rows: Sequence[Row], model: str, *, compiled: bool = False) -> list[str]:
+    """Return a line for each cell of a model under the kernel that torch chooses."""
+    cells = _cells(
+        row
+        for row in rows
+        if row["model"] == model and row["compiled"] == compiled and row["attention"] == "auto"
+    )
+    heads = ["scheduler", "steps", "batch", "dtype", "bare, s a call", "noise"]
+    lines = _heading([*heads, *SETTINGS.values(), "peak GiB"])
+    for (_, scheduler, steps, batch, dtype, _), cell in sorted(cells.items(), key=_order):
+        bare = cell["bare"]
+        values = [scheduler, str(steps), str(batch), DTYPES[dtype], _seconds(bare), _noise(bare)]
+        values += [_speedup(cell[name]) if name in cell else "–" for name in SETTINGS]
+        lines.append(_line([*values, f"{bare['peak_memory_bytes'] / 2**30:.1f}"]))
+    return lines
+
+
+def kernels(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each workload and kernel, with what ToMe gives under it."""
+    lines = _heading(["", "batch", "kernel", "bare, s a call", "noise", "speedup of ToMe"])
+    by_workload = sorted(_cells(rows).items(), key=lambda item: (item[0][0], item[0][3]))
+    for (model, _, _, batch, _, kernel), cell in by_workload:
+        name = kernel.removeprefix("native (").removesuffix(")")
+        if cell["bare"]["attention"] == "auto":
+            name += ", torch's choice"
+        bare = cell["bare"]
+        values = [model, str(batch), name, _seconds(bare), _noise(bare), _speedup(cell["tome"])]
+        lines.append(_line(values))
+    return lines
+
+
+def _cells(rows: Iterable[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
+    """Return the rows of each cell that did not end in an error, by setting."""
+    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if "error" not in row:
+            names = ("model", "scheduler", "steps", "batch", "dtype", "kernel")
+            cells.setdefault(tuple(row[name] for name in names), {})[row["setting"]] = row
+    return cells
+
+
+def _order(item: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
+    (_, scheduler, steps, batch, dtype, _), _ = item
+    return list(DTYPES).index(dtype), SCHEDULERS.index(scheduler), steps, batch
+
+
+def _seconds(bare: Row) -> str:
+    return f"{statistics.median(bare['seconds_a_call']):.2f}"
+
+
+def _noise(bare: Row) -> str:
+    return f"{bare['bare_spread']:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def _speedup(row: Row) -> str:
+    return f"{row['speedup']:.2f}"
+
+
+def _heading(names: Sequence[str]) -> list[str]:
+    return [_line(names), "|---" * len(names) + "|"]
+
+
+def _line(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def main() -> None:
+    """Rewrite the pages that are named."""
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(rewritten(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What any command needs: options, completion, logs, signals, exit codes."""

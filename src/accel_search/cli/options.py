@@ -1,0 +1,302 @@
+"""Options, each declared once as a field of a dataclass: command line and TOML keys follow."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from accel_search.cli.completion import Words, add_completion
+from accel_search.errors import ConfigurationError, first_line
+
+
+def declare(
+    default: Any,
+    help_text: str,
+    *,
+    parse: Callable[[str], Any] = str,
+    metavar: str | None = None,
+    aliases: tuple[str, ...] = (),
+    alone: Any = None,
+    words: Words | None = None,
+) -> Any:
+    """Declare an option.
+
+    Args:
+        default: Its value where it is not given.
+        help_text: One line.
+        parse: Makes a value of its text, or raises ValueError with what is allowed.
+        metavar: Stands for the value in the help.
+        aliases: Other names that are understood.
+        alone: Its value where it is given without one; None asks for a value.
+        words: Values that a shell completes it with; others may be allowed too.
+    """
+    metadata = {
+        "help": help_text,
+        "parse": parse,
+        "metavar": metavar,
+        "aliases": aliases,
+        "alone": alone,
+        "words": words,
+    }
+    return field(default=default, metadata=metadata)
+
+
+MAX_SECONDS = 10_000 * 86_400.0
+"""Longest duration that is taken; beyond any use, and short of what no file can hold."""
+MAX_NAME_BYTES = 255
+"""Longest part of a path that a file system takes."""
+MAX_PATH_BYTES = 4095
+
+
+def check_text(name: str, text: str, *, is_path: bool = True) -> None:
+    """Refuse a text that can be neither a name nor a path: no call would take it later on.
+
+    Args:
+        name: The option's.
+        text: What it was given.
+        is_path: Whether it is, or may be, a path.
+
+    Raises:
+        ConfigurationError: It is blank, cannot be written as UTF-8, holds a control character, or
+            is longer than a path can be.
+    """
+    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    if not text.strip():
+        refuse(name, text, "a name or a path; leave the option out for its default")
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        refuse(name, shown, "text in UTF-8")
+    if any(ord(each) < 32 or ord(each) == 127 for each in text):
+        refuse(name, shown, "text without control characters")
+    longest = max(len(part) for part in encoded.split(b"/"))
+    if is_path and (longest > MAX_NAME_BYTES or len(encoded) > MAX_PATH_BYTES):
+        refuse(
+            name,
+            shown,
+            f"a path of at most {MAX_PATH_BYTES} bytes, each part of at most {MAX_NAME_BYTES}",
+        )
+
+
+def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+    """Raise the error that names an option, what it was given and what is allowed."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    raise ConfigurationError(f"--{name} {shown}: expected {allowed}")
+
+
+def parse_seconds(text: str) -> float:
+    """Parse a duration: `90`, `90s`, `30m`, `2h`, `1h30m`.
+
+    Raises:
+        ValueError: It is none of these, or is zero.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not match or not any(match.groups()):
+        raise ValueError("a duration is seconds or like 90s, 30m, 1h30m")
+    hours, minutes, seconds = (float(group or 0) for group in match.groups())
+    total = hours * 3600 + minutes * 60 + seconds
+    if not 0 < total <= MAX_SECONDS:
+        raise ValueError("a duration is more than 0 seconds and at most 10,000 days")
+    return total
+
+
+def parse_limit(text: str) -> float:
+    """Parse a duration, or 0 for none.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if re.fullmatch(r"0+(\.0*)?s?", text):
+        return 0.0
+    try:
+        return parse_seconds(text)
+    except ValueError:
+        raise ValueError("a duration, e.g. 90s or 30m, or 0 for none") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, through the same error as everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message}; see {self.prog} --help")
+
+
+def build_parser(
+    prog: str,
+    description: str,
+    version: str,
+    options: Sequence[Field[Any]],
+    groups: Mapping[str, str],
+    words: Mapping[str, Words] | None = None,
+) -> argparse.ArgumentParser:
+    """Return a command line made from the fields of a dataclass.
+
+    Args:
+        prog: Name of the program.
+        description: What it does.
+        version: Printed by `--version`.
+        options: Fields that were declared with `declare`; others are passed over.
+        groups: First option of each group in the help -> title of the group.
+        words: Option -> values that a shell completes, beside those of the declarations.
+    """
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        usage="%(prog)s [OPTION ...]",
+        epilog="Every option also works with hyphens in place of underscores.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    known = {each.name: each.metadata.get("words") for each in options} | dict(words or {})
+    add_completion(parser, {name: each for name, each in known.items() if each is not None})
+    parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
+    group: argparse._ArgumentGroup | None = None
+    for each in options:
+        if not each.metadata:
+            continue
+        if each.name in groups or group is None:
+            group = parser.add_argument_group(groups[each.name])
+        _add_option(group, f"--{each.name}", each, _help_line(each))
+        # Understood but not shown: the usual spelling with hyphens, and older names.
+        for name in (each.name, *each.metadata["aliases"]):
+            for flag in dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")):
+                if flag != f"--{each.name}":
+                    _add_option(group, flag, each, argparse.SUPPRESS)
+    return parser
+
+
+def _help_line(each: Field[Any]) -> str:
+    """Return an option's help with its default, as argparse formats it."""
+    text: str = each.metadata["help"].replace("%", "%%")
+    if each.default in (None, MISSING) or each.metadata["parse"] is bool:
+        return text
+    shown = each.default
+    if isinstance(shown, tuple):
+        shown = ",".join(str(one) for one in shown)
+    return f"{text} [{shown}]"
+
+
+def _add_option(
+    group: argparse._ArgumentGroup, flag: str, each: Field[Any], help_text: str
+) -> None:
+    parse = each.metadata["parse"]
+    if parse is bool:
+        group.add_argument(flag, dest=each.name, action="store_true", help=help_text)
+        return
+    alone = each.metadata["alone"]
+    group.add_argument(
+        flag,
+        dest=each.name,
+        type=_typed(each.name, parse),
+        **({} if alone is None else {"nargs": "?", "const": alone}),
+        metavar=each.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
+        help=help_text,
+    )
+
+
+def _typed(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Wrap a parser of text so that what it refuses names the option and what is allowed."""
+    kinds = {int: "a whole number", float: "a number"}
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            refuse(name, text, kinds.get(parse, str(error)))  # type: ignore[call-overload]
+
+    return convert
+
+
+def given_options(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    options: Sequence[Field[Any]],
+) -> dict[str, Any]:
+    """Return what a command line and the TOML file that it names say; flags win.
+
+    Args:
+        parser: From `build_parser`.
+        arguments: None takes the process's own.
+        options: Fields that the file may set.
+
+    Raises:
+        ConfigurationError: An option or a TOML entry is unknown, or cannot be parsed.
+    """
+    given = vars(parser.parse_args(arguments))
+    config = given.pop("config", None)
+    return (read_config(Path(config), options, parser.prog) if config else {}) | given
+
+
+def read_config(path: Path, options: Sequence[Field[Any]], program: str) -> dict[str, Any]:
+    """Read a TOML file of options; `[space.NAME]` tables replace parameter values.
+
+    Args:
+        path: The file.
+        options: Fields that it may set.
+        program: Whose options they are, for messages.
+
+    Raises:
+        ConfigurationError: The file cannot be read or parsed, or holds an unknown key.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    # ValueError: a text that is not UTF-8, no TOML, or a number of thousands of digits.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"--config {path}: cannot be read as TOML: {first_line(error)}"
+        ) from error
+    known = {each.name: each for each in options}
+    names = {
+        alias: each.name for each in known.values() for alias in each.metadata.get("aliases", ())
+    }
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        spelled = name.replace("-", "_")
+        key = names.get(spelled, spelled)
+        if key not in known:
+            raise ConfigurationError(
+                f"--config {path}: unknown option {name!r}; {program} --help lists them"
+            )
+        result[key] = _space(path, value) if key == "space" else _value(path, known[key], value)
+    return result
+
+
+def _value(path: Path, each: Field[Any], value: Any) -> Any:
+    """Return a TOML value as the option wants it: of its own type, or parsed as text is."""
+    parse = each.metadata["parse"]
+    kinds: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, str.upper: str}
+    wrong = ConfigurationError(f"--config {path}: {each.name} = {value!r} has the wrong type")
+    if parse not in kinds:
+        # These read text on the command line; a file may also hold their lists and numbers.
+        text = str(value) if type(value) in (int, float) else value
+        if not isinstance(text, str | list):
+            raise wrong
+        try:
+            return _typed(each.name, parse)(text)  # type: ignore[arg-type]
+        except (TypeError, AttributeError) as error:
+            raise wrong from error  # A list where text alone will do, or a list of lists.
+    if not isinstance(value, kinds[parse]) or (isinstance(value, bool) and parse is not bool):
+        raise wrong
+    return parse(value) if parse is str.upper else value
+
+
+def _space(path: Path, tables: Any) -> dict[str, dict[str, tuple[int | float, ...]]]:
+    """Return `[space.NAME]` tables as accelerator -> parameter -> values."""
+    result: dict[str, dict[str, tuple[int | float, ...]]] = {}
+    for name, parameters in tables.items() if isinstance(tables, dict) else [("", None)]:
+        if not isinstance(parameters, dict) or not all(
+            isinstance(values, list) for values in parameters.values()
+        ):
+            raise ConfigurationError(
+                f"--config {path}: [space.{name}] holds `parameter = [values]` lines"
+            )
+        result[name] = {key: tuple(values) for key, values in parameters.items()}
+    return result

@@ -1,0 +1,144 @@
+"""What the samples of a trial say about it, derived from them and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from accel_search.core.early_stopping import is_lost
+from accel_search.core.intervals import Estimate, Verdict, judge, score_loss
+from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
+from accel_search.core.trial import Goal, Measurement, Trial
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What one trial's samples say about it."""
+
+    speedup: Estimate
+    """Baseline seconds per image / candidate seconds per image; above 1 is faster."""
+    score_loss: Estimate
+    """Fraction of the baseline's mean score that is lost; negative is better than it."""
+    verdict: Verdict
+    noise_floor: float
+    """Relative difference that two copies of one pipeline may show at this number of pairs."""
+    prompts: int
+    """Prompts that the score loss was measured on."""
+    is_complete: bool
+    """Whether these are all prompts of the part; if not, the verdict is that of an early look."""
+    psnr: float | None
+    """Mean likeness to the baseline's images in dB, higher is nearer; None where not measured."""
+    ssim: float | None
+    """Mean structural similarity to the baseline's images; None where not measured."""
+
+    @property
+    def is_gain(self) -> bool:
+        """Tell whether it is faster beyond its interval and beyond the noise floor."""
+        return is_gain(self.speedup, self.noise_floor)
+
+    def is_within(self, goal: Goal) -> bool:
+        """Tell whether it keeps the goal's bounds on score and likeness."""
+        return (
+            self.score_loss.value <= goal.max_score_loss
+            and _is_at_least(self.psnr, goal.min_psnr)
+            and _is_at_least(self.ssim, goal.min_ssim)
+        )
+
+
+def _is_at_least(value: float | None, least: float | None) -> bool:
+    """Tell whether a likeness keeps a bound, if there is one; an unknown one is not shown to."""
+    return least is None or (value is not None and value >= least)
+
+
+@dataclass(frozen=True)
+class AssessedTrial:
+    """A trial, and what follows from its samples; None for a failed one."""
+
+    trial: Trial
+    assessment: Assessment | None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether scoring it on more prompts could still make it pass."""
+        found = self.assessment
+        return found is not None and not found.is_complete and found.verdict is not Verdict.FAIL
+
+    def is_feasible(self, goal: Goal) -> bool:
+        """Tell whether it may be the winner: scored on all prompts, truly faster, within bounds."""
+        found = self.assessment
+        return found is not None and found.is_gain and self._is_good_enough(goal)
+
+    def is_refused_for_noise(self, goal: Goal) -> bool:
+        """Tell whether it would be the winner, were its timing less noisy."""
+        found = self.assessment
+        return (
+            found is not None
+            and found.speedup.value > 1.0
+            and not found.is_gain
+            and self._is_good_enough(goal)
+        )
+
+    def _is_good_enough(self, goal: Goal) -> bool:
+        """Tell whether it meets the goal by its figures, whatever their noise."""
+        found = self.assessment
+        return (
+            found is not None
+            and found.is_complete
+            and found.is_within(goal)
+            and (goal.min_speedup is None or found.speedup.value >= goal.min_speedup)
+        )
+
+
+def assess(
+    measurement: Measurement,
+    baseline: Measurement,
+    bound: float,
+    noise: TimingNoise | None = None,
+) -> Assessment:
+    """Derive everything that is said about one measured candidate.
+
+    Args:
+        measurement: The candidate's samples, over all prompts or over the first of them.
+        baseline: The baseline's, over all prompts.
+        bound: Largest score loss that is allowed, a fraction.
+        noise: How far pairs differ by chance; None takes the baseline's pairs alone.
+    """
+    known = noise or TimingNoise([baseline])
+    count = len(measurement.scores)
+    is_complete = count == len(baseline.scores)
+    before = baseline.scores[:count]
+    loss = score_loss(before, measurement.scores)
+    if is_complete:
+        verdict = judge(loss, bound)
+    else:
+        lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
+        verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
+    return Assessment(
+        speedup=speedup(measurement, known),
+        score_loss=loss,
+        verdict=verdict,
+        noise_floor=known.floor(len(measurement.baseline_seconds_per_image)),
+        prompts=count,
+        is_complete=is_complete,
+        psnr=_mean(measurement.psnr),
+        ssim=_mean(measurement.ssim),
+    )
+
+
+def retimed(found: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:
+    """Return an assessment whose timing is judged by what is known of the noise by now."""
+    return replace(
+        found,
+        speedup=speedup(measurement, noise),
+        noise_floor=noise.floor(len(measurement.baseline_seconds_per_image)),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def verdict(assessment: Assessment) -> str:
+    """Write a verdict; that of an early look which decided nothing is `open`."""
+    is_open = not assessment.is_complete and assessment.verdict is Verdict.INCONCLUSIVE
+    return "open" if is_open else str(assessment.verdict)

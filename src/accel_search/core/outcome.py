@@ -1,0 +1,117 @@
+"""What a search found: a winner, its rivals, and what each of its targets is worth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from accel_search.core.assessment import AssessedTrial, Assessment
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate, score_loss
+from accel_search.core.timing_noise import is_gain
+from accel_search.core.trial import Measurement
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The bare pipeline with fewer steps."""
+
+    steps: int
+    measurement: Measurement
+    assessment: Assessment
+
+    def rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> bool:
+        """Tell whether it does as well as the winner, as far as these prompts can tell.
+
+        It must be as fast, noise apart, and its scores must not be shown to be lower than the
+        winner's, prompt by prompt.
+
+        Args:
+            winner: The search's.
+            held_out: The winner on held-out prompts; None if there were none.
+        """
+        assert winner.assessment is not None and winner.trial.measurement is not None
+        least = speed_of(winner, held_out) / (1 + winner.assessment.noise_floor)
+        if self.assessment.speedup.value < least:
+            return False
+        return score_loss(winner.trial.measurement.scores, self.measurement.scores).low <= 0
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The winner of a joint search without one of its targets, timed on a few prompts."""
+
+    target: str
+    """What is left out."""
+    candidate: Candidate
+    measurement: Measurement
+    assessment: Assessment
+
+
+def ablation_name(rest: Candidate) -> str:
+    """Return the name under which a store keeps what was timed of a winner without a target."""
+    return f"without:{rest}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found."""
+
+    baseline: Measurement
+    winner: AssessedTrial | None
+    held_out: Assessment | None
+    """The winner on prompts that the search never saw; None if there were none."""
+    rivals: tuple[Rival, ...]
+    trials: tuple[AssessedTrial, ...]
+    resumed: int
+    """Trials that an earlier run had measured."""
+    refuted: tuple[Candidate, ...]
+    """Faster candidates that failed on held-out prompts."""
+    stopped: str
+    """Why no further candidate was measured."""
+    settled: bool
+    """Whether the strategy had nothing left that is worth measuring, so that the winner is the
+    upper bound as far as it can tell; every distinct candidate was measured by a grid search."""
+    could_win: int
+    """Candidates that could still have won when a budget, or the number of those that failed on
+    held-out prompts, ended the search."""
+    seconds: float
+    """Seconds measured, over every run of this study."""
+    ablations: tuple[Ablation, ...] = ()
+    """What each target of a joint search is worth; without those that change nothing in the winner
+    or could not be measured."""
+
+
+def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:
+    """Return a winner's speedup by its timings in the search and, if there are any, after it.
+
+    It won by the first of them, which of several near-equals are mostly the lucky ones; the second
+    were made when it had won, as many of them, and count as much.
+    """
+    found = [each for each in (winner.assessment, held_out) if each is not None]
+    return math.prod(each.speedup.value for each in found) ** (1 / len(found))
+
+
+@dataclass(frozen=True)
+class SpeedBound:
+    """The fastest candidate of a space."""
+
+    candidate: Candidate
+    measurement: Measurement
+    speedup: Estimate
+    """Its own timings'; below 1 where nothing in the space is faster than the baseline."""
+    noise_floor: float
+    """Relative difference that two copies of one pipeline may show at as many pairs."""
+    baseline: Measurement
+    timed: int
+    """Candidates of which there are timings, a search's before among them."""
+    failed: int
+    settled: bool
+    """Whether no other candidate promises to be faster; if not, the runs were used up."""
+    seconds: float
+    """Wall seconds of everything timed, over every run of this study."""
+
+    @property
+    def is_gain(self) -> bool:
+        """Tell whether it is faster than the baseline beyond its interval and the noise floor."""
+        return is_gain(self.speedup, self.noise_floor)

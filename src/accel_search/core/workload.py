@@ -1,0 +1,159 @@
+"""What is measured, where, with what, and on which prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from accel_search.core.candidate import Value
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be made faster, and the facts about it that decide which candidates coincide."""
+
+    pipeline: str
+    """What the user named: `demo`, `SDXL`, a folder or a hub id."""
+    pipeline_class: str
+    """Class name of the diffusers pipeline, e.g. `StableDiffusionPipeline`."""
+    scheduler_class: str
+    """Class name of the scheduler, e.g. `DDIMScheduler`."""
+    steps: int
+    """Inference steps asked of the scheduler."""
+    unet_calls: int
+    """UNet calls that one pipeline call makes: `len(scheduler.timesteps)`, which is `steps`
+    for DDIM, DPM-Solver++ and UniPC and more for schedulers of second order."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    batch_size: int
+    """Images a pipeline call."""
+    guidance_scale: float
+    """Classifier-free guidance scale; 1 or less runs without guidance."""
+    dtype: str
+    """`float32`, `float16` or `bfloat16`."""
+    device: str
+    """`cpu` or `cuda:0`."""
+    latent_height: int
+    """Height of the UNet's input."""
+    latent_width: int
+    """Width of the UNet's input."""
+    attention_downsamples: tuple[int, ...]
+    """Downsampling factors at which the UNet has transformer blocks, its middle included,
+    ascending, e.g. (1, 2, 4, 8)."""
+
+    @property
+    def has_guidance(self) -> bool:
+        """Tell whether each UNet call carries an unconditional half."""
+        return self.guidance_scale > 1.0
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where and with what a result was measured."""
+
+    device_name: str
+    """GPU model, or the processor's for a CPU run."""
+    driver: str | None
+    """GPU driver version; None on a CPU or where it cannot be read."""
+    threads: int | None
+    """CPU threads torch used; None on a GPU."""
+    versions: Mapping[str, str]
+    """Package -> version, of every package that can change a picture or a timing."""
+    dtype: str
+    height: int
+    width: int
+    batch_size: int
+    """Images a call at which the speedup was measured."""
+    guidance_scale: float
+    attention_backend: str
+    """`native` is torch's scaled_dot_product_attention; its kernel in brackets where known."""
+    model_id: str
+    revision: str | None
+    prompt_set_hash: str
+    """First 16 hex digits of the SHA-256 of the search and held-out prompts and their seeds."""
+    clip_model: str | None
+    """None where nothing was scored."""
+    date: str
+    """ISO 8601, UTC."""
+    compiled: bool = False
+    """Whether the UNet's blocks were compiled, of baseline and candidates alike."""
+    vae: str | None = None
+    """What replaces the pipeline's own VAE, with its commit or a digest; None is its own."""
+    offload: str | None = None
+    """`model` if parts wait in main memory until they are called, which every timing includes;
+    None if all are on the device."""
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Name each field in which a stored provenance differs from this one.
+
+        Args:
+            other: A provenance as read from a result file; fields that it lacks differ, but
+                for those that came later and have their default.
+        """
+        defaults = {each.name: each.default for each in fields(self)}
+        return [
+            name
+            for name, mine in self.as_dict().items()
+            if name != "date" and mine != other.get(name, defaults[name])
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """Return all but the fields that may differ between two runs that measure the same.
+
+        Defaults are left out too, so that a field added later forgets no trial of before.
+        """
+        defaults = {each.name: each.default for each in fields(self)}
+        return {
+            key: value
+            for key, value in self.as_dict().items()
+            if key != "date" and value != defaults[key]
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self) | {"versions": dict(self.versions)}
+
+
+@dataclass(frozen=True)
+class SpaceSummary:
+    """What was searched, as far as files hold it."""
+
+    targets: tuple[str, ...]
+    """Names of the accelerators, sorted."""
+    values: Mapping[str, Mapping[str, Sequence[Value]]]
+    """Accelerator -> parameter -> values, as plain JSON types."""
+    points: int
+    """Points of the space, coinciding ones counted each."""
+    distinct: int
+    """Distinct computations among them, the baseline not counted."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with the seed of its initial noise."""
+
+    text: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts that the search scores on, and disjoint ones that only the winner sees."""
+
+    source: str
+    """`builtin`, `coco` or the file they were read from."""
+    search: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of every prompt, its seed and its part."""
+        text = json.dumps(
+            [[[p.text, p.seed] for p in part] for part in (self.search, self.held_out)]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

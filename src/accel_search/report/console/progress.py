@@ -1,0 +1,121 @@
+"""The lines and the bar of a running search."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+from accel_search.core.assessment import AssessedTrial, Assessment
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.core.outcome import Ablation, Rival
+from accel_search.core.timing_noise import noise_floor
+from accel_search.core.trial import Goal, Measurement, Trial
+from accel_search.report.console.bar import WithBar
+from accel_search.report.format import factor, figures, percent
+
+
+class Progress(WithBar):
+    """Writes one line a trial to the log, and draws a bar below the lines.
+
+    Args:
+        logger: Receives the lines.
+        total: Trials expected; the bar's length.
+        goal: What is looked for, to tell what is best so far.
+        show_bar: Whether a bar is drawn on standard error.
+    """
+
+    def __init__(self, logger: logging.Logger, total: int, goal: Goal, *, show_bar: bool):
+        self._logger = logger
+        self._total = total
+        self._goal = goal
+        self._numbers: dict[Candidate, int] = {}
+        self._best: AssessedTrial | None = None
+        super().__init__(total, " < {remaining}  {desc}", show=show_bar)
+
+    def on_baseline(self, baseline: Measurement) -> None:
+        """Write what the bare pipeline does and how far timings can be trusted here."""
+        seconds = sum(baseline.seconds_per_image) / len(baseline.seconds_per_image)
+        floor = noise_floor(baseline, len(baseline.baseline_seconds_per_image))
+        scored = ""
+        if baseline.scores:
+            score = sum(baseline.scores) / len(baseline.scores)
+            scored = f", score {score:.2f} over {len(baseline.scores)} prompts"
+        noise = f"±{100 * floor:.1f} % (baseline against itself)"
+        if math.isinf(floor):
+            noise = "unknown (the baseline was not timed against itself)"
+        self._logger.info("baseline: %.4g s an image%s; timing noise %s", seconds, scored, noise)
+
+    def on_resume(self, history: Sequence[AssessedTrial]) -> None:
+        """Write how many trials are taken over from an earlier run."""
+        for each in history:
+            self._take(each)
+        self._logger.info("resumed: %d finished trials are not measured again", len(history))
+        # `initial` keeps them out of the bar's estimate of the time left.
+        self._bar.initial = len(history)
+        self._bar.update(len(history))
+
+    def on_start(self, candidate: Candidate) -> None:
+        """Show the candidate in hand."""
+        best = "" if self._best is None else f"best {self._speedup(self._best):.2f}x  "
+        self._bar.set_description_str(f"{best}now {candidate}")
+
+    def on_trial(self, assessed: AssessedTrial) -> None:
+        """Write a trial's line, or one for an early look at it."""
+        begun = len(self._numbers)
+        number = self._take(assessed)
+        if assessed.assessment is not None:
+            said = figures(assessed.assessment)
+        else:
+            failure = assessed.trial.failure
+            said = f"failed: {failure.kind}: {failure.message}" if failure else "failed"
+        self._logger.info(
+            "trial %d/%d  %s  %s", number, self._total, assessed.trial.candidate, said
+        )
+        self._bar.update(len(self._numbers) - begun)
+
+    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
+        """Write what a candidate's timing came to."""
+        if found is not None:
+            said = f"speedup: {factor(found)}"
+        else:
+            said = f"failed: {trial.failure.message}" if trial.failure else "failed"
+        self._logger.info("timed  %s  %s", trial.candidate, said)
+
+    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
+        """Write how a candidate did on held-out prompts."""
+        said = "failed there" if held_out is None else figures(held_out)
+        self._logger.info(
+            "held-out prompts: %s  %s  %s",
+            assessed.trial.candidate,
+            said,
+            "confirmed" if ok else "refuted, the next one is tried",
+        )
+
+    def on_rival(self, rival: Rival) -> None:
+        """Write what fewer steps do."""
+        self._logger.info(
+            "bare pipeline at %d steps: speedup: %s  score loss: %s",
+            rival.steps,
+            factor(rival.assessment.speedup),
+            percent(rival.assessment.score_loss),
+        )
+
+    def on_ablation(self, ablation: Ablation) -> None:
+        """Write what the winner does without one of its targets."""
+        self._logger.info(
+            "winner without %s: speedup: %s", ablation.target, factor(ablation.assessment.speedup)
+        )
+
+    def _take(self, assessed: AssessedTrial) -> int:
+        """Remember the best so far; return the number of the trial."""
+        if assessed.is_feasible(self._goal) and (
+            self._best is None or self._speedup(assessed) > self._speedup(self._best)
+        ):
+            self._best = assessed
+        return self._numbers.setdefault(assessed.trial.candidate, len(self._numbers) + 1)
+
+    @staticmethod
+    def _speedup(assessed: AssessedTrial) -> float:
+        return assessed.assessment.speedup.value if assessed.assessment else 0.0

@@ -1,0 +1,122 @@
+"""How figures are written, the same everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from accel_search.core.assessment import Assessment, verdict
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.core.schedulers import SCHEDULERS, scheduler_name
+
+UNKNOWN = "[unknown]"
+"""In place of an interval that nothing is known of: one prompt, or no timed pairs."""
+CODE_WIDTH = 78
+"""Columns that a line of Python takes before its arguments get a line each."""
+
+
+def factor(estimate: Estimate) -> str:
+    """Write a speedup with its interval: `2.13 [2.05, 2.21]`, or `2.13 [unknown]`."""
+    if not estimate.is_bounded:
+        return f"{estimate.value:.2f} {UNKNOWN}"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def percent(estimate: Estimate) -> str:
+    """Write a loss with its interval: `0.7 % [0.1, 1.4]`, or `0.7 % [unknown]`."""
+    # Adding zero turns -0.0 into 0.0.
+    value = f"{round(100 * estimate.value, 1) + 0.0:.1f} %"
+    if not estimate.is_bounded:
+        return f"{value} {UNKNOWN}"
+    low, high = (round(100 * each, 1) + 0.0 for each in estimate.as_list())
+    return f"{value} [{low:.1f}, {high:.1f}]"
+
+
+def figures(assessment: Assessment) -> str:
+    """Write what is said of a trial, in the words that scripts look for."""
+    after = "" if assessment.is_complete else f" after {assessment.prompts} prompts"
+    return (
+        f"speedup: {factor(assessment.speedup)}  "
+        f"score loss: {percent(assessment.score_loss)}  {verdict(assessment)}{after}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as `42 s`, `3 min 20 s` or `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
+    """Return the lines of Python that accelerate a pipeline as it was measured.
+
+    Args:
+        settings: Expression of the settings, or of the file that holds them.
+        options: Further arguments of `accelerate`.
+        compiled: Whether its UNet was compiled.
+    """
+    names = "accelerate, compile_unet" if compiled else "accelerate"
+    arguments = ("pipe", settings, *options)
+    call = [f"accelerate({', '.join(arguments)})"]
+    if "\n" not in settings and len(call[0]) > CODE_WIDTH:
+        call = ["accelerate(", *(f"    {each}," for each in arguments), ")"]
+    return [
+        f"from accel_search import {names}",
+        *(["compile_unet(pipe)"] if compiled else []),
+        *call,
+    ]
+
+
+def choosing(choice: Mapping[str, Any]) -> list[str]:
+    """Return arguments of `accelerate` as Python."""
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in choice.items()]
+
+
+def scheduler_option(class_name: str) -> list[str]:
+    """Return the argument that gives a pipeline the scheduler of a search; none for others."""
+    name = scheduler_name(class_name)
+    return choosing({"scheduler": name}) if name in SCHEDULERS else []
+
+
+def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
+    """Return settings as a Python literal, an accelerator a line where there are several."""
+    parts = [
+        f"{json.dumps(name)}: {{"
+        + ", ".join(f"{json.dumps(key)}: {value!r}" for key, value in params.items())
+        + "}"
+        for name, params in settings.items()
+    ]
+    if len(parts) == 1 and len(parts[0]) + indent < 45:
+        return "{" + parts[0] + "}"
+    pad = " " * (indent + 4)
+    return "{\n" + "".join(f"{pad}{part},\n" for part in parts) + " " * indent + "}"
+
+
+UNSTEADY = (
+    "The two timings differ by more than their intervals allow: the machine's speed varied. Count "
+    "on the lower one, or search again with more --timing_pairs."
+)
+"""Said where a winner's speedup on held-out prompts lies outside what the search claimed."""
+
+
+def settings_lines(candidate: Candidate) -> list[str]:
+    """Return a line an accelerator, with its parameters."""
+    width = max(len(name) for name in candidate)
+    return [
+        f"{name:{width}}  " + "  ".join(f"{key}={value}" for key, value in params.items())
+        for name, params in candidate.items()
+    ]
+
+
+def short(candidate: Candidate) -> str:
+    """Write a candidate in little room: `deepcache(3, 0)`, values in the parameters' order."""
+    return " ".join(
+        f"{name}({', '.join(str(value) for value in params.values())})"
+        for name, params in candidate.items()
+    )

@@ -1,0 +1,423 @@
+"""The report of one search as one HTML page that needs nothing else, not even a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.core.trial import Measurement
+from accel_search.report.format import UNSTEADY, duration, factor, percent, short
+from accel_search.report.html.render import render
+from accel_search.report.html.script import direct_lines, file_lines
+from accel_search.storage.run import DAMAGED, Column, Row, Run, damaged
+
+LARGEST_PNG = 300_000
+"""Bytes of a picture that is put into the page as it is; a larger one is compressed anew."""
+SHADES = 7
+"""Shades of a heat map."""
+PARTS = {
+    "baseline": "Baseline",
+    "winner": "Winner",
+    "refused": "Fastest refused",
+    "rival": "Fewer steps",
+}
+"""Part that pictures play -> what they are called."""
+STATES = {
+    "pass": "within the bound",
+    "inconclusive": "cannot be told",
+    "open": "open after an early look",
+    "dropped": "given up at an early look",
+    "fail": "beyond the bound",
+    "timed": "timed, not scored",
+    "failed": "failed",
+}
+"""State of a trial -> what it says."""
+
+
+def search_page(run: Run) -> str:
+    """Return the page of one search.
+
+    Raises:
+        LoadError: The run's files do not hold what a search leaves in them.
+    """
+    try:
+        return _page(run)
+    except DAMAGED as error:
+        raise damaged(run, error) from error
+
+
+def _page(run: Run) -> str:
+    return render(
+        "search.html.j2",
+        run=run,
+        title=title_of(run),
+        headline=headline(run),
+        bound=f"{100 * run.goal.max_score_loss:g} %",
+        states={
+            state: (said, sum(row.state == state for row in run.rows))
+            for state, said in STATES.items()
+            if any(row.state == state for row in run.rows)
+        },
+        front=[row for row in run.rows if row.is_front],
+        measured=sum(row.speedup is not None for row in run.rows),
+        chart=_chart(run),
+        maps=list(_maps(run)),
+        pictures=_pictures(run),
+        story=_story(run),
+        provenance=list(_provenance(run)),
+        direct=None if run.winner is None else "\n".join(direct_lines(run)),
+        from_file="\n".join(file_lines(run)) if run.winner and file_lines(run) else None,
+        short=short,
+        factor=factor,
+        percent=percent,
+    )
+
+
+def title_of(run: Run) -> str:
+    """Return what was made faster, in one line."""
+    load = run.workload
+    steps = load.get("steps")
+    scheduler = str(load.get("scheduler_class", "")).removesuffix("Scheduler")
+    parts = [
+        str(load.get("pipeline") or "an unnamed pipeline"),
+        str(run.asked.get("sched") or scheduler),
+        f"{steps} steps" if steps else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def headline(run: Run) -> dict[str, Any]:
+    """Return what a reader should know first, as texts."""
+    bound = f"{100 * run.goal.max_score_loss:g} %"
+    winner = run.winner
+    if winner is None or winner.speedup is None or winner.score_loss is None:
+        fastest = max((row.speedup.value for row in run.rows if row.speedup), default=None)
+        scored = any(row.score_loss for row in run.rows)
+        said = f"No candidate meets the goal: faster, within {bound} of the baseline's score."
+        if not scored and fastest is not None:
+            said = "Speed alone: nothing was scored, so this does not say what to use."
+        return {"found": False, "said": said, "fastest": fastest}
+    held = run.story.get("held_out")
+    as_well = [rival for rival in run.rivals if rival.does_as_well]
+    return {
+        "found": True,
+        "speedup": f"{winner.speedup.value:.2f}×",
+        "speedup_interval": _ends(winner.speedup, 1, 2, ""),
+        "loss": f"{100 * winner.score_loss.value + 0.0:.1f} %",
+        "loss_interval": _ends(winner.score_loss, 100, 1, " %"),
+        "settings": [
+            (name, [f"{key} = {value}" for key, value in params.items()], run.without.get(name))
+            for name, params in winner.candidate.items()
+        ],
+        "state": STATES[winner.state],
+        "held_out": None
+        if held is None
+        else {
+            "speedup": f"{held['speedup']:.2f}× as fast",
+            "interval": f"95 % interval {_ends(_stored(held, 'speedup'), 1, 2, '')}",
+            "loss": percent(_stored(held, "score_loss")),
+            "verdict": held.get("verdict"),
+            "prompts": held.get("prompts"),
+            "unsteady": None if _stored(held, "speedup").agrees_with(winner.speedup) else UNSTEADY,
+        },
+        "rival": max(as_well, key=lambda rival: rival.steps, default=None),
+        "rivals": run.rivals,
+        "is_confirmed": run.is_confirmed,
+        "prompts": winner.prompts,
+    }
+
+
+def _stored(figures: Mapping[str, Any], name: str) -> Estimate:
+    low, high = figures[f"{name}_interval"] or (-math.inf, math.inf)
+    return Estimate(figures[name], low, high)
+
+
+def _ends(estimate: Estimate, scale: float, places: int, unit: str) -> str:
+    if not estimate.is_bounded:
+        return "unknown"
+    low, high = (scale * each + 0.0 for each in (estimate.low, estimate.high))
+    return f"{low:.{places}f} to {high:.{places}f}{unit}"
+
+
+def _chart(run: Run) -> dict[str, Any]:
+    """Return what the page's script draws and tabulates; numbers are rounded to be short."""
+    return {
+        "bound": run.goal.max_score_loss,
+        "noise": _finite(run.noise_floor, 4),
+        "states": STATES,
+        "rows": [_chart_row(run, row) for row in run.rows],
+        "rivals": [
+            {
+                "steps": rival.steps,
+                "s": _three(rival.speedup, 4),
+                "l": _three(rival.score_loss, 5),
+                "well": rival.does_as_well,
+            }
+            for rival in run.rivals
+        ],
+    }
+
+
+def _chart_row(run: Run, row: Row) -> dict[str, Any]:
+    measured = row.measurement
+    seconds = measured.seconds_per_image if measured else ()
+    return {
+        "c": short(row.candidate),
+        "full": [
+            f"{name}: " + ", ".join(f"{key} = {value}" for key, value in params.items())
+            for name, params in row.candidate.items()
+        ],
+        "st": row.state,
+        "s": _three(row.speedup, 4),
+        "l": _three(row.score_loss, 5),
+        "n": row.prompts,
+        "sec": _finite(sum(seconds) / len(seconds), 5) if seconds else None,
+        "psnr": _mean(measured.psnr, 2) if measured else None,
+        "ssim": _mean(measured.ssim, 4) if measured else None,
+        "mem": measured.peak_memory_bytes if measured else None,
+        "spent": _finite(measured.seconds, 2) if measured else None,
+        "why": row.failure,
+        "front": row.is_front,
+        "win": row is run.winner,
+    }
+
+
+def _three(estimate: Estimate | None, places: int) -> list[float | None] | None:
+    if estimate is None or not math.isfinite(estimate.value):
+        return None
+    ends = estimate.as_list() if estimate.is_bounded else [None, None]
+    return [None if each is None else round(each, places) for each in (estimate.value, *ends)]
+
+
+def _finite(value: float, places: int) -> float | None:
+    return round(value, places) if math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float], places: int) -> float | None:
+    return round(sum(values) / len(values), places) if values else None
+
+
+def _maps(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield a heat map of each pair of parameters.
+
+    A cell holds the best of all that share its two values: the largest speedup among those not
+    shown to be beyond the bound, and the least loss.
+    """
+    names = list(
+        dict.fromkeys(
+            (name, key)
+            for row in run.rows
+            for name, params in row.candidate.items()
+            for key in params
+        )
+    )
+    values = {
+        each: sorted(
+            {row.candidate[each[0]][each[1]] for row in run.rows if each[0] in row.candidate}
+        )
+        for each in names
+    }
+    varied = [each for each in names if len(values[each]) > 1]
+    usable = [row for row in run.rows if row.state not in ("fail", "dropped", "failed")]
+    speeds = [row.speedup.value for row in usable if row.speedup]
+    losses = [max(0.0, row.score_loss.value) for row in run.rows if row.score_loss]
+    for across, down in combinations(varied, 2):
+        best = _best(usable, across, down, lambda row: row.speedup and -row.speedup.value)
+        mildest = _best(run.rows, across, down, lambda row: row.score_loss and row.score_loss.value)
+        cells = [
+            [_cell(best.get((x, y)), mildest.get((x, y)), speeds, losses) for x in values[across]]
+            for y in values[down]
+        ]
+        yield {
+            "across": across[1] if across[0] == down[0] else " ".join(across),
+            "down": down[1] if across[0] == down[0] else " ".join(down),
+            "accelerators": " and ".join(dict.fromkeys((across[0], down[0]))),
+            "columns": values[across],
+            "rows": list(zip(values[down], cells, strict=True)),
+        }
+
+
+def _best(rows: Sequence[Row], across: Any, down: Any, cost: Any) -> dict[Any, Row]:
+    found: dict[Any, Row] = {}
+    for row in rows:
+        if cost(row) is None or not {across[0], down[0]} <= set(row.candidate):
+            continue
+        place = row.candidate[across[0]][across[1]], row.candidate[down[0]][down[1]]
+        if place not in found or cost(row) < cost(found[place]):
+            found[place] = row
+    return found
+
+
+def _cell(
+    best: Row | None, mildest: Row | None, speeds: Sequence[float], losses: Sequence[float]
+) -> dict[str, Any]:
+    cell: dict[str, Any] = {"speed": None, "loss": None}
+    if best is not None and best.speedup is not None:
+        cell |= {
+            "speed": f"{best.speedup.value:.2f}",
+            "speed_shade": _shade(best.speedup.value, min(speeds), max(speeds)),
+            "speed_of": short(best.candidate),
+        }
+    if mildest is not None and mildest.score_loss is not None:
+        loss = mildest.score_loss.value
+        cell |= {
+            "loss": f"{100 * loss + 0.0:.1f}",
+            "loss_shade": _shade(max(0.0, loss), 0.0, max(losses)),
+            "loss_of": short(mildest.candidate),
+        }
+    return cell
+
+
+def _shade(value: float, low: float, high: float) -> int:
+    return 0 if high <= low else min(SHADES - 1, int(SHADES * (value - low) / (high - low)))
+
+
+def _pictures(run: Run) -> list[dict[str, Any]]:
+    """Return a row a prompt of pictures as data URIs, each with what was measured of it."""
+    found = run.pictures
+    if found is None:
+        return []
+    return [
+        {
+            "prompt": prompt,
+            "seed": found.seeds[number],
+            "shown": [_picture(run, column, number) for column in found.columns],
+        }
+        for number, prompt in enumerate(found.prompts)
+    ]
+
+
+def _picture(run: Run, column: Column, number: int) -> dict[str, Any]:
+    measured = _measurement_of(run, column)
+    said = []
+    if measured is not None and number < len(measured.scores):
+        said.append(f"score {measured.scores[number]:.1f}")
+    if measured is not None and number < len(measured.psnr):
+        said.append(f"PSNR {measured.psnr[number]:.1f} dB")
+    if measured is not None and number < len(measured.ssim):
+        said.append(f"SSIM {measured.ssim[number]:.2f}")
+    steps = column.candidate.get("steps", {}).get("num_inference_steps")
+    return {
+        "part": column.part,
+        "name": PARTS.get(column.part, column.part),
+        "candidate": f"{steps} steps"
+        if column.part == "rival"
+        # No-break spaces: no candidate is broken in two.
+        else short(column.candidate).replace(", ", ",\u00a0") or "nothing applied",
+        "figures": ", ".join(said),
+        "uri": data_uri(column.files[number]),
+    }
+
+
+def _measurement_of(run: Run, column: Column) -> Measurement | None:
+    if column.part == "baseline":
+        return run.baseline
+    if column.part == "rival":
+        return run.beside.get(f"steps:{column.candidate['steps']['num_inference_steps']}")
+    row = next((row for row in run.rows if row.candidate == column.candidate), None)
+    return None if row is None else row.measurement
+
+
+def data_uri(path: Path) -> str:
+    """Return a picture as the page holds it: as it is, or as WebP where that is large."""
+    content, kind = path.read_bytes(), "png"
+    if len(content) > LARGEST_PNG:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        with Image.open(path) as image:
+            image.convert("RGB").save(buffer, "WEBP", quality=88)
+        content, kind = buffer.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _story(run: Run) -> dict[str, Any]:
+    story, rows = run.story, run.rows
+
+    def beside(kind: str) -> float:
+        return sum(m.seconds for name, m in run.beside.items() if name.startswith(kind))
+
+    spent = {
+        "baseline": beside("baseline:") or run.baseline.seconds,
+        "trials": sum(row.measurement.seconds for row in rows if row.measurement),
+        "confirming": beside("held_out:"),
+        "fewer steps": beside("steps:"),
+    }
+    total = sum(spent.values())
+    looks = sorted({row.prompts for row in rows if row.prompts})
+    space = story.get("space") or {}
+    return {
+        "spent": [
+            {"name": name, "said": duration(seconds), "share": seconds / total}
+            for name, seconds in spent.items()
+            if seconds > 0 and total > 0
+        ],
+        "total": duration(story.get("seconds") or total),
+        "looks": [
+            {
+                "prompts": prompts,
+                "count": sum(row.prompts == prompts for row in rows),
+                "states": ", ".join(
+                    f"{count} {STATES[state]}"
+                    for state in STATES
+                    if (count := sum(r.prompts == prompts and r.state == state for r in rows))
+                ),
+            }
+            for prompts in looks
+        ],
+        "failed": sum(row.state == "failed" for row in rows),
+        "dropped": sum(row.state in ("dropped", "open") for row in rows),
+        "points": space.get("points"),
+        "distinct": space.get("distinct"),
+        "refuted": [short(Candidate(each)) for each in story.get("refuted") or []],
+        "resumed": story.get("resumed"),
+        "stopped": story.get("stopped"),
+        "could_win": story.get("could_win"),
+        "is_finished": "stopped" in story,
+        "noise": f"{100 * run.noise_floor:.1f} %"
+        if math.isfinite(run.noise_floor)
+        else "an unknown distance",
+        "seconds_per_image": sum(run.baseline.seconds_per_image)
+        / len(run.baseline.seconds_per_image),
+        "score": sum(run.baseline.scores) / len(run.baseline.scores)
+        if run.baseline.scores
+        else None,
+        "strategy": run.asked.get("strategy"),
+    }
+
+
+def _provenance(run: Run) -> Iterator[tuple[str, str]]:
+    load, where = run.workload, run.story.get("provenance") or {}
+    width, height = load.get("width"), load.get("height")
+    named = {
+        "Model": where.get("model_id") or load.get("pipeline"),
+        "Revision": where.get("revision"),
+        "Pipeline": load.get("pipeline_class"),
+        "Scheduler": load.get("scheduler_class"),
+        "Steps": load.get("steps"),
+        "Picture": f"{width} × {height} pixels" if width and height else None,
+        "Batch size": run.baseline.batch_size,
+        "Guidance scale": load.get("guidance_scale"),
+        "Precision": where.get("dtype") or load.get("dtype"),
+        "Device": where.get("device_name") or load.get("device"),
+        "Driver": where.get("driver"),
+        "CPU threads": where.get("threads"),
+        "Attention": where.get("attention_backend"),
+        "Scored by": where.get("clip_model"),
+        "Prompts": where.get("prompt_set_hash"),
+        "Measured": where.get("date") or run.story.get("date"),
+        "Study": run.story.get("study"),
+        "Read from": run.origin,
+    }
+    for name, value in named.items():
+        if value is not None:
+            yield name, str(value)
+    for name, version in (where.get("versions") or {}).items():
+        yield str(name), str(version)

@@ -1,0 +1,117 @@
+"""The winner as Python: the lines to copy, and a script that runs as it is."""
+
+from __future__ import annotations
+
+import json
+from keyword import iskeyword
+from pathlib import Path
+
+from accel_search.core.candidate import Candidate
+from accel_search.core.schedulers import scheduler_name
+from accel_search.errors import ConfigurationError
+from accel_search.report.format import (
+    choosing,
+    factor,
+    literal,
+    percent,
+    python_lines,
+    scheduler_option,
+)
+from accel_search.report.html.render import render_text
+from accel_search.storage.json_files import write_atomically
+from accel_search.storage.run import DAMAGED, Run, damaged
+
+PROMPT = "a photo of an astronaut riding a horse on mars"
+DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
+
+
+def direct_lines(run: Run) -> list[str]:
+    """Return the lines that apply the winner's settings, which stand in them."""
+    assert run.winner is not None
+    options = scheduler_option(str(run.workload.get("scheduler_class")))
+    return python_lines(literal(run.winner.candidate), *options, compiled=_is_compiled(run))
+
+
+def file_lines(run: Run) -> list[str]:
+    """Return the lines that apply what the result file holds; none where nothing was written."""
+    output, steps = run.asked.get("output"), run.workload.get("steps")
+    if not output or not steps or run.asked.get("replay"):
+        return []
+    # All that tells this search's result from others: what else the file holds, or will hold when
+    # this is read, is not known here.
+    names = ("req_score_loss", "targets")
+    options = [
+        *choosing({"steps": int(steps)}),
+        *scheduler_option(str(run.workload.get("scheduler_class"))),
+        *choosing({name: run.asked[name] for name in names if run.asked.get(name) is not None}),
+    ]
+    file = json.dumps(str(output), ensure_ascii=False)
+    return python_lines(file, *options, compiled=_is_compiled(run))
+
+
+def _is_compiled(run: Run) -> bool:
+    return bool((run.story.get("provenance") or {}).get("compiled"))
+
+
+def write_script(run: Run, path: Path) -> None:
+    """Write a script that makes a picture with the winner's settings.
+
+    Raises:
+        ConfigurationError: The run has no winner or does not name its pipeline, or the file cannot
+            be written.
+    """
+    text = script(run)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise ConfigurationError(f"--export {path}: {error.strerror}") from error
+
+
+def script(run: Run) -> str:
+    """Return the text of such a script; raises as `write_script`, and LoadError as a page does."""
+    try:
+        return _script(run)
+    except DAMAGED as error:
+        raise damaged(run, error) from error
+
+
+def _script(run: Run) -> str:
+    load, winner = run.workload, run.winner
+    if winner is None or winner.speedup is None or winner.score_loss is None:
+        raise ConfigurationError("--export: no candidate meets the goal, so there is none to use")
+    known = ("pipeline", "pipeline_class", "scheduler_class", "steps")
+    if any(not load.get(name) or load[name] == "unknown" for name in known):
+        raise ConfigurationError(
+            f"--export: the run does not say its {', '.join(known)}; search a pipeline for it"
+        )
+    classes = [str(load[name]) for name in ("pipeline_class", "scheduler_class")]
+    if any(not name.isidentifier() or iskeyword(name) for name in classes):
+        raise ConfigurationError("--export: the run's pipeline or scheduler is no class's name")
+    is_demo = load["pipeline"] == "demo"
+    where = run.story.get("provenance") or {}
+    device = where.get("device_name") or load.get("device") or "an unknown device"
+    return render_text(
+        "run_fast.py.j2",
+        is_demo=is_demo,
+        model=repr(str(where.get("model_id") or load["pipeline"])),
+        revision=repr(where.get("revision")) if where.get("revision") and not is_demo else None,
+        pipeline=load["pipeline_class"],
+        scheduler=scheduler_name(load["scheduler_class"]),
+        dtype=load.get("dtype") if load.get("dtype") in ("float16", "bfloat16") else "float32",
+        steps=int(load["steps"]),
+        guidance=float(load.get("guidance_scale") or 7.5),
+        height=int(load.get("height") or 512),
+        width=int(load.get("width") or 512),
+        prompt=repr(DEMO_PROMPT if is_demo else PROMPT),
+        settings=literal(Candidate(winner.candidate)),
+        speedup=factor(winner.speedup),
+        loss=percent(winner.score_loss),
+        prompts=winner.prompts,
+        is_compiled=_is_compiled(run),
+        is_offloaded=bool(where.get("offload")),
+        vae=" ".join(str(where["vae"]).split()) if where.get("vae") else None,
+        # In a comment: a line break in a device's name would end it.
+        device=" ".join(str(device).split()),
+        batch=run.baseline.batch_size,
+    )

@@ -1,0 +1,276 @@
+"""MLflow: a run for the search, a nested run for each candidate."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Measurement, Trial
+from accel_search.report.trackers.base import Ending, Subject, Tracker
+
+if TYPE_CHECKING:
+    from accel_search.core.assessment import AssessedTrial, Assessment
+    from accel_search.core.intervals import Estimate
+    from accel_search.core.outcome import Ablation, Rival
+
+EXPERIMENT = "accel-search"
+"""Experiment that is written to, unless MLFLOW_EXPERIMENT_NAME names another."""
+STUDY = "accel_search.study"
+CANDIDATE = "accel_search.candidate"
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""A server that is away must not hold a search up for MLflow's own minutes."""
+_MAX_PARAM = 500
+"""Characters of a parameter's value that every MLflow server takes."""
+
+
+class MLflow(Tracker):
+    """Writes a search to an MLflow tracking store.
+
+    The search is a run, whose parameters are the options and the workload, and whose metrics go on
+    with each trial; each candidate is a run nested in it, with the accelerators' parameters and its
+    figures with the ends of their intervals, so that MLflow's table and charts compare them. An
+    interrupted search goes on in its run: both are found by their tags.
+
+    Args:
+        target: Tracking URI, e.g. `sqlite:///mlflow.db` or `http://host:5000`.
+    """
+
+    name = "mlflow"
+    package = "mlflow"
+
+    def __init__(self, target: str) -> None:
+        for variable, value in _PATIENCE.items():
+            os.environ.setdefault(variable, value)
+        # It tells of each table that it makes.
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=target)
+        self._experiment = self._experiment_id(
+            os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        )
+        self._run = ""
+        self._nested: dict[str, str] = {}
+        self._count = 0
+
+    def begin(self, subject: Subject) -> None:
+        """Make the search's run, or go on in that of the same study."""
+        known = None if subject.study is None else self._find(STUDY, subject.study)
+        if known:
+            self._run = known[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            nested = self._find("mlflow.parentRunId", self._run)
+            self._nested = {run.data.tags[CANDIDATE]: run.info.run_id for run in nested}
+            return
+        asked = subject.asked
+        name = f"{asked['pipe']} {asked['sched']} {asked['steps']} {'+'.join(asked['targets'])}"
+        tags = {} if subject.study is None else {STUDY: subject.study}
+        self._run = self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id
+        load = subject.workload
+        facts = {
+            "pipeline_class": load.pipeline_class,
+            "scheduler_class": load.scheduler_class,
+            "height": load.height,
+            "width": load.width,
+            "batch_size": load.batch_size,
+            "dtype": load.dtype,
+            "guidance_scale": load.guidance_scale,
+        }
+        if subject.provenance is not None:
+            where = subject.provenance
+            facts |= {"device": where.device_name, "model": where.model_id}
+            facts |= {f"version.{name}": version for name, version in where.versions.items()}
+        self._log(self._run, params=dict(asked) | facts)
+
+    def on_baseline(self, baseline: Measurement) -> None:
+        """Write what the bare pipeline does."""
+        found = {"baseline_seconds_per_image": _mean(baseline.seconds_per_image)}
+        if baseline.scores:
+            found["baseline_score"] = _mean(baseline.scores)
+        self._log(self._run, found)
+
+    def on_resume(self, history: Sequence[AssessedTrial]) -> None:
+        """Write the trials that this store does not know yet."""
+        for each in history:
+            # A failure ends what was open here: one that hung could not be told of.
+            if str(each.trial.candidate) not in self._nested or each.trial.failure is not None:
+                self.on_trial(each)
+
+    def on_trial(self, assessed: AssessedTrial) -> None:
+        """Write a candidate's run, and a point of the search's metrics."""
+        found = assessed.assessment
+        if found is None:
+            self._write(assessed.trial, {}, "failed")
+            return
+        metrics = _figures(found)
+        state = str(found.verdict) if found.is_complete or found.verdict == "fail" else "open"
+        self._write(assessed.trial, metrics, state, found.prompts)
+        self._count += 1
+        names = ("speedup", "score_loss")
+        self._log(self._run, {name: metrics[name] for name in names}, step=self._count)
+
+    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
+        """Write a candidate's run, of its speed alone."""
+        figures = {} if found is None else _ends("speedup", found)
+        self._write(trial, figures, "failed" if found is None else "timed")
+
+    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
+        """Write a candidate's figures on held-out prompts beside those of the search."""
+        found = {} if held_out is None else _figures(held_out)
+        run = self._nested_run(assessed.trial.candidate)
+        tags = {"held_out": "confirmed" if ok else "refuted"}
+        self._log(run, {f"held_out.{name}": value for name, value in found.items()}, tags=tags)
+
+    def on_rival(self, rival: Rival) -> None:
+        """Write the bare pipeline with fewer steps as a candidate of its own."""
+        candidate = Candidate({"steps": {"num_inference_steps": rival.steps}})
+        trial = Trial(candidate, rival.measurement)
+        self._write(trial, _figures(rival.assessment), "rival", rival.assessment.prompts)
+
+    def on_ablation(self, ablation: Ablation) -> None:
+        """Write the winner without one of its targets as a candidate of its own, of its speed."""
+        trial = Trial(ablation.candidate, ablation.measurement)
+        self._write(trial, _ends("speedup", ablation.assessment.speedup), "ablation")
+
+    def end(self, ending: Ending) -> None:
+        """Write the final figures, the result and the files."""
+        for each in ending.trials:
+            if each.assessment is not None:  # By now by all pairs that were timed.
+                run = self._nested_run(each.trial.candidate)
+                self._log(run, _figures(each.assessment), step=each.assessment.prompts)
+        entry = ending.entry or {}
+        evidence = entry.get("evidence") or {}
+        result: dict[str, float] = {}
+        for name in ("speedup", "score_loss", "measured_max_speedup"):
+            if name in entry:
+                result[f"result.{name}"] = entry[name]
+                interval = evidence.get(f"{name}_interval")
+                if interval:
+                    result |= dict(
+                        zip((f"result.{name}_low", f"result.{name}_high"), interval, strict=True)
+                    )
+        held_out = evidence.get("held_out") or {}
+        for name in ("speedup", "score_loss"):
+            if name in held_out:
+                result[f"result.held_out_{name}"] = held_out[name]
+        settings = entry.get("settings") or (entry.get("measured_max") or {}).get("settings")
+        tags = {
+            "result": str(Candidate(settings)) if settings else "none",
+            "verdict": str(evidence.get("verdict", "")),
+            "stopped": ending.stopped,
+        }
+        self._log(self._run, result, tags=tags)
+        self._client.log_dict(self._run, dict(entry), "result.json")
+        for file in ending.files:
+            self._client.log_artifact(self._run, str(file))
+        self._client.set_terminated(self._run, "FINISHED")
+
+    def abort(self, *, interrupted: bool) -> None:
+        """Mark the search's run: killed, to go on later, or failed."""
+        self._client.set_terminated(self._run, "KILLED" if interrupted else "FAILED")
+
+    def _experiment_id(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except Exception:
+            # Another configuration of the sweep may have made it in between.
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _find(self, tag: str, value: str) -> list[Any]:
+        """Return every run with a tag of that value, the latest first."""
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], f"tags.`{tag}` = '{value}'", page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _nested_run(self, candidate: Candidate) -> str:
+        name = str(candidate)
+        if name not in self._nested:
+            tags = {"mlflow.parentRunId": self._run, CANDIDATE: name}
+            run = self._client.create_run(self._experiment, tags=tags, run_name=name)
+            self._nested[name] = run.info.run_id
+            params = {
+                f"{one}.{key}": v for one, each in candidate.items() for key, v in each.items()
+            }
+            self._log(run.info.run_id, params=params)
+        return self._nested[name]
+
+    def _write(self, trial: Trial, metrics: Mapping[str, float], state: str, step: int = 0) -> None:
+        run = self._nested_run(trial.candidate)
+        measured, failure = trial.measurement, trial.failure
+        found = dict(metrics)
+        if measured is not None:
+            found |= {"seconds": measured.seconds, "batch_size": measured.batch_size}
+            if measured.seconds_per_image:
+                found["seconds_per_image"] = _mean(measured.seconds_per_image)
+            if measured.peak_memory_bytes is not None:
+                found["peak_memory_bytes"] = measured.peak_memory_bytes
+        tags = {"verdict": state}
+        if failure is not None:
+            tags["failure"] = f"{failure.kind}: {failure.message}"
+        self._log(run, found, tags=tags, step=step)
+        self._client.set_terminated(run, "FAILED" if failure is not None else "FINISHED")
+
+    def _log(
+        self,
+        run: str,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        step: int = 0,
+    ) -> None:
+        """Write to a run in one request; what is no number is left out."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(1000 * time.time())
+        self._client.log_batch(
+            run,
+            metrics=[
+                Metric(name, float(value), now, step)
+                for name, value in (metrics or {}).items()
+                if math.isfinite(value)
+            ],
+            params=[Param(name, _text(value)) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+
+
+def _figures(found: Assessment) -> dict[str, float]:
+    figures = _ends("speedup", found.speedup) | _ends("score_loss", found.score_loss)
+    figures["prompts"] = found.prompts
+    for name, value in (("psnr", found.psnr), ("ssim", found.ssim)):
+        if value is not None:
+            figures[name] = value
+    return figures
+
+
+def _ends(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _text(value: Any) -> str:
+    written = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return written[:_MAX_PARAM]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

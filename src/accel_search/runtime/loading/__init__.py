@@ -1,0 +1,1 @@
+"""Loading pipelines, their parts and prompts."""

@@ -1,0 +1,293 @@
+"""Load a pipeline, bare and ready to be measured, and describe the workload it makes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+
+from accel_search.core.workload import Workload
+from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
+from accel_search.runtime.demo import default_guidance
+from accel_search.runtime.devices import (
+    dtype_name,
+    execution_device,
+    resolve_device,
+    resolve_dtype,
+)
+from accel_search.runtime.loading.compatibility import check_fits
+from accel_search.runtime.loading.components import load_model, load_part
+from accel_search.runtime.loading.pipeline_folder import PipelineFolder, find_pipeline
+from accel_search.runtime.loading.random_weights import build_random
+from accel_search.runtime.loading.schedulers import build_scheduler
+from accel_search.runtime.memory import is_out_of_memory, parse_shortage
+from accel_search.runtime.quiet import quiet_libraries
+from accel_search.settings import Settings
+
+GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
+"""Guidance scale that each class uses unless told otherwise."""
+
+NO_SAFETY_CHECKER: dict[str, Any] = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
+
+OFFLOADED = (
+    "--offload: parts wait in main memory until they are called; moving them to the GPU is part of "
+    "every timed call, baseline and candidate alike, so speedups are smaller than without it"
+)
+
+
+def import_libraries() -> None:
+    """Import what every pipeline is made of: seconds of the processor's work, before any loading.
+
+    diffusers imports its parts when they are first asked for.
+    """
+    from diffusers import (  # noqa: F401
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import (  # noqa: F401
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
+
+
+def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, PipelineFolder]:
+    """Load the pipeline that `settings.pipe` names, with the scheduler asked for.
+
+    Only safetensors weights and classes of diffusers and transformers are loaded. The safety
+    checker is left out: it would be timed, and would blacken pictures. So is SDXL's invisible
+    watermark, which is there or not depending on a package that happens to be installed.
+
+    Args:
+        settings: What is to be loaded, where to, and in what precision.
+        log: Is told what is fetched, left out and offloaded.
+
+    Returns:
+        The pipeline and the folder that it was loaded from.
+
+    Raises:
+        LoadError: It cannot be found, fetched or safely loaded, or the device is not there.
+        OutOfMemoryError: Its weights do not fit the device.
+    """
+    import diffusers
+
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    half = dtype is not torch.float32
+    given = f"--pipe {settings.pipe}"
+    with quiet_libraries():
+        folder = find_pipeline(settings, half, log)
+        xl = folder.pipeline_class == "StableDiffusionXLPipeline"
+        try:
+            parts = {
+                name: load_part(given, folder.path / name, name, part, half, dtype)
+                for name, part in folder.parts.items()
+                if name != "scheduler"
+            }
+            parts["scheduler"] = build_scheduler(
+                settings.scheduler_class, folder.scheduler, folder.pipeline_class, given
+            )
+            if folder.vae is not None:
+                cls, vae = diffusers.AutoencoderKL, folder.vae
+                parts["vae"] = load_model(f"--vae {settings.vae}", vae.path, cls, half, dtype)
+            pipe = getattr(diffusers, folder.pipeline_class)(
+                **parts,
+                **({"add_watermarker": False} if xl else NO_SAFETY_CHECKER),
+                **folder.options,
+            )
+            pipe.register_to_config(_name_or_path=str(folder.path))
+            _place(pipe, device, offload=settings.offload)
+        except LoadError:
+            raise
+        except Exception as error:  # What does not fit together fails in ways of its own.
+            if is_out_of_memory(error):
+                raise weights_do_not_fit(settings.pipe, device, error) from error
+            raise LoadError(
+                f"{given}: {folder.path} could not be loaded ({first_line(error)}): fetch or save "
+                "it again"
+            ) from error
+    if folder.has_safety_checker and not xl:
+        log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
+    rounded = [*folder.half_parts, *(["vae"] if folder.vae and folder.vae.is_half else [])]
+    if rounded and not half:
+        log.warning(
+            "--pipe %s: of its %s there are half-precision files alone, so --dtype float32 "
+            "computes with rounded weights",
+            settings.pipe,
+            ", ".join(rounded),
+        )
+    if settings.offload:
+        log.info(OFFLOADED)
+    check_fits(pipe, given, settings.vae, folder)
+    _make_bare(pipe)
+    return pipe, folder
+
+
+def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
+    """Move a pipeline to its device, or let each part go there when it is called."""
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+
+
+def random_pipeline(settings: Settings) -> Any:
+    """Return the full-size architecture that `settings.pipe` names, with random weights.
+
+    Raises:
+        LoadError: The device is not there.
+        OutOfMemoryError: Its weights do not fit the device.
+    """
+    device = resolve_device(settings.device)
+    made_on = torch.device("cpu") if settings.offload else device
+    try:
+        with quiet_libraries():
+            pipe = build_random(settings.pipe, made_on, resolve_dtype(settings.dtype, device))
+            if settings.offload:
+                _place(pipe, device, offload=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise weights_do_not_fit(settings.pipe, device, error) from error
+        raise
+    _make_bare(pipe)
+    return pipe
+
+
+def weights_do_not_fit(
+    pipeline: str, device: torch.device, error: BaseException
+) -> OutOfMemoryError:
+    """Return the error that says so, with what the allocator said."""
+    shortage = parse_shortage(str(error))
+    return OutOfMemoryError(
+        f"--pipe {pipeline}: its weights do not fit {device} ({shortage}): use --offload, or a "
+        "GPU with more memory free",
+        bytes_asked=shortage.bytes_asked,
+        bytes_free=shortage.bytes_free,
+    )
+
+
+def _make_bare(pipe: Any) -> None:
+    pipe.set_progress_bar_config(disable=True)
+    pipe.disable_attention_slicing()
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval()
+            component.requires_grad_(False)
+
+
+def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | None) -> Workload:
+    """Return the facts of what is to be made faster.
+
+    Args:
+        pipe: As `load_pipeline` returned it; it is not changed.
+        settings: What was asked.
+        folder: Where the pipeline came from; None where its weights are random.
+
+    Raises:
+        ConfigurationError: The scheduler cannot make so many steps, or the size does not suit
+            the pipeline.
+    """
+    factor = pipe.vae_scale_factor
+    height, width = settings.height, settings.width
+    if height is None or width is None:
+        own = _default_size(pipe, settings.pipe)
+        height, width = height or own[0], width or own[1]
+    for name, value in (("height", height), ("width", width)):
+        multiple = max(factor, 8)
+        if value % multiple:
+            raise ConfigurationError(
+                f"--{name} {value}: expected a multiple of {multiple} for this pipeline"
+            )
+    guidance_scale = settings.guidance_scale
+    if guidance_scale is None and folder is not None:
+        guidance_scale = default_guidance(folder.path)
+    if guidance_scale is None:
+        guidance_scale = GUIDANCE_SCALES[type(pipe).__name__]
+    return Workload(
+        pipeline=settings.pipe,
+        pipeline_class=type(pipe).__name__,
+        scheduler_class=type(pipe.scheduler).__name__,
+        steps=settings.steps,
+        unet_calls=count_unet_calls(pipe.scheduler, settings.steps),
+        height=height,
+        width=width,
+        batch_size=settings.batch_size,
+        guidance_scale=guidance_scale,
+        dtype=dtype_name(pipe.unet.dtype),
+        device=str(execution_device(pipe)),
+        latent_height=height // factor,
+        latent_width=width // factor,
+        attention_downsamples=attention_downsamples(pipe.unet),
+    )
+
+
+def _default_size(pipe: Any, name: str) -> tuple[int, int]:
+    """Return the height and width in pixels that the UNet was made for.
+
+    Raises:
+        ConfigurationError: Its configuration does not say.
+    """
+    size = pipe.unet.config.sample_size
+    if not size:
+        raise ConfigurationError(
+            f"--pipe {name}: its UNet does not say for which size it was made: give --height and "
+            "--width"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+def count_unet_calls(scheduler: Any, steps: int) -> int:
+    """Return the UNet calls of one pipeline call; the scheduler is not changed.
+
+    Raises:
+        ConfigurationError: The scheduler refuses so many steps.
+    """
+    trial = copy.deepcopy(scheduler)
+    most = trial.config.num_train_timesteps
+    try:
+        if steps > most:  # Some schedulers take it and then repeat timesteps.
+            raise ValueError
+        trial.set_timesteps(steps)
+    except (ValueError, IndexError) as error:
+        raise ConfigurationError(
+            f"--steps {steps}: {type(scheduler).__name__} cannot make so many; its model was "
+            f"trained with {most} timesteps"
+        ) from error
+    return len(trial.timesteps)
+
+
+def attention_downsamples(unet: Any) -> tuple[int, ...]:
+    """Return the downsampling factors at which the UNet has transformer blocks, ascending.
+
+    Read off the blocks that are there rather than the config's names for them.
+    """
+    from diffusers.models.attention import BasicTransformerBlock
+
+    def attends(block: Any) -> bool:
+        return any(isinstance(module, BasicTransformerBlock) for module in block.modules())
+
+    found = set()
+    factor = 1
+    for block in unet.down_blocks:
+        if attends(block):
+            found.add(factor)
+        if getattr(block, "downsamplers", None) is not None:
+            factor *= 2
+    if unet.mid_block is not None and attends(unet.mid_block):
+        found.add(factor)
+    for block in unet.up_blocks:
+        if attends(block):
+            found.add(factor)
+        if getattr(block, "upsamplers", None) is not None:
+            factor //= 2
+    return tuple(sorted(found))

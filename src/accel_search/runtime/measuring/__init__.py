@@ -1,0 +1,1 @@
+"""Generating, timing and measuring candidates."""

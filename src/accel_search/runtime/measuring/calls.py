@@ -1,0 +1,248 @@
+"""Timed pipeline calls, bare or under a candidate, and where an evaluator's time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from accel_search.core.candidate import Candidate, Params
+from accel_search.core.trial import Measurement
+from accel_search.core.workload import Prompt, Workload
+from accel_search.errors import (
+    AcceleratorError,
+    AccelSearchError,
+    BaselineError,
+    TrialFailure,
+    first_line,
+)
+from accel_search.runtime.compiling import graphs_compiled, is_compile_error
+from accel_search.runtime.devices import execution_device
+from accel_search.runtime.measuring.generation import Call, prepare
+from accel_search.runtime.measuring.timing import timed, warm_up_steps
+from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.memory import PeakMeter, is_out_of_memory
+
+Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
+"""Applies a candidate to a pipeline for the length of a `with` block."""
+
+BASELINE = Candidate()
+
+COMPILING_CALLS = 4
+"""Calls that may compile something, one after the other, before a pipeline counts as untimeable."""
+
+
+@dataclass
+class Accounting:
+    """Where an evaluator's wall time went."""
+
+    pipeline_seconds: float = 0.0
+    """Pipeline calls, warm-ups and checks among them."""
+    scoring_seconds: float = 0.0
+    """CLIP scoring."""
+    comparing_seconds: float = 0.0
+    """Likeness to the baseline's pictures."""
+    total_seconds: float = 0.0
+    """Everything that was measured, from call to return."""
+    _started: float | None = field(default=None, repr=False)
+
+    @property
+    def harness_seconds(self) -> float:
+        """Return what is neither a pipeline call nor looking at its pictures."""
+        return self.total_seconds - self.bare_seconds
+
+    @property
+    def bare_seconds(self) -> float:
+        """Return what the calls, their scores and their likeness took by themselves."""
+        return self.pipeline_seconds + self.scoring_seconds + self.comparing_seconds
+
+    @property
+    def harness_share(self) -> float | None:
+        """Return the harness's seconds over the bare calls'; None before anything was measured."""
+        bare = self.bare_seconds
+        return self.harness_seconds / bare if bare else None
+
+    @contextmanager
+    def comparing(self) -> Iterator[None]:
+        """Charge a block to the comparison of pictures."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.comparing_seconds += time.perf_counter() - began
+
+    def start(self) -> None:
+        """Begin to count one measurement."""
+        self._started = time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Return the seconds since `start`; 0 where nothing is counted."""
+        return 0.0 if self._started is None else time.perf_counter() - self._started
+
+    def stop(self) -> None:
+        """End counting one measurement."""
+        self.total_seconds += self.elapsed()
+        self._started = None
+
+
+@dataclass
+class Samples:
+    """What one measurement has gathered so far."""
+
+    peak: PeakMeter
+    """Watches the calls that are measured, not the baseline's beside them."""
+    seconds_per_image: list[float] = field(default_factory=list)
+    baseline_seconds_per_image: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+
+    def measurement(self, batch_size: int, seconds: float) -> Measurement:
+        """Return the finished measurement.
+
+        Args:
+            batch_size: Images a call.
+            seconds: Wall seconds it took, everything included.
+        """
+        return Measurement(
+            seconds_per_image=tuple(self.seconds_per_image),
+            baseline_seconds_per_image=tuple(self.baseline_seconds_per_image),
+            scores=tuple(self.scores),
+            batch_size=batch_size,
+            peak_memory_bytes=self.peak.peak_bytes,
+            seconds=seconds,
+            psnr=tuple(self.psnr),
+            ssim=tuple(self.ssim),
+        )
+
+
+class Caller:
+    """Calls one pipeline, each call under a candidate or bare.
+
+    Args:
+        pipe: A bare pipeline on its device.
+        apply: Applies a candidate. Entered and left around each call, outside its time.
+        accounting: Is charged every call.
+        compiled: Whether the UNet is compiled: a call that compiles anything is made again.
+        turns: Keep calls apart from what other processes load.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        apply: Apply,
+        accounting: Accounting,
+        *,
+        compiled: bool = False,
+        turns: Turns | None = None,
+    ) -> None:
+        self.last_applied: Candidate | None = None
+        """The candidate that touched the pipeline last; None before any did."""
+        self._pipe = pipe
+        self._apply = apply
+        self._accounting = accounting
+        self._compiled = compiled
+        self._turns = turns or Turns()
+        self._device = execution_device(pipe)
+
+    def call(
+        self,
+        workload: Workload,
+        prompts: Sequence[Prompt],
+        candidate: Candidate = BASELINE,
+        peak: PeakMeter | None = None,
+    ) -> tuple[torch.Tensor, float]:
+        """Make one image for each prompt in one pipeline call.
+
+        Args:
+            workload: What is made.
+            prompts: One image is made for each.
+            candidate: Settings to apply; the empty one leaves the pipeline as it is.
+            peak: Is shown the call's memory.
+
+        Returns:
+            Images `[B, 3, H, W]`, float32, 0..1, and the call's wall seconds per image.
+
+        Raises:
+            TrialFailure: The accelerated pipeline raised.
+            AcceleratorError: The pipeline cannot be compiled, bare or so accelerated.
+        """
+        before = None if peak is None else peak.peak_bytes
+        for _ in range(COMPILING_CALLS):
+            graphs = graphs_compiled() if self._compiled else 0
+            # Prepared anew each time: generators move on.
+            images, seconds = self._run(prepare(self._pipe, workload, prompts), candidate, peak)
+            if not self._compiled or graphs_compiled() == graphs:
+                return images.float(), seconds / len(prompts)
+            if peak is not None:
+                peak.peak_bytes = before  # Compiling takes memory of its own.
+        raise AcceleratorError(
+            f"--compile: {candidate or 'the bare pipeline'} compiles anew at every call, so no "
+            "call of it can be timed: search without --compile"
+        )
+
+    def warm_up(
+        self, workload: Workload, prompts: Sequence[Prompt], candidate: Candidate = BASELINE
+    ) -> None:
+        """Make the untimed call that goes before a configuration's first timed one.
+
+        Policy and reasons: `timing.warm_up_steps`. A short warm-up of a candidate leaves out
+        the decoder, which no accelerator touches and the baseline's warm-up has met.
+        """
+        steps = warm_up_steps(self._device, workload.steps)
+        decode = steps == workload.steps or not candidate
+        self._run(prepare(self._pipe, workload, prompts, steps, decode=decode), candidate, None)
+
+    def _run(
+        self, call: Call, candidate: Candidate, peak: PeakMeter | None
+    ) -> tuple[torch.Tensor, float]:
+        watch = nullcontext() if peak is None else peak.watch()
+        try:
+            with self._turns.timing():
+                if candidate:
+                    images, seconds = self._run_accelerated(call, candidate, watch)
+                else:
+                    with watch:
+                        images, seconds = timed(call, self._device)
+        except Exception as error:
+            if self._compiled and is_compile_error(error):
+                raise AcceleratorError(
+                    f"--compile: {candidate or 'the bare pipeline'} cannot be compiled "
+                    f"({first_line(error, 160)}): search without --compile"
+                    + (", or without that target" if candidate else "")
+                ) from error
+            if candidate or isinstance(error, AccelSearchError) or is_out_of_memory(error):
+                raise
+            raise BaselineError(self._blame(error)) from error
+        self._accounting.pipeline_seconds += seconds
+        return images, seconds
+
+    def _blame(self, error: Exception) -> str:
+        """Say that the bare pipeline raised, and what may be behind it."""
+        said = f"the bare pipeline raised {first_line(error)}"
+        if self.last_applied is None:
+            return f"{said}: mend the model, or choose another --dtype or --device"
+        return (
+            f"{said}; the last candidate was {self.last_applied}, whose accelerators may leave the "
+            "pipeline changed, or the device no longer works: what was measured is stored, run the "
+            "same command again to go on in a new process"
+        )
+
+    def _run_accelerated(
+        self, call: Call, candidate: Candidate, watch: AbstractContextManager[None]
+    ) -> tuple[torch.Tensor, float]:
+        self.last_applied = candidate
+        try:
+            with self._apply(self._pipe, candidate), watch:
+                return timed(call, self._device)
+        except AccelSearchError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) or (self._compiled and is_compile_error(error)):
+                raise
+            # One candidate that raises must not end a search of a hundred.
+            raise TrialFailure(f"{candidate} raised {first_line(error)}") from error

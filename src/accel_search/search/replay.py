@@ -1,0 +1,222 @@
+"""Recorded trials in place of a pipeline: any strategy, in a second, with no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Goal, Measurement, Trial
+from accel_search.core.workload import Provenance, Workload
+from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.search.evaluator import Split
+from accel_search.search.space import JointSpace, Key
+from accel_search.storage.trials_file import TrialsFile, read_trials
+
+_NOTHING = Measurement((), (), (), 1)
+
+CHUNK = 4
+"""Prompts that a replay answers for at a time, whatever the batch they were recorded in: the
+default batch size of a search."""
+
+
+class ReplayEvaluator:
+    """Answers from a file of trials; each answer is charged the seconds recorded in it.
+
+    Args:
+        recorded: The file.
+        space: Space that the file's candidates are points of.
+    """
+
+    def __init__(self, recorded: TrialsFile, space: JointSpace) -> None:
+        self.workload = recorded.workload or unknown_workload(recorded.workload_fields)
+        self._recorded = recorded
+        self._space = space
+        self._trials: dict[Key, Trial] = {
+            space.key(trial.candidate): trial for trial in recorded.trials
+        }
+        self._held_out = {space.key(each): value for each, value in recorded.held_out.items()}
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Return None: the samples were taken elsewhere."""
+        return None
+
+    def baseline(self, split: Split = "search") -> Measurement:
+        """Return the recorded baseline; empty where no held-out prompts were recorded."""
+        if split == "search":
+            return self._recorded.baseline
+        return self._recorded.held_out_baseline or _NOTHING
+
+    @property
+    def baselines(self) -> dict[Split, Measurement]:
+        """Return what `baseline` returns, for both parts."""
+        return {"search": self.baseline("search"), "held_out": self.baseline("held_out")}
+
+    def check(self) -> None:
+        """Do nothing: there is no pipeline that could have changed."""
+
+    @property
+    def chunk(self) -> int:
+        """Return how many prompts are answered for at a time."""
+        return min(CHUNK, self.prompt_count)
+
+    @property
+    def prompt_count(self) -> int:
+        """Return how many prompts were recorded."""
+        return len(self._recorded.baseline.scores)
+
+    @property
+    def pairs(self) -> int:
+        """Return 0: the pairs are those recorded."""
+        return 0
+
+    def measure(
+        self,
+        candidate: Candidate,
+        split: Split = "search",
+        prompts: range | None = None,
+        pairs: int | None = None,
+    ) -> Measurement:
+        """Return what was recorded; of a part of the prompts, at a part of the time.
+
+        Raises:
+            TrialFailure: The trial failed when it was recorded, or was not recorded.
+        """
+        recorded = self._find(candidate, split)
+        if prompts is None:
+            return recorded
+        if prompts.stop > len(recorded.scores):
+            raise TrialFailure(f"recorded on {len(recorded.scores)} prompts only")
+        taken = slice(prompts.start, prompts.stop)
+        return replace(
+            recorded,
+            # All timings come with the first prompts: there is no telling which belong to which.
+            seconds_per_image=() if prompts.start else recorded.seconds_per_image,
+            baseline_seconds_per_image=(
+                () if prompts.start else recorded.baseline_seconds_per_image
+            ),
+            scores=recorded.scores[taken],
+            psnr=recorded.psnr[taken],
+            ssim=recorded.ssim[taken],
+            seconds=recorded.seconds * len(prompts) / len(recorded.scores),
+        )
+
+    def _find(self, candidate: Candidate, split: Split) -> Measurement:
+        if list(candidate) == ["steps"] and "steps" not in self._space.targets:
+            steps = int(candidate["steps"]["num_inference_steps"])
+            if steps not in self._recorded.rivals:
+                raise TrialFailure(f"{steps} steps were not recorded")
+            return self._recorded.rivals[steps]
+        key = self._space.key(candidate)
+        if split == "held_out":
+            if key not in self._held_out:
+                raise TrialFailure("not recorded on held-out prompts")
+            return self._held_out[key]
+        if key not in self._trials:
+            raise TrialFailure("this candidate was not recorded")
+        trial = self._trials[key]
+        if trial.failure is not None:
+            failure = trial.failure
+            raise TrialFailure(failure.message, failure.kind, failure.seconds)
+        assert trial.measurement is not None  # a trial holds one or the other
+        return trial.measurement
+
+
+def open_replay(
+    path: Path, targets: tuple[str, ...], goal: Goal | None = None
+) -> tuple[ReplayEvaluator, JointSpace]:
+    """Return an evaluator for a file of trials, and the space of its candidates.
+
+    Args:
+        path: The file.
+        targets: Those whose trials are searched.
+        goal: What is looked for in it; None where nothing is judged.
+
+    Raises:
+        ConfigurationError: The file is not valid, holds no trial of exactly `targets`, or lacks the
+            samples that a bound of the goal is on.
+    """
+    recorded = read_trials(path)
+    if not any(set(trial.candidate) == set(targets) for trial in recorded.trials):
+        held = sorted({",".join(trial.candidate) for trial in recorded.trials})
+        raise ConfigurationError(
+            f"--replay {path}: holds no trial of --targets {','.join(targets)}, but of {held}"
+        )
+    try:
+        space = replay_space(recorded, targets)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--replay {path}: {error}") from error
+    if goal is not None:
+        _refuse_unrecorded(path, recorded, targets, goal)
+    return ReplayEvaluator(recorded, space), space
+
+
+def _refuse_unrecorded(
+    path: Path, recorded: TrialsFile, targets: tuple[str, ...], goal: Goal
+) -> None:
+    """Raise where a bound is on likeness that was not recorded: no candidate could be judged."""
+    measured = [(each.candidate, each.measurement) for each in recorded.trials]
+    measured += list(recorded.held_out.items())
+    for name, bound in (("psnr", goal.min_psnr), ("ssim", goal.min_ssim)):
+        lacking = [
+            str(candidate)
+            for candidate, each in measured
+            if set(candidate) == set(targets)
+            and each is not None
+            and len(getattr(each, name)) < len(each.scores)
+        ]
+        if bound is not None and lacking:
+            raise ConfigurationError(
+                f"--min_{name} {bound:g}: {path} has no {name.upper()} of every picture of "
+                f"{lacking[0]}: leave the bound out, or record the trials anew (--trials_out)"
+            )
+
+
+def replay_space(recorded: TrialsFile, targets: tuple[str, ...]) -> JointSpace:
+    """Return the space of the recorded candidates that use exactly `targets`.
+
+    Points that the file does not hold are left out, so every strategy chooses among recorded
+    ones, and the values need not be the accelerators' own.
+    """
+    wanted = [trial.candidate for trial in recorded.trials if set(trial.candidate) == set(targets)]
+    values: dict[str, dict[str, list[int | float]]] = {}
+    for candidate in wanted:
+        for name, params in candidate.items():
+            for key, value in params.items():
+                seen = values.setdefault(name, {}).setdefault(key, [])
+                if value not in seen:
+                    seen.append(value)
+    ordered = {
+        name: {key: sorted(each) for key, each in params.items()} for name, params in values.items()
+    }
+    everything = JointSpace(targets, recorded.workload, ordered)
+    return JointSpace(
+        targets, recorded.workload, ordered, only={everything.key(each) for each in wanted}
+    )
+
+
+def unknown_workload(given: Mapping[str, Any]) -> Workload:
+    """Return what a file says of its workload, `unknown` and 0 for what it does not say.
+
+    It serves to name the result; no two points are taken as one by such a workload.
+    """
+    steps = int(given.get("steps", 0))
+    return Workload(
+        pipeline=str(given.get("pipeline", "unknown")),
+        pipeline_class=str(given.get("pipeline_class", "unknown")),
+        scheduler_class=str(given.get("scheduler_class", "unknown")),
+        steps=steps,
+        unet_calls=int(given.get("unet_calls", steps)),
+        height=int(given.get("height", 0)),
+        width=int(given.get("width", 0)),
+        batch_size=int(given.get("batch_size", 1)),
+        guidance_scale=float(given.get("guidance_scale", 0.0)),
+        dtype=str(given.get("dtype", "unknown")),
+        device=str(given.get("device", "unknown")),
+        latent_height=0,
+        latent_width=0,
+        attention_downsamples=(),
+    )

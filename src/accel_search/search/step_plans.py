@@ -1,0 +1,147 @@
+"""How many UNet calls of which type each candidate makes: what its time is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from accel_search.accelerators.base import PLAIN, Company, Effect, StepType
+from accel_search.accelerators.computation import describe_steps
+from accel_search.core.candidate import Candidate
+from accel_search.core.workload import Workload
+from accel_search.search.space import Axis, Block, JointSpace
+
+
+@dataclass(frozen=True)
+class StepPlans:
+    """The UNet calls of several candidates, counted by type."""
+
+    types: tuple[StepType, ...]
+    """Every type that occurs; the first is the plain call."""
+    counts: sparse.csr_array
+    """Calls of each type that each candidate makes, `[N, types]`."""
+    baseline_calls: int
+    """Plain calls that the baseline makes."""
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return int(self.counts.shape[0])
+
+
+def plans_of(candidates: Sequence[Candidate], workload: Workload) -> StepPlans:
+    """Return the step plans of a few candidates."""
+    described = [describe_steps(candidate, workload) for candidate in candidates]
+    types = {PLAIN: 0}
+    for steps in described:
+        for step in steps:
+            types.setdefault(step, len(types))
+    rows = [row for row, steps in enumerate(described) for _ in steps]
+    columns = [types[step] for steps in described for step in steps]
+    return StepPlans(
+        tuple(types), _counted(rows, columns, (len(described), len(types))), workload.unet_calls
+    )
+
+
+def plans_in(space: JointSpace) -> StepPlans:
+    """Return the step plans of every distinct candidate of a space, in its order.
+
+    Where the workload is not known, a candidate is one call of a type of its own, whose effects
+    are its parameters: their amounts are all that tells candidates apart.
+    """
+    types = {PLAIN: 0}
+    rows: list[NDArray[np.int64]] = []
+    columns: list[NDArray[np.int64]] = []
+    for number, block in enumerate(space.blocks):
+        positions, indices = space.rows_of(number)
+        skipping = [axis for axis, each in enumerate(space.axes) if each.accelerator.skips_modules]
+        # What the others do hangs on the calls in which modules are left out, and those on the
+        # group of whoever leaves them out: each such group is gone through by itself.
+        for chosen in product(*(range(len(block.groups[axis])) for axis in skipping)):
+            fixed = dict(zip(skipping, chosen, strict=True))
+            rest = np.ones(len(positions), dtype=bool)
+            for axis, group in fixed.items():
+                rest &= indices[axis] == group
+            if not rest.any():
+                continue
+            local, codes = _codes(space.axes, block, [each[rest] for each in indices], fixed)
+            known = np.array([types.setdefault(step, len(types)) for step in local])
+            rows.append(np.repeat(positions[rest], codes.shape[1]))
+            columns.append(known[codes].reshape(-1))
+    counts = _counted(np.concatenate(rows), np.concatenate(columns), (len(space), len(types)))
+    calls = 1 if space.workload is None else space.workload.unet_calls
+    return StepPlans(tuple(types), counts, calls)
+
+
+def _codes(
+    axes: Sequence[Axis],
+    block: Block,
+    indices: Sequence[NDArray[np.int64]],
+    fixed: Mapping[int, int],
+) -> tuple[list[StepType], NDArray[np.int64]]:
+    """Return the types of a block and, for each of its candidates, that of each call `[N, S]`.
+
+    Args:
+        axes: The space's.
+        block: The block.
+        indices: Group of each axis that each candidate is made of, `[N]` an axis.
+        fixed: Axis -> the one group of it that all candidates have.
+    """
+    skipped = {axis: _skipped(axes, block, axis, group) for axis, group in fixed.items()}
+    joint: list[StepType] = [PLAIN]
+    codes = np.zeros((len(indices[0]), 1), dtype=np.int64)
+    for number, (axis, index) in enumerate(zip(axes, indices, strict=True)):
+        others = frozenset[int]().union(*(each for at, each in skipped.items() if at != number))
+        company = replace(block.companies[number], skipped=others)
+        needed = sorted(set(index.tolist()))
+        own: dict[StepType, int] = {}
+        table: NDArray[np.int64] = np.zeros((max(needed) + 1, codes.shape[1]), dtype=np.int64)
+        for group in needed:
+            steps = _described(axis, block, number, group, company)
+            if table.shape[1] != len(steps):
+                table = np.zeros((len(table), len(steps)), dtype=np.int64)
+            table[group] = [own.setdefault(step, len(own)) for step in steps]
+        mixed = codes * len(own) + table[index]
+        found, inverse = np.unique(mixed, return_inverse=True)
+        names = list(own)
+        joint = [joint[code // len(own)] | names[code % len(own)] for code in found.tolist()]
+        codes = inverse.reshape(mixed.shape)
+    return joint, codes
+
+
+def _skipped(axes: Sequence[Axis], block: Block, axis: int, group: int) -> frozenset[int]:
+    """Return the calls in which a group of an axis leaves modules out."""
+    if block.workload is None:
+        return frozenset()
+    point = block.groups[axis][group].points[0]
+    return axes[axis].accelerator.skipped_calls(point, block.workload, block.companies[axis])
+
+
+def _described(
+    axis: Axis, block: Block, number: int, group: int, company: Company
+) -> tuple[StepType, ...]:
+    """Return what a group of an axis does in each call, effect names led by the target's."""
+    accelerator = axis.accelerator
+    point = block.groups[number][group].points[0]
+    if block.workload is None:
+        names = [parameter.name for parameter in axis.parameters]
+        steps: tuple[StepType, ...] = (frozenset(map(Effect, names, axis.coordinates(point))),)
+    else:
+        steps = accelerator.step_types(point, block.workload, company)
+    return tuple(
+        frozenset(Effect(f"{accelerator.name} {each.name}", each.amount) for each in step)
+        for step in steps
+    )
+
+
+def _counted(
+    rows: Sequence[int] | NDArray[np.int64],
+    columns: Sequence[int] | NDArray[np.int64],
+    shape: tuple[int, int],
+) -> sparse.csr_array:
+    # Entries of the same place are added up.
+    return sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()

@@ -1,0 +1,294 @@
+"""The latency model: the time of any candidate from the times of a few.
+
+A pipeline call takes a fixed overhead (text encoder, decoder) and the sum of its UNet calls, and a
+UNet call takes what its step type takes. In units of the baseline's own time, a candidate that
+makes `n_k` calls of type `k` takes
+
+    c + (1 - c) / N * sum_k n_k exp(v_k)
+
+where `N` is the baseline's number of calls and a plain call has `v = 0`. What a step type costs
+is put together from its effects: `v_k` is the sum of what each effect does alone (linear and
+quadratic in its amount, where that varies), of what each pair of effects adds, and of a little that
+is its own. Each of these coefficients has a normal prior, the pairs' a narrow one: a type that was
+never seen is predicted from its effects, with the uncertainty that this deserves.
+
+Everything here is arithmetic on arrays; nothing is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse, stats
+
+from accel_search.core.timing_noise import paired_log_ratios, timing_spread
+from accel_search.core.trial import Measurement
+from accel_search.search.step_plans import StepPlans
+
+Array = NDArray[np.float64]
+
+OVERHEAD = (-2.4, 0.7)
+"""Prior mean and standard deviation of the logit of the overhead's share: mostly 4 to 15 %. Runs
+of one number of calls say next to nothing of it; nor do predictions for as many hang on it."""
+EFFECT_SD = 0.7
+"""Prior standard deviation of an effect on the logarithm of a UNet call's time."""
+PAIR_SD = 0.1
+"""Prior standard deviation of what two effects do together beyond what each does alone."""
+TYPE_SD = 0.03
+"""Prior standard deviation of what is a step type's own."""
+MISFITS = np.geomspace(0.002, 0.1, 18)
+"""Relative errors of the model itself among which the runs choose."""
+MISFIT_PRIOR = (math.log(0.012), 0.6)
+"""Prior mean and standard deviation of the logarithm of the misfit: few runs say little of it."""
+FREEDOM = 4.0
+"""Degrees of freedom of the errors: a run that was disturbed is not believed."""
+LEAST_NOISE = 0.003
+"""Least relative error that a timing is believed to have."""
+CHUNK = 20_000
+"""Candidates predicted at a time, to bound memory."""
+POOL = 1_000
+"""Most candidates among which the next calibration run is sought."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured candidate."""
+
+    position: int
+    """Which of the plans was measured."""
+    log_time: float
+    """Logarithm of its time in units of the baseline's, timed side by side."""
+    noise: float
+    """Standard deviation of that, as far as timing is to blame."""
+
+
+def noise_of(baseline: Measurement, measured: Sequence[Measurement]) -> float:
+    """Return the standard deviation of the log ratio of one pair of calls, as runs tell it."""
+    return max(timing_spread(baseline, measured), LEAST_NOISE)
+
+
+def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
+    """Return by how much each candidate is expected to be faster than what is to be beaten, `[N]`.
+
+    Args:
+        log_speedup: Expected logarithms of the speedups, `[N]`.
+        sd: Standard deviations of their errors, `[N]`.
+        beaten: Logarithm of the speedup that is to be beaten.
+
+    Source:
+        Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
+        functions" (1998).
+    """
+    ahead = (log_speedup - beaten) / sd
+    return np.asarray(sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead)))
+
+
+def run_of(position: int, measured: Measurement, noise: float) -> Run:
+    """Return what a measurement says of a candidate's time.
+
+    Args:
+        position: Which of the plans it is of.
+        measured: With at least one call timed beside the baseline's.
+        noise: Standard deviation of the log ratio of one such pair.
+    """
+    ratios = paired_log_ratios(measured)
+    return Run(position, -float(ratios.mean()), noise / math.sqrt(len(ratios)))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Times of many candidates."""
+
+    log_time: Array
+    """Logarithm of the time in units of the baseline's, `[N]`; -log_time is that of the speedup."""
+    sd: Array
+    """Standard deviation of its error, the model's own misfit included, `[N]`."""
+
+    @property
+    def speedup(self) -> Array:
+        """Return baseline time / candidate time, `[N]`."""
+        return np.asarray(np.exp(-self.log_time))
+
+
+class LatencyModel:
+    """Predicts the time of every one of some step plans.
+
+    Args:
+        plans: Of the candidates that are to be predicted, those that are measured among them.
+
+    Source:
+        Gaussian prior and likelihood, linearised about the mode (Gauss-Newton, Laplace); errors
+        of Student's t by reweighting (Lange et al., "Robust statistical modeling using the t
+        distribution", 1989); the misfit by the evidence (MacKay, "Bayesian interpolation", 1992).
+    """
+
+    def __init__(self, plans: StepPlans) -> None:
+        self._plans = plans
+        self._features, spread = _features(plans)
+        # Coefficient 0 is the logit of the overhead's share; the others make v.
+        self._mean = np.concatenate([[OVERHEAD[0]], np.zeros(len(spread))])
+        self._variance = np.concatenate([[OVERHEAD[1] ** 2], np.square(spread)])
+        self._mode = self._mean.copy()
+        self._gain: Array = np.empty((0, 0))
+        self._rows: Array = np.empty((0, len(self._mean)))
+        self.misfit = math.exp(MISFIT_PRIOR[0])
+        """Relative error of the model itself, as the runs tell it."""
+
+    def fit(self, runs: Sequence[Run]) -> None:
+        """Learn from measured candidates; what was learnt before is forgotten."""
+        self._mode, self._rows = self._mean.copy(), self._rows[:0]
+        self.misfit = math.exp(MISFIT_PRIOR[0])
+        if not runs:
+            return
+        positions = np.array([run.position for run in runs])
+        observed = np.array([run.log_time for run in runs])
+        noise = np.array([run.noise for run in runs])
+        weights = np.ones(len(runs))
+        counts = self._plans.counts[positions].toarray()
+        for _ in range(25):
+            before = self._mode
+            value, rows = self._linearised(counts)
+            target = observed - value + rows @ self._mode
+            self.misfit = self._most_likely_misfit(rows, target, noise, weights)
+            variances = (noise**2 + self.misfit**2) / weights
+            carried = rows * self._variance
+            gain = np.linalg.inv(carried @ rows.T + np.diag(variances))
+            mode = self._mean + carried.T @ gain @ (target - rows @ self._mean)
+            # At most 1 at a time: exp is far from linear beyond that.
+            step = mode - before
+            moved = np.append(self._features @ step[1:], step[0])
+            largest = max(1.0, float(np.abs(moved).max()))
+            self._mode = before + step / largest
+            self._rows, self._gain = rows, gain
+            residuals = observed - self._linearised(counts)[0]
+            squares = residuals**2 / (noise**2 + self.misfit**2)
+            weights = (FREEDOM + 1) / (FREEDOM + squares)
+            if np.abs(self._mode - before).max() < 1e-6:
+                break
+
+    def predict(self, positions: NDArray[np.int64] | None = None) -> Prediction:
+        """Predict the time of the plans at `positions`; None is all of them."""
+        if positions is None:
+            positions = np.arange(len(self._plans))
+        values, spreads = [], []
+        for start in range(0, len(positions), CHUNK):
+            value, rows = self._linearised(self._plans.counts[positions[start : start + CHUNK]])
+            values.append(value)
+            spreads.append(np.sqrt(self._variances(rows) + self.misfit**2))
+        return Prediction(np.concatenate(values), np.concatenate(spreads))
+
+    def speeds(self, runs: Sequence[Run]) -> tuple[Array, Array]:
+        """Fit the runs and say what follows of all candidates, their own timings counted in.
+
+        Returns:
+            Expected logarithm of each speedup and the standard deviation of its error, `[N]`.
+        """
+        self.fit(runs)
+        predicted = self.predict()
+        log_speedup, sd = -predicted.log_time, predicted.sd.copy()
+        for run in runs:
+            # What the model misses of a candidate, its own timing has seen.
+            kept = self.misfit**2 / (self.misfit**2 + run.noise**2)
+            log_speedup[run.position] -= kept * (run.log_time + log_speedup[run.position])
+            rest = sd[run.position] ** 2 - kept * self.misfit**2
+            sd[run.position] = math.sqrt(max(rest, 0.0))
+        return log_speedup, np.maximum(sd, 1e-6)
+
+    def most_informative(
+        self, positions: NDArray[np.int64], noise: float, wanted: NDArray[np.int64] | None = None
+    ) -> int:
+        """Return which candidate's run would teach most about all.
+
+        Args:
+            positions: Candidates that may be run.
+            noise: Standard deviation of one run's log time.
+            wanted: Candidates that are to be predicted well; None is `positions`.
+        """
+        wanted = positions if wanted is None else wanted
+        thinned = positions[:: max(1, len(positions) // POOL)]
+        _, rows = self._linearised(self._plans.counts[thinned])
+        _, others = self._linearised(self._plans.counts[wanted[:: max(1, len(wanted) // POOL)]])
+        shared = self._covariances(others, rows)
+        learnt = (shared**2).sum(axis=0) / (self._variances(rows) + noise**2 + self.misfit**2)
+        return int(thinned[np.argmax(learnt)])
+
+    def _linearised(self, counts: Array | sparse.csr_array) -> tuple[Array, Array]:
+        """Return log times and their derivatives by the coefficients, `[N]` and `[N, D]`.
+
+        Args:
+            counts: UNet calls of each type, `[N, types]`.
+        """
+        overhead = 1 / (1 + math.exp(-self._mode[0]))
+        times = np.exp(self._features @ self._mode[1:]) / self._plans.baseline_calls
+        unet = np.asarray(counts @ times)
+        total = overhead + (1 - overhead) * unet
+        by_feature = np.asarray(counts @ (times[:, None] * self._features))
+        by_feature *= (1 - overhead) / total[:, None]
+        by_overhead = overhead * (1 - overhead) * (1 - unet) / total
+        return np.log(total), np.concatenate([by_overhead[:, None], by_feature], axis=1)
+
+    def _variances(self, rows: Array) -> Array:
+        """Return the posterior variance of what each row of derivatives stands for."""
+        prior = (rows**2) @ self._variance
+        if not len(self._rows):
+            return np.asarray(prior)
+        shared = (rows * self._variance) @ self._rows.T
+        return np.asarray(np.maximum(prior - ((shared @ self._gain) * shared).sum(axis=1), 0.0))
+
+    def _covariances(self, rows: Array, others: Array) -> Array:
+        prior = (rows * self._variance) @ others.T
+        if not len(self._rows):
+            return np.asarray(prior)
+        seen = self._variance * self._rows
+        return np.asarray(prior - (rows @ seen.T) @ self._gain @ (seen @ others.T))
+
+    def _most_likely_misfit(
+        self, rows: Array, target: Array, noise: Array, weights: Array
+    ) -> float:
+        """Return the misfit under which the runs were most to be expected."""
+        explained = (rows * self._variance) @ rows.T
+        error = target - rows @ self._mean
+        variances = (noise**2 + MISFITS[:, None] ** 2) / weights
+        covariances = explained + variances[:, :, None] * np.eye(len(rows))
+        # One factor a misfit; a covariance is its square, and so is its determinant.
+        factors = np.linalg.cholesky(covariances)
+        logarithms = 2 * np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+        squares = np.linalg.solve(covariances, np.tile(error[:, None], (len(MISFITS), 1, 1)))
+        evidence = -0.5 * (logarithms + squares[:, :, 0] @ error)
+        evidence -= 0.5 * ((np.log(MISFITS) - MISFIT_PRIOR[0]) / MISFIT_PRIOR[1]) ** 2
+        return float(MISFITS[np.argmax(evidence)])
+
+
+def _features(plans: StepPlans) -> tuple[Array, Array]:
+    """Return what each step type's v is made of: `[types, D]`, and the prior spread `[D]`."""
+    amounts = [{each.name: each.amount for each in step} for step in plans.types]
+    names = sorted({name for step in amounts for name in step})
+    columns: dict[tuple[str, ...], Array] = {}
+    spreads: list[float] = []
+
+    def add(key: tuple[str, ...], values: Sequence[float], spread: float) -> None:
+        if any(values):
+            columns[key] = np.array(values)
+            spreads.append(spread)
+
+    for name in names:
+        here = [step.get(name, 0.0) for step in amounts]
+        add((name,), here, EFFECT_SD)
+        if len({amount for amount in here if amount}) > 1:
+            add((name, "squared"), [amount**2 for amount in here], EFFECT_SD)
+    for one, other in itertools.combinations(names, 2):
+        both = [step.get(one, 0.0) * step.get(other, 0.0) for step in amounts]
+        add((one, other), both, PAIR_SD)
+    for number, step in enumerate(amounts):
+        if step:
+            own = np.zeros(len(amounts))
+            own[number] = 1.0
+            add(("type", str(number)), own.tolist(), TYPE_SD)
+    if not columns:
+        return np.zeros((len(amounts), 0)), np.zeros(0)
+    return np.stack(list(columns.values()), axis=1), np.array(spreads)

@@ -1,0 +1,210 @@
+"""The quality model: which candidates are within a bound, from the few that were scored.
+
+A Gaussian process over where a candidate lies in the space (each parameter's place from mild to
+harsh) and what it computes (the share of UNet calls under each effect), with a part that is
+linear and a part that bends. It works on a scale on which 0 is no loss, 1 is the bound, and losses
+far beyond it, which need no telling apart, are drawn together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, optimize, stats
+
+from accel_search.core.trial import Goal, Measurement
+from accel_search.search.step_plans import StepPlans
+
+Array = NDArray[np.float64]
+
+Used = Callable[[Measurement, Measurement], Array]
+"""Takes a candidate's measurement and the baseline's and returns, for each prompt, how much of what
+may be lost was lost: 0 is nothing, 1 is all."""
+
+LOSSLESS_PSNR = 50.0
+"""Decibels at which no difference is seen."""
+LEAST_ROOM = 0.005
+"""Least fraction that counts as what may be lost, where a bound allows about none."""
+SHARED = 3.0
+"""Prompts' worth of belief in the spread of other candidates beside a candidate's own."""
+
+PRIOR_SLOPE = 1.5
+"""What the harshest candidate is expected to lose before anything is known, in scale units."""
+LENGTH = (np.log(0.7), 0.7)
+BEND = (0.0, 1.0)
+OWN = (np.log(0.2), 0.7)
+LINEAR = (np.log(0.5), 1.0)
+"""Priors of the logarithms of length scales, of the spread of the bending part, of what is a
+candidate's own, and of the linear part's slope: mean and standard deviation."""
+OFFSET = 0.3
+"""Weight of the constant in the linear part, beside inputs from 0 to 1."""
+REFIT = 1.15
+"""Growth of the number of candidates scored at which the priors' parameters are fitted anew."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate that was scored, if only on a few prompts."""
+
+    position: int
+    value: float
+    """What it lost, in units of what it may lose; 0 is nothing, 1 is the bound."""
+    sd: float
+    """Standard deviation of that, from the prompts it was not scored on."""
+
+
+def bounds_of(goal: Goal) -> list[Used]:
+    """Return how each bound of a goal is used up: the loss of score, and likeness where asked."""
+
+    def loss(own: Measurement, baseline: Measurement) -> Array:
+        before = np.asarray(baseline.scores[: len(own.scores)])
+        lost = (before - np.asarray(own.scores)) / before.mean()
+        return np.asarray(_used(lost, goal.max_score_loss, LEAST_ROOM))
+
+    found: list[Used] = [loss]
+    if goal.min_psnr is not None:
+        most = LOSSLESS_PSNR - goal.min_psnr
+        found.append(lambda own, _: _used(LOSSLESS_PSNR - np.asarray(own.psnr), most, 1.0))
+    if goal.min_ssim is not None:
+        room = 1 - goal.min_ssim
+        found.append(lambda own, _: _used(1 - np.asarray(own.ssim), room, LEAST_ROOM))
+    return found
+
+
+def _used(lost: Array, most: float, least_room: float) -> Array:
+    return np.asarray(1 + (lost - most) / max(most, least_room))
+
+
+def scored(
+    measured: Sequence[tuple[int, Measurement]], baseline: Measurement, used: Used
+) -> list[Scored]:
+    """Return what each measured candidate used up of a bound, and how well that is known.
+
+    Args:
+        measured: Positions and measurements, over all prompts or the first of them.
+        baseline: The baseline's, over all prompts.
+        used: How the bound is used up.
+    """
+    values = [used(each, baseline) for _, each in measured]
+    counts = np.array([len(each) for each in values])
+    spreads = np.array([each.var(ddof=1) if len(each) > 1 else 0.0 for each in values])
+    # A few prompts tell little of their own spread.
+    typical = float(np.median(spreads)) if values else 0.0
+    spreads = ((counts - 1) * spreads + SHARED * typical) / (counts - 1 + SHARED)
+    errors = np.sqrt(spreads * (1 - counts / len(baseline.scores)) / np.maximum(counts, 1))
+    return [
+        Scored(position, float(each.mean()), float(error))
+        for (position, _), each, error in zip(measured, values, errors, strict=True)
+    ]
+
+
+def inputs(coordinates: Array, plans: StepPlans) -> Array:
+    """Return what the quality of each candidate is told by: `[N, D]`, each from 0 to 1.
+
+    Args:
+        coordinates: Place of each parameter among its values, `[N, parameters]`.
+        plans: Step plans of the same candidates.
+    """
+    names = sorted({each.name for step in plans.types for each in step})
+    amounts = np.zeros((len(plans.types), len(names)))
+    for row, step in enumerate(plans.types):
+        for each in step:
+            amounts[row, names.index(each.name)] = each.amount
+    shares = (plans.counts @ amounts) / plans.baseline_calls
+    found = np.concatenate([coordinates, shares], axis=1)
+    least, most = found.min(axis=0), found.max(axis=0)
+    # What is the same for all tells nothing.
+    varies = most > least
+    return np.asarray((found[:, varies] - least[varies]) / (most - least)[varies])
+
+
+def to_scale(values: Array) -> Array:
+    """Draw values far beyond the bound together; 1 becomes about 0.88."""
+    return np.asarray(np.arcsinh(values))
+
+
+class QualityModel:
+    """Predicts how likely each candidate is within the bound.
+
+    Args:
+        points: As `inputs` returned them, `[N, D]`.
+
+    Source:
+        Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1;
+        Matérn kernel of order 5/2, a length scale for each input; maximum a posteriori.
+    """
+
+    def __init__(self, points: Array) -> None:
+        self._points = points
+        self._mean = PRIOR_SLOPE * points.mean(axis=1) if points.shape[1] else np.zeros(len(points))
+        count = points.shape[1]
+        self._center = np.array([*[LENGTH[0]] * count, BEND[0], OWN[0], LINEAR[0]])
+        self._width = np.array([*[LENGTH[1]] * count, BEND[1], OWN[1], LINEAR[1]])
+        self._theta = self._center.copy()
+        self._fitted = 0
+
+    def within(self, scored: Sequence[Scored]) -> Array:
+        """Return the probability that each candidate is within the bound, `[N]`."""
+        mean, sd = self.posterior(scored)
+        limit = float(to_scale(np.ones(1))[0])
+        return np.asarray(stats.norm.cdf((limit - mean) / sd))
+
+    def posterior(self, scored: Sequence[Scored]) -> tuple[Array, Array]:
+        """Return the mean and standard deviation of each candidate's value, on the scale, `[N]`."""
+        points = self._points
+        prior_sd = np.sqrt(self._own_variance(points))
+        if not scored:
+            return self._mean, prior_sd
+        rows = np.array([each.position for each in scored])
+        raw = np.array([each.value for each in scored])
+        slope = 1 / np.sqrt(1 + raw**2)  # Of the scale: errors shrink with it.
+        noise = np.array([each.sd for each in scored]) * slope
+        error = to_scale(raw) - self._mean[rows]
+        if len(scored) > REFIT * self._fitted:
+            self._fit(points[rows], error, noise)
+            self._fitted = len(scored)
+        own = np.exp(2 * self._theta[-2])
+        factor = linalg.cholesky(self._noisy(points[rows], noise, self._theta), lower=True)
+        weights = linalg.cho_solve((factor, True), error)
+        across = self._kernel(points, points[rows], self._theta)
+        # What is a candidate's own is shared with its own samples alone.
+        across[rows, np.arange(len(rows))] += own
+        mean = self._mean + across @ weights
+        explained = linalg.solve_triangular(factor, across.T, lower=True)
+        variance = self._own_variance(points) - (explained**2).sum(axis=0)
+        return mean, np.sqrt(np.maximum(variance, 1e-9))
+
+    def _fit(self, points: Array, error: Array, noise: Array) -> None:
+        def loss(theta: Array) -> float:
+            try:
+                factor = linalg.cholesky(self._noisy(points, noise, theta), lower=True)
+            except linalg.LinAlgError:
+                return 1e10
+            half = linalg.solve_triangular(factor, error, lower=True)
+            prior = (((theta - self._center) / self._width) ** 2).sum()
+            return float(0.5 * (half @ half + prior) + np.log(np.diag(factor)).sum())
+
+        bounds = [(-4.0, 3.0)] * len(self._center)
+        self._theta = optimize.minimize(
+            loss, self._theta, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30}
+        ).x
+
+    def _noisy(self, points: Array, noise: Array, theta: Array) -> Array:
+        own = np.exp(2 * theta[-2]) + 1e-9
+        return np.asarray(self._kernel(points, points, theta) + np.diag(noise**2 + own))
+
+    def _kernel(self, left: Array, right: Array, theta: Array) -> Array:
+        scale = np.exp(theta[:-3])
+        one, other = left / scale, right / scale
+        squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
+        distance = np.sqrt(5 * np.maximum(squares, 0.0))
+        bend = np.exp(2 * theta[-3]) * (1 + distance + distance**2 / 3) * np.exp(-distance)
+        return np.asarray(bend + np.exp(2 * theta[-1]) * (left @ right.T + OFFSET))
+
+    def _own_variance(self, points: Array) -> Array:
+        theta = self._theta
+        linear = np.exp(2 * theta[-1]) * ((points**2).sum(axis=1) + OFFSET)
+        return np.asarray(np.exp(2 * theta[-3]) + np.exp(2 * theta[-2]) + linear)

@@ -1,0 +1,28 @@
+"""Distinct candidates in random order."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from accel_search.search.strategies.base import History, Proposal, Strategy
+
+
+class Random(Strategy):
+    """Every distinct candidate once, in an order drawn from the seed, each raced."""
+
+    name = "random"
+
+    @cached_property
+    def _order(self) -> list[int]:
+        rng = np.random.default_rng(self.task.seed)
+        order: list[int] = rng.permutation(len(self.space)).tolist()
+        return order
+
+    def ask(self, history: History) -> Proposal | None:
+        """Return the race in hand, or the first candidate of the drawn order not measured."""
+        if race := self.race(history):
+            return race
+        candidate = self.first_unmeasured(self._order, history)
+        return None if candidate is None else self.raced(candidate)

@@ -1,0 +1,351 @@
+"""Whether a stored result still holds: its settings measured again, beside the baseline, here.
+
+What `accel-search --verify` does, so that CI can guard a deployment: a new driver, library, GPU or
+model revision may slow an accelerator down or change its pictures. Nothing is written.
+
+Each of two questions is answered `pass`, `fail` or `inconclusive`:
+
+- the loss of score, against the bound that it was stored under, as a search judges it;
+- the speedup. With `--req_speedup X` the whole interval has to lie at X or above to pass, below X
+  to fail. Without it, against what was stored: it fails where its whole interval is below the
+  stored one, and passes where it is a gain beyond the noise and itself not below that interval. The
+  stored interval spans those of the winner's two timings, in the search and on held-out prompts:
+  the first alone is lucky, for it is what the winner won by.
+
+Why not ask that the new interval's lower end is not below the stored one's: of two equal timings
+that holds for every second. `scripts/benchmarks/bench_intervals.py` prints how often an unchanged
+machine passes, and how often one that became slower is found out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_search.core.assessment import assess
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed
+from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
+from accel_search.core.trial import Goal, Measurement
+from accel_search.core.workload import Provenance, Workload
+from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.search.evaluator import Evaluator
+from accel_search.settings import Settings
+from accel_search.storage import speedup_bounds
+from accel_search.storage.search_results import answering, model_of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored result, as far as it is held against what is measured."""
+
+    file: str
+    """The file that it stands in."""
+    candidate: Candidate
+    speedup: Estimate
+    """The stored figure; its interval spans those of all its timings."""
+    score_loss: Estimate | None
+    """None where nothing was scored."""
+    provenance: Mapping[str, Any]
+    """Empty where it does not say."""
+    goal: Goal
+    """Its bounds; those that the options name in place of the stored ones. `min_speedup` is None
+    where the stored speedup is to be held."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something in which this machine is another than the one that a result was stored on."""
+
+    name: str
+    stored: Any
+    here: Any
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What measuring a stored result again came to."""
+
+    stored: Stored
+    speedup: Estimate | None
+    """None where the candidate failed."""
+    speedup_verdict: Verdict
+    score_loss: Estimate | None
+    """None where the candidate failed or nothing is scored."""
+    score_verdict: Verdict | None
+    """None where nothing is scored; of the bounds on likeness, too, where there are any."""
+    psnr: float | None
+    ssim: float | None
+    prompts: int
+    noise_floor: float
+    """Relative difference that two copies of the bare pipeline may show here."""
+    baseline_seconds_per_image: float
+    candidate_seconds_per_image: float | None
+    prompts_needed: int | None
+    """Prompts that would settle the score's verdict, about; None where it is settled."""
+    failure: str | None
+    """How the candidate failed."""
+    differences: tuple[Difference, ...]
+    provenance: Provenance | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return `fail` if either question fails, `pass` if both pass."""
+        said = {self.speedup_verdict, self.score_verdict} - {None}
+        if Verdict.FAIL in said:
+            return Verdict.FAIL
+        return Verdict.PASS if said == {Verdict.PASS} else Verdict.INCONCLUSIVE
+
+
+def check_stored(settings: Settings) -> None:
+    """Check, before a model is loaded, that there may be something to verify.
+
+    Raises:
+        ConfigurationError: The file is missing or no result file, or holds nothing of these steps,
+            scheduler, targets and bound.
+    """
+    content = _read(settings)
+    if settings.replay is None and not _entries(content, settings, None):
+        raise _nothing(settings)
+
+
+def find_stored(settings: Settings, workload: Workload, provenance: Provenance | None) -> Stored:
+    """Return the stored result that the options name, by the key that a search looks up.
+
+    Args:
+        settings: Name the file, and with the workload the key.
+        workload: What is measured here.
+        provenance: Names the model, where the file holds results of several.
+
+    Raises:
+        ConfigurationError: There is none; or there are some of other models.
+    """
+    found = _entries(_read(settings), settings, workload)
+    if not found:
+        raise _nothing(settings)
+    models = sorted({model_of(each) for each in found})
+    here = None if provenance is None else provenance.model_id
+    if here in models:
+        found = [each for each in found if model_of(each) == here]
+    elif len(models) > 1:
+        raise ConfigurationError(
+            f"{_file(settings)}: holds results of {', '.join(models)}, none of "
+            f"{here or 'a recorded file'}: verify the model that was searched"
+        )
+    try:
+        return _stored_of(found[0], settings)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ConfigurationError(
+            f"{_file(settings)}: its entry lacks what a verification needs ({error!r}): search "
+            "again with --force"
+        ) from error
+
+
+def bare(evaluator: Evaluator) -> Measurement:
+    """Measure the bare pipeline.
+
+    Raises:
+        ConfigurationError: It makes no valid image.
+        AccelSearchError: As `Evaluator.baseline`.
+    """
+    try:
+        return evaluator.baseline()
+    except TrialFailure as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def verify(stored: Stored, evaluator: Evaluator, baseline: Measurement) -> Verification:
+    """Measure a stored result again, on every prompt of the search's part.
+
+    Args:
+        stored: The result.
+        evaluator: Measures.
+        baseline: The bare pipeline's, measured by it.
+
+    Raises:
+        AccelSearchError: As `Evaluator.measure`; a failure of the candidate alone is a verdict.
+    """
+    failure: str | None = None
+    measured: Measurement | None = None
+    try:
+        measured = evaluator.measure(stored.candidate)
+        baseline = _beside(evaluator, baseline, measured)
+    except TrialFailure as error:
+        failure = f"{error.kind}: {error}"
+    evaluator.check()
+    noise = TimingNoise([baseline], [] if measured is None else [measured])
+    floor = noise.floor(max(1, len(baseline.baseline_seconds_per_image)))
+    is_scored = bool(baseline.scores)
+    found: Estimate | None = None
+    loss: Estimate | None = None
+    likeness: tuple[float | None, float | None] = (None, None)
+    speed_verdict, needed = Verdict.FAIL, None
+    score_verdict = Verdict.FAIL if is_scored else None
+    if measured is not None:
+        found = speedup(measured, noise)
+        speed_verdict = judge_speedup(found, floor, stored)
+        if is_scored:
+            said = assess(measured, baseline, stored.goal.max_score_loss, noise)
+            loss, likeness = said.score_loss, (said.psnr, said.ssim)
+            # A mean likeness has no interval: it is within its bound or it is not.
+            is_like = said.is_within(Goal(1.0, None, stored.goal.min_psnr, stored.goal.min_ssim))
+            score_verdict = judge(loss, stored.goal.max_score_loss) if is_like else Verdict.FAIL
+            if score_verdict is Verdict.INCONCLUSIVE:
+                bound = stored.goal.max_score_loss
+                needed = prompts_needed(baseline.scores, measured.scores, bound)
+    return Verification(
+        stored=stored,
+        speedup=found,
+        speedup_verdict=speed_verdict,
+        score_loss=loss,
+        score_verdict=score_verdict,
+        psnr=likeness[0],
+        ssim=likeness[1],
+        prompts=len(baseline.scores),
+        noise_floor=floor,
+        baseline_seconds_per_image=_mean(baseline.seconds_per_image),
+        candidate_seconds_per_image=None if measured is None else _mean(measured.seconds_per_image),
+        prompts_needed=needed,
+        failure=failure,
+        differences=differences(stored.provenance, evaluator.provenance),
+        provenance=evaluator.provenance,
+    )
+
+
+def judge_speedup(found: Estimate, floor: float, stored: Stored) -> Verdict:
+    """Hold a speedup against the one required or, without one, against what was stored.
+
+    Args:
+        found: What was measured.
+        floor: How far apart two copies of the bare pipeline may lie by chance, relative.
+        stored: Says what is to be held.
+    """
+    required = stored.goal.min_speedup
+    if required is not None:
+        if found.high < required:
+            return Verdict.FAIL
+        return Verdict.PASS if found.low >= required else Verdict.INCONCLUSIVE
+    if found.high < stored.speedup.low:
+        return Verdict.FAIL
+    is_held = is_gain(found, floor) and found.value >= stored.speedup.low
+    return Verdict.PASS if is_held else Verdict.INCONCLUSIVE
+
+
+def differences(stored: Mapping[str, Any], here: Provenance | None) -> tuple[Difference, ...]:
+    """Return in what a stored provenance differs from this machine's, versions one by one."""
+    if here is None or not stored:
+        return ()
+    own = here.as_dict()
+    found: list[Difference] = []
+    for name in here.differences(stored):
+        if name != "versions":
+            found.append(Difference(name, stored.get(name), own[name]))
+            continue
+        before, now = stored.get(name) or {}, own[name]
+        found += [
+            Difference(package, before.get(package), now.get(package))
+            for package in sorted({*before, *now})
+            if before.get(package) != now.get(package)
+        ]
+    return tuple(found)
+
+
+def _beside(evaluator: Evaluator, baseline: Measurement, measured: Measurement) -> Measurement:
+    """Return the baseline at the batch size of a measurement: it may have been halved."""
+    if baseline.batch_size == measured.batch_size:
+        return baseline
+    latest = evaluator.baselines.get("search")
+    if latest is not None and latest.batch_size == measured.batch_size:
+        return latest
+    return bare(evaluator)
+
+
+def _file(settings: Settings) -> str:
+    return settings.bounds if settings.latency_only else settings.output
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    """Return the result file's object; unlike a search, a guard moves no file aside."""
+    path = Path(_file(settings))
+    if not path.exists():
+        raise ConfigurationError(
+            f"--verify: {path}: no such file; accel-search writes it when it has found a result"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"--verify: {path}: cannot be read: {error}") from error
+    return content
+
+
+def _entries(
+    content: Mapping[str, Any], settings: Settings, workload: Workload | None
+) -> list[dict[str, Any]]:
+    """Return the entries of the options' key, the fastest first; without a workload, of any model.
+
+    A bound on speed has its model's name beside its key.
+    """
+    if not settings.latency_only:
+        return answering(content, settings, workload)
+    scheduler = settings.scheduler_class if workload is None else workload.scheduler_class
+    steps = settings.steps if workload is None else workload.steps
+    found = speedup_bounds.entries(
+        content, scheduler, steps, settings.req_score_loss, settings.targets
+    )
+    entry = found.get(speedup_bounds.label_of(settings.pipe, True))
+    return [] if entry is None else [entry]
+
+
+def _nothing(settings: Settings) -> ConfigurationError:
+    reached = "" if settings.req_speedup is None else f" that reached {settings.req_speedup:g}x"
+    return ConfigurationError(
+        f"--verify: {_file(settings)} holds no result{reached} for --pipe {settings.pipe} --sched "
+        f"{settings.sched} --steps {settings.steps} --targets {','.join(settings.targets)} "
+        f"--req_score_loss {settings.req_score_loss:g}; leave --verify out to search for one"
+    )
+
+
+def _stored_of(entry: Mapping[str, Any], settings: Settings) -> Stored:
+    evidence = entry.get("evidence") or {}
+    searched = evidence.get("search") or {}
+    found = entry["measured_max"] if settings.latency_only else entry
+    value = float(entry["measured_max_speedup" if settings.latency_only else "speedup"])
+    timings = [found.get("speedup_interval"), evidence.get("speedup_interval")]
+    timings.append((evidence.get("held_out") or {}).get("speedup_interval"))
+    loss = None
+    if not settings.latency_only:
+        middle = float(entry["score_loss"])
+        loss = _spanned(middle, [evidence.get("score_loss_interval")])
+    return Stored(
+        file=_file(settings),
+        candidate=Candidate(found["settings"]),
+        speedup=_spanned(value, timings),
+        score_loss=loss,
+        provenance=_measured_at(entry.get("provenance") or {}),
+        goal=Goal(
+            settings.req_score_loss,
+            settings.req_speedup,
+            searched.get("min_psnr") if settings.min_psnr is None else settings.min_psnr,
+            searched.get("min_ssim") if settings.min_ssim is None else settings.min_ssim,
+        ),
+    )
+
+
+def _measured_at(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored provenance with the batch size that was measured; it may be halved here."""
+    measured = provenance.get("measured_batch_size")
+    return provenance if measured is None else {**provenance, "batch_size": measured}
+
+
+def _spanned(value: float, intervals: Sequence[Sequence[float] | None]) -> Estimate:
+    ends = [float(end) for each in intervals if each for end in each]
+    return Estimate(value, min([value, *ends]), max([value, *ends]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

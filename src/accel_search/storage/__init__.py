@@ -1,0 +1,1 @@
+"""Everything on disk: results, bounds, trials, run folders."""

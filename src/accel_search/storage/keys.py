@@ -1,0 +1,106 @@
+"""Names in files: the keys of results, and the rows of a sweep's table."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accel_search.core.schedulers import SCHEDULERS
+from accel_search.core.workload import Workload
+
+_FAILED_KEY = re.compile(rf"(.+)_({'|'.join(map(re.escape, SCHEDULERS))})_(\d{{1,9}})_(.+)")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A model, a scheduler, a number of steps, and what is to make them faster."""
+
+    model: str
+    """What `accel-search --pipe` takes."""
+    sched: str
+    """Short name, e.g. `DPM-Solver++`."""
+    steps: int
+    method: str
+    """An accelerator, or several: `deepcache+tome`."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Return the accelerators that are searched jointly."""
+        return tuple(self.method.split("+"))
+
+    @property
+    def failed_key(self) -> str:
+        """Return its key in `failed_configs`."""
+        return f"{self.model}_{self.sched}_{self.steps}_{self.method}"
+
+    @classmethod
+    def from_failed_key(cls, key: str) -> Configuration | None:
+        """Return the configuration of a key in `failed_configs`; None where it is none.
+
+        A model and a method may hold the separator; a scheduler, which stands between, does not.
+        """
+        found = _FAILED_KEY.fullmatch(key)
+        return None if found is None else cls(found[1], found[2], int(found[3]), found[4])
+
+    @property
+    def slug(self) -> str:
+        """Return a name for its folder; that of another configuration is another."""
+        plain = re.sub(r"[^A-Za-z0-9.+-]+", "_", self.failed_key).strip("_.")
+        if plain == self.failed_key:
+            return plain
+        return f"{plain[-60:]}-{hashlib.sha256(self.failed_key.encode()).hexdigest()[:8]}"
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.sched} {self.steps} {self.method}"
+
+
+def search_key(
+    workload: Workload, goal: str | float, req_score_loss: float, targets: Sequence[str]
+) -> str:
+    """Return the key of a result in `search_params.json`: the text of a Python tuple.
+
+    Args:
+        workload: Gives the class names of pipeline and scheduler, and the steps.
+        goal: `upbound_speedup`, or the speedup that was reached.
+        req_score_loss: The bound on the loss of score, a fraction.
+        targets: Names of the accelerators searched.
+    """
+    return str(
+        (
+            workload.pipeline_class,
+            workload.scheduler_class,
+            str(workload.steps),
+            goal,
+            req_score_loss,
+            sorted(targets),
+        )
+    )
+
+
+def parse_key(text: str) -> tuple[Any, ...] | None:
+    """Return such a key as a tuple, None where it is not one; literals only, nothing is run."""
+    try:
+        key = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return key if isinstance(key, tuple) and _is_key(key) else None
+
+
+def _is_key(key: tuple[Any, ...]) -> bool:
+    """Tell whether the parts are those of `search_key`; a file may hold anything."""
+    if len(key) != 6:
+        return False
+    pipeline, scheduler, steps, goal, loss, targets = key
+    return (
+        all(isinstance(each, str) for each in (pipeline, scheduler, steps))
+        and steps.isdecimal()
+        and len(steps) < 10
+        and type(goal) in (str, int, float)
+        and type(loss) in (int, float)
+        and isinstance(targets, list)
+        and all(isinstance(each, str) for each in targets)
+    )

@@ -1,0 +1,290 @@
+"""Every trial with its raw samples in one JSON file: `accel-search-trials/1`.
+
+What `--trials_out` writes and `--replay` reads. Beside the format's own fields it holds what
+a replay needs to be exact (`baseline_seconds_per_image`, `seconds`, …); a file without them
+is read all the same.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from accel_search.accelerators import all_accelerators
+from accel_search.accelerators.compose import check_params
+from accel_search.core.candidate import Candidate
+from accel_search.core.trial import Failure, Measurement, Trial
+from accel_search.core.workload import Workload
+from accel_search.errors import ConfigurationError, first_line
+from accel_search.storage.json_files import are_numbers, parse_json, write_atomically
+
+FORMAT = "accel-search-trials/1"
+
+
+@dataclass(frozen=True)
+class TrialsFile:
+    """What such a file holds."""
+
+    workload: Workload | None
+    """None where the file does not give every field; then no two points are taken as one."""
+    workload_fields: Mapping[str, Any]
+    """The workload as written."""
+    baseline: Measurement
+    held_out_baseline: Measurement | None
+    trials: tuple[Trial, ...]
+    held_out: Mapping[Candidate, Measurement]
+    """Confirmations on held-out prompts."""
+    rivals: Mapping[int, Measurement]
+    """Step count -> the bare pipeline with so many steps."""
+
+
+def write_trials(
+    path: Path,
+    coinciding: Callable[[Candidate], Sequence[Candidate]],
+    workload: Workload,
+    baseline: Measurement,
+    trials: Sequence[Trial],
+    recall: Mapping[str, Measurement],
+) -> None:
+    """Write every trial with its raw samples.
+
+    Args:
+        path: The file; replaced at once. Compressed if its name ends in `.gz`.
+        coinciding: Returns every point that is the same computation as a measured one.
+        workload: What was measured.
+        baseline: The bare pipeline's samples.
+        trials: Measured and failed ones, in the order they were stored.
+        recall: What the store remembers beside the trials, by name.
+
+    Raises:
+        ConfigurationError: The file cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "workload": asdict(workload),
+        "baseline": asdict(baseline),
+        "trials": [_written(trial, coinciding) for trial in trials],
+        "beside": {name: asdict(measurement) for name, measurement in recall.items()},
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        # Without the time of writing: the same trials make the same file.
+        compressed = path.suffix == ".gz"
+        write_atomically(path, gzip.compress(text.encode(), mtime=0) if compressed else text)
+    except OSError as error:
+        raise ConfigurationError(f"--trials_out {path}: {error.strerror}") from error
+
+
+def _written(
+    trial: Trial, coinciding: Callable[[Candidate], Sequence[Candidate]]
+) -> dict[str, Any]:
+    measured = asdict(trial.measurement) if trial.measurement else {}
+    also = [point for point in coinciding(trial.candidate) if point != trial.candidate]
+    return {
+        "candidate": trial.candidate.as_dict(),
+        "seconds_per_image": measured.pop("seconds_per_image", []),
+        "scores": measured.pop("scores", []),
+        "failure": asdict(trial.failure) if trial.failure else None,
+        **measured,
+        "coinciding": [point.as_dict() for point in also],
+    }
+
+
+def read_trials(path: Path) -> TrialsFile:
+    """Read a file of trials.
+
+    Raises:
+        ConfigurationError: It cannot be read, is of another format, or lacks a field.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = parse_json(raw.decode())
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"--replay {path}: cannot be read: {error}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ConfigurationError(f"--replay {path}: format is {found!r}, expected {FORMAT!r}")
+    try:
+        return _parse(content)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        ConfigurationError,
+    ) as error:
+        raise ConfigurationError(
+            f"--replay {path}: not a valid {FORMAT} file: {first_line(error)}"
+        ) from error
+
+
+def _parse(content: Mapping[str, Any]) -> TrialsFile:
+    given = _workload(content["workload"])
+    names = {each.name for each in fields(Workload)}
+    workload = None
+    if names <= set(given):
+        values = {name: given[name] for name in names}
+        values["attention_downsamples"] = tuple(values["attention_downsamples"])
+        workload = Workload(**values)
+    baseline = _baseline(content["baseline"], given)
+    beside = content.get("beside", {})
+    held_out = [each for name, each in beside.items() if name.startswith("baseline:held_out")]
+    trials = tuple(_trial(each, baseline) for each in content["trials"])
+    by_text = {str(trial.candidate): trial.candidate for trial in trials}
+    prefixed = {
+        name.partition(":")[::2]: _checked(
+            Measurement.from_dict(value), name, is_paired=not name.startswith("baseline:")
+        )
+        for name, value in beside.items()
+        if value["scores"]  # A part without prompts has no samples.
+    }
+    return TrialsFile(
+        workload=workload,
+        workload_fields=given,
+        baseline=baseline,
+        held_out_baseline=_checked(Measurement.from_dict(held_out[-1]), "held out", is_paired=False)
+        if held_out and held_out[-1]["scores"]
+        else None,
+        trials=trials,
+        held_out={
+            by_text[text]: measurement
+            for (kind, text), measurement in prefixed.items()
+            if kind == "held_out" and text in by_text
+        },
+        rivals={
+            int(text): measurement
+            for (kind, text), measurement in prefixed.items()
+            if kind == "steps"
+        },
+    )
+
+
+MOST = 100_000
+"""Largest whole number of a workload: every step of it is gone through."""
+
+
+def _workload(given: Any) -> Mapping[str, Any]:
+    """Return the fields of a workload, each of its type and none beyond all measure.
+
+    Raises:
+        ValueError: One is not.
+    """
+    if not isinstance(given, dict):
+        raise ValueError("workload: expected an object")
+    kinds = {each.name: str(each.type) for each in fields(Workload)}
+    for name, value in given.items():
+        kind = kinds.get(name)
+        if kind == "int":
+            fits = type(value) is int and 0 <= value <= MOST
+        elif kind == "float":
+            fits = are_numbers(value)
+        elif kind == "str":
+            fits = isinstance(value, str)
+        else:
+            fits = kind is None or (
+                isinstance(value, list) and all(type(e) is int and 0 < e <= MOST for e in value)
+            )
+        if not fits:
+            raise ValueError(f"workload: {name} cannot be {value!r}")
+    return given
+
+
+def _checked(measured: Measurement, name: object, *, is_paired: bool = True) -> Measurement:
+    """Return a measurement that every figure can be computed from.
+
+    Args:
+        measured: As it was read.
+        name: What it is of.
+        is_paired: Whether nothing can be said of it without pairs; of a baseline only the noise.
+
+    Raises:
+        ValueError: A sample is no number, or samples that are pairs are not.
+    """
+    own, beside = measured.seconds_per_image, measured.baseline_seconds_per_image
+    if not own or (is_paired and not beside):
+        raise ValueError(f"{name}: seconds_per_image holds no positive samples")
+    if not all(0 < each < 1e9 for each in (*own, *beside)):
+        raise ValueError(f"{name}: seconds_per_image holds no positive samples, or others beside")
+    if len(beside) > len(own):
+        raise ValueError(f"{name}: {len(beside)} baseline samples beside {len(own)}")
+    if not are_numbers(*measured.scores, *measured.psnr, *measured.ssim):
+        raise ValueError(f"{name}: a score is no number")
+    if not 0 < measured.batch_size <= MOST or not 0 <= measured.seconds < 1e12:
+        raise ValueError(f"{name}: batch_size or seconds is out of range")
+    return measured
+
+
+def _candidate(given: Any) -> Candidate:
+    """Return a candidate of a file; raises ValueError or ConfigurationError where it is none."""
+    if not isinstance(given, dict) or not all(
+        isinstance(params, dict) and are_numbers(*params.values()) for params in given.values()
+    ):
+        raise ValueError("candidate: expected accelerator -> parameter -> number")
+    known = all_accelerators()
+    for name, params in given.items():
+        if name in known:  # A report can be made of what a plug-in did that is not here.
+            check_params(known[name], params)
+    return Candidate(given)
+
+
+def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurement:
+    """Return the baseline; without pairs of its own, neighbouring samples are paired."""
+    seconds = [float(each) for each in given["seconds_per_image"]]
+    if not seconds or not given["scores"]:
+        raise ValueError("the baseline has no samples")
+    batch_size = int(given.get("batch_size", workload.get("batch_size", 1)))
+    beside = given.get("baseline_seconds_per_image")
+    if beside is None:
+        # Sample 0 beside 1, 2 beside 3, …; a single one tells nothing of the noise.
+        half = len(seconds) // 2
+        seconds, beside = (seconds[: 2 * half : 2], seconds[1::2]) if half else (seconds, [])
+    charged = given.get("seconds", sum(given["seconds_per_image"]) * batch_size)
+    measured = Measurement.from_dict(
+        {
+            **given,
+            "seconds_per_image": seconds,
+            "baseline_seconds_per_image": beside,
+            "batch_size": batch_size,
+            "seconds": charged,
+        }
+    )
+    return _checked(measured, "baseline", is_paired=False)
+
+
+def _trial(given: Mapping[str, Any], baseline: Measurement) -> Trial:
+    """Return a trial; without a baseline of its own it is paired with the file's."""
+    candidate = _candidate(given["candidate"])
+    failure = given.get("failure")
+    if failure is not None:
+        kind = str(failure["kind"]) if isinstance(failure, dict) else str(failure)
+        details = failure if isinstance(failure, dict) else {}
+        message, seconds = details.get("message", kind), details.get("seconds", 0.0)
+        return Trial(candidate, None, Failure(kind, str(message), float(seconds)))
+    own = given["seconds_per_image"]
+    beside = given.get("baseline_seconds_per_image")
+    if beside is None:
+        beside = baseline.seconds_per_image[: len(own)]
+    charged = given.get("seconds", sum(own) * baseline.batch_size)
+    measurement = Measurement.from_dict(
+        {
+            "batch_size": baseline.batch_size,
+            **given,
+            "baseline_seconds_per_image": beside,
+            "seconds": charged,
+        }
+    )
+    _checked(measurement, candidate)
+    # A race that was given up has fewer.
+    if not 0 < len(measurement.scores) <= len(baseline.scores):
+        raise ValueError(
+            f"{candidate}: {len(measurement.scores)} scores, the baseline has "
+            f"{len(baseline.scores)}"
+        )
+    return Trial(candidate, measurement)

@@ -1,0 +1,170 @@
+"""Workers: each explores one configuration at a time, in a process of this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from accel_search.settings import Settings
+from accel_search.sweep.answer import Answer, failure
+from accel_search.sweep.machine import choose_gpus, shares, visible_gpus
+from accel_search.sweep.settings import SweepSettings
+from accel_search.sweep.worker_process import Child, Died, TimedOut
+
+OnLine = Callable[[str], None]
+
+
+class Worker(Protocol):
+    """Explores configurations, one at a time."""
+
+    @property
+    def model(self) -> str | None:
+        """Return the model that it has loaded; None if none."""
+
+    def explore(self, settings: Settings, on_line: OnLine, stop: threading.Event) -> Answer:
+        """Explore a configuration; every failure is an answer.
+
+        Args:
+            settings: The configuration's.
+            on_line: Is given each line that its process prints.
+            stop: Ends it.
+
+        Raises:
+            Stopped: It was ended by `stop`.
+        """
+
+    def probe(self, settings: Settings, stop: threading.Event) -> Mapping[str, Any] | None:
+        """Return the fields of a provenance that hang on the machine; None if it cannot tell."""
+
+    def close(self) -> None:
+        """End its process."""
+
+
+@dataclass
+class LocalWorker:
+    """A process of this machine, begun anew where it has to be.
+
+    That is for another model, after a failure, since what it left behind in a process is unknown,
+    after a hang, and for every configuration where the isolation says so.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """E.g. the one GPU that it sees."""
+    arguments: Sequence[str] = ()
+    isolation: str = "model"
+    """`model` or `config`."""
+    timeout: float = 3600.0
+    """Seconds that one configuration may take."""
+    command: Sequence[str] | None = None
+    """Of the process; None is the worker's own."""
+    model: str | None = None
+    _child: Child | None = None
+    _on_line: OnLine = lambda line: None
+
+    def explore(self, settings: Settings, on_line: OnLine, stop: threading.Event) -> Answer:
+        """Explore a configuration in the process in hand, or in a new one."""
+        if self.model not in (None, settings.pipe) or self.isolation == "config":
+            self.close()
+        self._on_line = on_line
+        self.model = settings.pipe
+        began = time.monotonic()
+        try:
+            answer = self._ask_again_after_hangs(settings, stop)
+        except TimedOut:
+            return Answer(
+                failure=failure(
+                    "timeout",
+                    f"no answer within --timeout of {self.timeout:g} s: give it more, or less to "
+                    "do; run it again with --retry_failed timeout, it goes on where it was ended",
+                    seconds=time.monotonic() - began,
+                )
+            )
+        except Died as error:
+            return Answer(
+                failure=failure(
+                    "subprocess_error",
+                    f"its process {error}; its last lines: " + " | ".join(error.tail),
+                    seconds=time.monotonic() - began,
+                    exit_code=error.exit_code,
+                )
+            )
+        if answer.failure is not None:
+            self.close()
+        return answer
+
+    def probe(self, settings: Settings, stop: threading.Event) -> Mapping[str, Any] | None:
+        """Return the fields of a provenance that hang on the machine; None if it cannot tell."""
+        try:
+            answer = self._ask({"probe": True, "options": asdict(settings)}, stop)
+        except (Died, TimedOut):
+            return None
+        return answer.entry
+
+    def close(self) -> None:
+        """End the process in hand, if there is one."""
+        if self._child is not None:
+            self._child.end()
+        self._child, self.model = None, None
+
+    def _hear(self, line: str) -> None:
+        self._on_line(line)  # The one of the configuration in hand.
+
+    def _ask_again_after_hangs(self, settings: Settings, stop: threading.Event) -> Answer:
+        """Ask one process after the other while each records a candidate that hung in it."""
+        deadline = time.monotonic() + self.timeout
+        hangs = 0
+        while True:
+            job = {"options": asdict(settings), "hangs": hangs}
+            self.model = settings.pipe
+            answer = self._ask(job, stop, deadline - time.monotonic())
+            if not answer.has_hung:
+                return answer
+            self.close()
+            hangs += 1
+
+    def _ask(
+        self, job: Mapping[str, Any], stop: threading.Event, timeout: float | None = None
+    ) -> Answer:
+        if self._child is None or not self._child.is_alive:
+            self._child = Child(self.arguments, self.environment, self._hear, self.command)
+        try:
+            return self._child.ask(job, self.timeout if timeout is None else timeout, stop)
+        except BaseException:
+            self.close()
+            raise
+
+
+def local_workers(settings: SweepSettings) -> list[LocalWorker]:
+    """Return the workers that a sweep asks for: one a GPU, some on the CPU, or one.
+
+    Raises:
+        ConfigurationError: A GPU is asked for that is not there.
+    """
+    environments: list[dict[str, str]] = [{}]
+    if settings.gpus is not None:
+        gpus = choose_gpus(settings.gpus, visible_gpus())
+        # Each sees one GPU, which is its cuda:0: no worker can take another's memory.
+        environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
+    elif settings.workers is not None:
+        environments = [{} for _ in range(settings.workers)]
+    several = len(environments) > 1
+    cores = shares(len(environments)) if several else [[]]
+    turns = turns_folder(settings.run_dir) if several else []
+    return [
+        LocalWorker(
+            environment,
+            [*(["--cores", ",".join(map(str, own))] if own else []), *turns],
+            settings.isolation,
+            settings.timeout,
+        )
+        for environment, own in zip(environments, cores, strict=True)
+    ]
+
+
+def turns_folder(run_dir: str) -> list[str]:
+    """Return the arguments that let the workers of a sweep take turns."""
+    return ["--turns", str(Path(run_dir).absolute() / "turns")]

@@ -1,0 +1,210 @@
+"""What a person reads of a sweep: its lines, its bar, its table."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from accel_search.report.console.bar import WithBar
+from accel_search.report.format import duration
+from accel_search.storage.keys import Configuration
+from accel_search.sweep.answer import Answer
+from accel_search.sweep.status import Status
+
+LEVELS = {"WARNING: ": logging.WARNING, "ERROR: ": logging.ERROR}
+"""How a process marks its lines -> their level in the sweep's log."""
+
+
+class SweepProgress(WithBar):
+    """Writes the sweep's lines to the log, and draws a bar below them.
+
+    Args:
+        logger: Gets the lines; safe from several threads, as loggers are.
+        total: Configurations in the table.
+        expected: Seconds that a configuration should take on some machine or other.
+        show_bar: Whether a bar is drawn on standard error.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        total: int,
+        expected: Callable[[Configuration], float],
+        *,
+        show_bar: bool,
+    ) -> None:
+        self._logger = logger
+        self._expected = expected
+        self._lock = threading.Lock()
+        self.done = self.failed = 0
+        self._running: set[Configuration] = set()
+        self._left: set[Configuration] = set()
+        self._spent = self._earned = 0.0
+        self._workers = 1
+        super().__init__(total, "  {desc}", show=show_bar)
+
+    def expect(self, configurations: Sequence[Configuration], workers: int) -> None:
+        """Say what there is to do, for the time left."""
+        self._left = set(configurations)
+        self._workers = max(1, workers)
+
+    def on_skip(self, configuration: Configuration, status: Status) -> None:
+        """Write that a configuration is done, or failed before."""
+        if status.failure is not None:
+            self.failed += 1
+            self._logger.info(
+                "skipped: %s  failed before: %s; --retry_failed explores it again",
+                configuration,
+                status.failure.get("error"),
+            )
+        else:
+            self.done += 1
+            assert status.entry is not None
+            self._logger.info(
+                "skipped: %s  done: speedup: %.2f",
+                configuration,
+                status.entry["measured_max_speedup"],
+            )
+        self._left.discard(configuration)
+        self._advance(1)
+
+    def on_start(self, configuration: Configuration, status: Status) -> None:
+        """Write that a configuration begins."""
+        note = f"  (its stored result {status.note})" if status.note else ""
+        self._logger.info("begins: %s%s", configuration, note)
+        with self._lock:
+            self._running.add(configuration)
+        self._advance(0)
+
+    def on_line(self, configuration: Configuration, line: str) -> None:
+        """Write what its process printed, under its name."""
+        level = logging.INFO
+        for mark, its_level in LEVELS.items():
+            if line.startswith(mark):
+                level, line = its_level, line.removeprefix(mark)
+        self._logger.log(level, "[%s] %s", configuration, line)
+
+    def on_done(self, configuration: Configuration, answer: Answer, seconds: float) -> None:
+        """Write what was found, or how it failed."""
+        with self._lock:
+            self._running.discard(configuration)
+            self._left.discard(configuration)
+            if answer.entry is not None:
+                self.done += 1
+            else:
+                self.failed += 1
+            if seconds:
+                self._spent += seconds
+                self._earned += self._expected(configuration)
+        if answer.entry is not None:
+            self._logger.info(
+                "done: %s  %s  in %s", configuration, said(answer.entry), duration(seconds)
+            )
+        else:
+            assert answer.failure is not None
+            self._logger.error(
+                "failed: %s  %s: %s",
+                configuration,
+                answer.failure["error"],
+                answer.failure["message"],
+            )
+        self._advance(1)
+
+    def _advance(self, count: int) -> None:
+        with self._lock:
+            parts = [f"{self.done} done", f"{self.failed} failed", f"{len(self._running)} running"]
+            if self._earned and self._left:
+                left = sum(self._expected(each) for each in self._left) / self._workers
+                parts.append(f"{duration(left * self._spent / self._earned)} left")
+        self._bar.set_description_str(", ".join(parts), refresh=False)
+        self._bar.update(count)
+        self._bar.refresh()
+
+
+def said(entry: Mapping[str, Any]) -> str:
+    """Write an entry in the words that scripts look for: `speedup: 1.83`."""
+    low, high = entry["measured_max"]["speedup_interval"]
+    text = (
+        f"speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]  "
+        f"bound: {entry['max_speedup']:.2f}"
+    )
+    feasible = entry["best_feasible"]
+    if feasible is not None:
+        low, high = feasible["speedup_interval"]
+        text += (
+            f"  within the loss: {feasible['speedup']:.2f} [{low:.2f}, {high:.2f}] at a score loss "
+            f"of {100 * feasible['score_loss']:.1f} %"
+        )
+    elif entry["latency_only"]:
+        text += "  (latency only: nothing was scored)"
+    else:
+        text += "  nothing within the loss"
+    # Entries of before do not say.
+    return f"{text}  {entry['no_gain']}" if entry.get("no_gain") else text
+
+
+def table(statuses: Mapping[Configuration, Status]) -> str:
+    """Return the sweep's table: a line a model, scheduler and steps, a column a method."""
+    methods = list(dict.fromkeys(each.method for each in statuses))
+    rows: dict[tuple[str, str, int], dict[str, str]] = {}
+    for configuration, status in statuses.items():
+        place = (configuration.model, configuration.sched, configuration.steps)
+        rows.setdefault(place, {})[configuration.method] = _cell(status)
+    head = ["model", "scheduler", "steps", *methods]
+    lines = [
+        [place[0], place[1], str(place[2]), *(cells.get(method, "") for method in methods)]
+        for place, cells in rows.items()
+    ]
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *lines]
+    )
+
+
+def _cell(status: Status) -> str:
+    if status.entry is not None:
+        feasible = status.entry["best_feasible"]
+        measured = f"{status.entry['measured_max_speedup']:.2f}"
+        if status.entry["latency_only"]:
+            return measured
+        return f"{'–' if feasible is None else format(feasible['speedup'], '.2f')} ({measured})"
+    if status.failure is not None:
+        return str(status.failure.get("error"))
+    return "to run"
+
+
+def legend(latency_only: bool) -> str:
+    """Say what the table's figures are."""
+    if latency_only:
+        return "Largest measured speedup; latency only, nothing was scored."
+    return "Best speedup within the loss of score, and in brackets the largest measured at all."
+
+
+def plan(
+    statuses: Mapping[Configuration, Status], seconds: float, workers: int, *, measured: bool
+) -> str:
+    """Return what a dry run prints.
+
+    Args:
+        statuses: What became of each configuration so far.
+        seconds: Expected for those that are to run.
+        workers: Among which they are shared.
+        measured: Whether the estimate leans on what was measured on this machine.
+    """
+    counts = {"open": 0, "done": 0, "failed": 0}
+    for status in statuses.values():
+        counts[status.state] += 1
+    basis = (
+        "by what the finished ones took"
+        if measured
+        else "by call times of an H200; a better one follows once a configuration is done"
+    )
+    shared = f" on {workers} workers" if workers > 1 else ""
+    return (
+        f"{table(statuses)}\n\n{len(statuses)} configurations: {counts['open']} to run, "
+        f"{counts['done']} done, {counts['failed']} failed.\n"
+        f"About {duration(seconds / workers)}{shared}, {basis}."
+    )

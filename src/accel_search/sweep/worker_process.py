@@ -1,0 +1,173 @@
+"""A subprocess in a group of its own: given jobs, answered by files, ended with all it started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from accel_search.sweep.answer import Answer
+
+COMMAND = (sys.executable, "-m", "accel_search.sweep.worker")
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 5.0
+"""Between asking a process to end and ending it."""
+TAIL = 12
+"""Last lines that are kept for a failure's message."""
+
+
+class Died(Exception):
+    """The process ended without an answer."""
+
+    def __init__(self, exit_code: int, tail: Sequence[str]) -> None:
+        self.exit_code = exit_code
+        self.tail = tuple(tail)
+        super().__init__(describe_exit(exit_code))
+
+
+class TimedOut(Exception):
+    """No answer came in time; the process is ended."""
+
+
+class Stopped(Exception):
+    """The sweep was told to stop; the process is ended."""
+
+
+class Child:
+    """One worker process.
+
+    Args:
+        arguments: Further ones for the command.
+        environment: Added to this process's own.
+        on_line: Is given each line of its output, as it is printed.
+        command: Program and arguments, as a list; no shell is involved. None is `COMMAND`.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        on_line: Callable[[str], None] = lambda line: None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="accel-explore-")
+        self._jobs = 0
+        self._ended = False
+        self._tail: deque[str] = deque(maxlen=TAIL)
+        self._process = subprocess.Popen(  # noqa: S603
+            [*(command or COMMAND), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            bufsize=1,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            start_new_session=True,
+        )
+        self._pump = threading.Thread(target=self._read, args=(on_line,), daemon=True)
+        self._pump.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the process can take a job."""
+        return self._process.poll() is None
+
+    def ask(self, job: Mapping[str, Any], timeout: float, stop: threading.Event) -> Answer:
+        """Give a job and wait for its answer.
+
+        Args:
+            job: All but `answer`.
+            timeout: Seconds.
+            stop: Ends the wait, and the process.
+
+        Raises:
+            Died: The process ended without an answer.
+            TimedOut, Stopped: So it says; the process is ended.
+        """
+        self._jobs += 1
+        self._tail.clear()
+        path = Path(self._folder.name) / f"{self._jobs}.json"
+        assert self._process.stdin is not None
+        with suppress(OSError):  # One that is gone already is found out below.
+            self._process.stdin.write(json.dumps({**job, "answer": str(path)}) + "\n")
+            self._process.stdin.flush()
+        deadline = time.monotonic() + timeout
+        while True:
+            ended = self._process.poll()  # Before the look at the file, which may come in between.
+            if path.exists():
+                content = json.loads(path.read_text(encoding="utf-8"))
+                return Answer(**content)
+            if ended is not None:
+                self.end()
+                raise Died(ended, self._tail)
+            if stop.is_set():
+                self.end()
+                raise Stopped
+            if time.monotonic() > deadline:
+                self.end()
+                raise TimedOut
+            time.sleep(POLL_SECONDS)
+
+    def end(self) -> None:
+        """End the process and everything that it started; harmless once it has ended."""
+        if self._ended:
+            return
+        self._ended = True
+        process = self._process
+        with suppress(psutil.NoSuchProcess):
+            # A grandchild may have left the group.
+            others = psutil.Process(process.pid).children(recursive=True)
+            self._signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            for other in others:
+                with suppress(psutil.NoSuchProcess):
+                    other.kill()
+        # The group outlives its leader while any member does.
+        self._signal(signal.SIGKILL)
+        process.wait()
+        self._pump.join(GRACE_SECONDS)
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        self._folder.cleanup()
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _read(self, on_line: Callable[[str], None]) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            # A progress bar redraws itself with carriage returns: the last state is what counts.
+            text = line.rstrip("\n").rpartition("\r")[2].rstrip()
+            if text:
+                self._tail.append(text)
+                on_line(text)
+
+
+def describe_exit(code: int) -> str:
+    """Write how a process ended: `ended by SIGSEGV`, `ended with code 1`."""
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ": the system may have run out of memory" if -code == signal.SIGKILL else ""
+    return f"ended by {name}{hint}"

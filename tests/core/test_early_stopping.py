@@ -1,0 +1,111 @@
+"""Early looks: what they cost, what they give up, and how seldom they are wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from accel_search.core.early_stopping import FALSE_REJECTION, LOOKS, is_lost, next_rung, rungs
+from accel_search.storage.trials_file import read_trials
+
+TABLES = Path(__file__).parents[1] / "data" / "tables"
+
+
+def given_up_at(baseline, candidate, bound, chunk=4):
+    """Return the number of prompts at which a race is given up; None if it comes to its end."""
+    for rung in rungs(len(baseline), chunk)[:-1]:
+        if is_lost(baseline[:rung], candidate[:rung], bound, len(baseline)):
+            return rung
+    return None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "chunk", "expected"),
+    [
+        (32, 4, (4, 8, 16, 32)),
+        (64, 4, (4, 8, 16, 32, 64)),
+        (64, 64, (64,)),
+        (10, 4, (4, 10)),
+        (3, 4, (3,)),
+        (1, 1, (1,)),
+        (5, 2, (2, 5)),
+    ],
+)
+def test_each_look_takes_about_twice_the_prompts_of_the_last(prompts, chunk, expected):
+    assert rungs(prompts, chunk) == expected
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3, 7, 32, 100, 1000, 12345])
+@pytest.mark.parametrize("chunk", [1, 2, 4, 7, 64])
+def test_rungs_ascend_in_whole_chunks_to_all_prompts(prompts, chunk):
+    found = rungs(prompts, chunk)
+    assert found[-1] == prompts and len(found) <= LOOKS + 1
+    assert list(found) == sorted(set(found))
+    assert all(rung % chunk == 0 for rung in found[:-1])
+
+
+def test_a_race_goes_on_with_the_next_rung():
+    assert [next_rung(32, 4, scored) for scored in (0, 4, 5, 8, 16, 31)] == [4, 8, 8, 16, 32, 32]
+
+
+def test_a_clear_loss_is_seen_at_the_first_look():
+    rng = np.random.default_rng(0)
+    before = rng.normal(30, 2, 32)
+    assert given_up_at(before, before * 0.9 + rng.normal(0, 0.1, 32), 0.02) == 4
+
+
+def test_no_loss_is_never_given_up_and_all_prompts_are_no_early_look():
+    before = np.full(32, 30.0)
+    assert given_up_at(before, before, 0.0) is None
+    assert not is_lost(before, before * 0.5, 0.02, 32)
+    assert not is_lost(before[:2], before[:2] * 0.5, 0.02, 32)
+
+
+def losses(rng, prompts, kind):
+    """Losses of each prompt; like real ones, skewed to the right in two of three kinds."""
+    if kind == "normal":
+        return rng.normal(0, 1, prompts)
+    if kind == "skewed":
+        return rng.exponential(1, prompts)
+    return np.where(rng.random(prompts) < 0.15, rng.normal(6, 1, prompts), 0)
+
+
+@pytest.mark.parametrize("kind", ["normal", "skewed", "a few prompts lose all of it"])
+@pytest.mark.parametrize("prompts", [32, 64])
+def test_a_candidate_at_the_bound_is_seldom_given_up(kind, prompts):
+    """The worst case: over all its prompts it loses exactly what it may lose."""
+    rng = np.random.default_rng(0)
+    runs, wrong = 600, 0
+    for _ in range(runs):
+        before = rng.normal(30, 2, prompts)
+        lost = losses(rng, prompts, kind)
+        after = before - lost + lost.mean() - 0.02 * before.mean()
+        wrong += given_up_at(before, after, 0.02) is not None
+    # Three standard errors above what is promised.
+    assert wrong / runs <= FALSE_REJECTION + 3 * (FALSE_REJECTION / runs) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("tgate", 0.005), ("tgate", 0.02), ("deepcache-tgate", 0.05), ("deepcache-tome", 0.005)],
+)
+def test_on_recorded_scores_few_within_the_bound_are_given_up_and_most_beyond_it(name, bound):
+    recorded = read_trials(TABLES / f"{name}.json.gz")
+    before = np.array(recorded.baseline.scores)
+    kept, wrong, seen, prompts, beyond = 0, 0, 0, 0, 0
+    for seed in range(2):
+        order = np.random.default_rng(seed).permutation(len(before))
+        for trial in recorded.trials[:: 1 + len(recorded.trials) // 150]:
+            after = np.array(trial.measurement.scores)
+            loss = 1 - after.mean() / before.mean()
+            given_up = given_up_at(before[order], after[order], bound)
+            if loss <= bound:
+                kept += 1
+                wrong += given_up is not None
+            elif loss > bound + 0.05:
+                beyond += 1
+                seen += given_up is not None
+                prompts += given_up or len(before)
+    assert wrong <= FALSE_REJECTION * kept + 3 * (FALSE_REJECTION * kept) ** 0.5
+    if beyond:  # All of DeepCache's points and ToMe's lose less.
+        assert seen > 0.6 * beyond and prompts < 0.6 * len(before) * beyond

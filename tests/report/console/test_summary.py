@@ -1,0 +1,208 @@
+"""The text that ends a search: what won, why, how far it got, and how to use it."""
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+
+from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
+from accel_search.errors import TrialFailure
+from accel_search.report.console.color import takes_colour
+from accel_search.report.console.summary import summary
+from accel_search.report.format import factor
+from accel_search.search.loop import Budget
+from accel_search.search.space import JointSpace
+from accel_search.settings import Settings
+from tests.support.fakes import WORKLOAD, FakeEvaluator
+from tests.support.joint import ALWAYS, jointly
+from tests.support.searches import point, run
+
+SPACE = JointSpace(("deepcache",), WORKLOAD)
+
+
+def text(outcome, **settings):
+    use = [] if outcome.winner is None else ["use", "this"]
+    return summary(outcome, Settings(**settings), SPACE, use=use)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return run(FakeEvaluator())
+
+
+def test_the_winner_its_figures_and_its_use_are_said(found):
+    said = text(found)
+    assert "The largest speedup within 2 % of the baseline's score:" in said
+    assert "  deepcache  cache_interval=4  cache_branch_id=3" in said
+    assert "on 32 prompts the search never saw: speedup: 1.90" in said
+    assert "16 points, 16 distinct; 16 measured, in " in said
+    assert "Every distinct candidate was measured." in said
+    assert said.endswith("\n\nUse it:\n  use\n  this")
+    assert max(map(len, said.splitlines())) <= 90
+
+
+def test_the_fastest_few_are_listed_with_the_winner_among_them(found):
+    rows = [line for line in text(found).splitlines() if "deepcache(" in line]
+    assert len(rows) == 5
+    assert [row.endswith("deepcache(4, 3)") for row in rows if row.startswith("* ")] == [True]
+
+
+def test_the_rival_is_said_to_do_as_well_or_not(found):
+    assert "None is as fast without a lower score" in text(found)
+    worse = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
+    assert "fewer steps do as well, with nothing to apply" in text(worse)
+
+
+def test_a_winner_that_others_were_timed_faster_than_is_explained(found):
+    assert "timed faster" not in text(found)
+    faster = Estimate(2.5, 2.0, 3.0)
+    lucky = point(3, 1)
+    trials = tuple(
+        replace(each, assessment=replace(each.assessment, speedup=faster))
+        if each.trial.candidate == lucky
+        else each
+        for each in found.trials
+    )
+    said = " ".join(text(replace(found, trials=trials)).split())
+    assert "all candidates taken together; deepcache(3, 1) was timed faster" in said
+    refuted = replace(found, trials=trials, refuted=(lucky,))
+    assert "timed faster" not in text(refuted)
+
+
+def test_one_that_failed_on_held_out_prompts_is_named(found):
+    said = text(replace(found, refuted=(point(5, 3),)))
+    assert "faster, but not confirmed on those: deepcache(cache_interval=5" in said
+
+
+def test_a_budget_that_ended_it_says_what_could_still_win():
+    said = text(run(FakeEvaluator(), budget=Budget(max_trials=3)))
+    assert "--max_trials 3 was reached; 13 candidates could still win." in said
+
+
+def test_why_candidates_failed_is_said_by_the_commonest_reason():
+    class Starved(FakeEvaluator):
+        """Fails in one way or another, and always at the longest interval."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            found = candidate.get("deepcache", {"cache_interval": 0})
+            if found == {"cache_interval": 5, "cache_branch_id": 0}:
+                raise TrialFailure("image 3 is black", "invalid_image")
+            if found["cache_interval"] in self.starves:
+                raise TrialFailure("8 bytes\nof 4 are free", "cuda_oom")
+            return super().measure(candidate, split, prompts, pairs)
+
+    evaluator = Starved()
+    evaluator.starves = ()
+    assert "1 failed: invalid_image: image 3 is black\n" in text(run(evaluator))
+    evaluator.starves = (2, 3, 4, 5)
+    said = text(run(evaluator))
+    assert "16 failed, 15 of them cuda_oom: 8 bytes\\nof 4 are free\n" in said
+    assert "failed, " not in text(run(FakeEvaluator()))
+
+
+def test_candidates_left_at_an_early_look_are_said_to_be_open():
+    outcome = run(FakeEvaluator(), strategy="guided")
+    said = text(outcome)
+    complete = sum(each.assessment.is_complete for each in outcome.trials)
+    assert f"{len(outcome.trials)} measured, {complete} of them on all 32 prompts" in said
+    assert " open " in said
+
+
+def test_without_a_winner_the_goal_is_said_and_nothing_to_use():
+    outcome = run(FakeEvaluator(), bound=0.0)
+    said = text(outcome, req_score_loss=0.0)
+    assert said.startswith("No candidate meets the goal: largest speedup within 0 %")
+    assert "Use it:" not in said
+    wanted = run(FakeEvaluator(), speedup=9.0)
+    assert "first speedup of 9 or more" in text(wanted, req_speedup=9.0)
+
+
+def test_what_is_refused_for_the_noise_alone_is_named_with_what_to_do(found):
+    trials = tuple(
+        replace(each, assessment=replace(each.assessment, noise_floor=1.5, is_complete=number != 0))
+        for number, each in enumerate(found.trials)
+    )
+    lost = replace(found, winner=None, held_out=None, rivals=(), trials=trials)
+    said = text(lost)
+    assert "deepcache(4, 3) meets the goal but for the timing noise" in " ".join(said.split())
+    assert "150.0 % here" in said and "--timing_pairs than 3" in " ".join(said.split())
+    assert max(map(len, said.split("\n\n")[2].splitlines())) <= 80
+    # Not where one of too great a loss or of too little speed is as noisy, or where one has won.
+    assert "timing noise" not in text(lost, req_score_loss=0.0)
+    assert "timing noise" not in text(lost, req_speedup=9.0)
+    assert "meets the goal but" not in text(found)
+    # Once is enough.
+    assert "meets the goal but" not in summary(lost, Settings(), SPACE, no_gain="too noisy")
+
+
+def test_long_candidates_fit_a_terminal():
+    long = Candidate(
+        {
+            "deepcache": {"cache_interval": 5, "cache_branch_id": 0},
+            "tgate": {"gate_step": 19, "sp_interval": 9, "fi_interval": 5, "warmup": 3},
+            "tome": {"ratio": 0.75, "max_downsample": 4},
+        }
+    )
+    found = run(FakeEvaluator())
+    wide = Estimate(-0.123, -0.234, 0.345)
+    trials = tuple(
+        replace(
+            each,
+            trial=replace(each.trial, candidate=long),
+            assessment=replace(each.assessment, score_loss=wide),
+        )
+        for each in found.trials
+    )
+    outcome = replace(found, trials=trials, winner=trials[0], refuted=(long, long))
+    said = text(outcome)
+    assert "      deepcache(5, 0) tgate(19, 9, 5, 3) tome(0.75, 4)" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_verdicts_are_coloured_where_a_terminal_wants_it(found, monkeypatch):
+    plain = text(found)
+    coloured = summary(found, Settings(), SPACE, use=["use", "this"], colour=True)
+    assert "\x1b[32mpass\x1b[0m" in coloured and "\x1b" not in plain
+    assert re.sub(r"\x1b\[\d*m", "", coloured) == plain
+
+    terminal, pipe = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert takes_colour(terminal) and not takes_colour(pipe)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not takes_colour(terminal)
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not takes_colour(terminal)
+
+
+def test_a_timing_that_the_held_out_one_contradicts_is_not_left_standing_alone(found):
+    held_out = found.held_out
+    assert "two timings differ" not in text(found)
+    slower = replace(held_out, speedup=Estimate(1.2, 1.1, 1.3))
+    assert "The two timings differ by more" in text(replace(found, held_out=slower))
+
+
+def test_what_gains_nothing_is_said_between_the_trials_and_the_rival(found):
+    why = "tome costs time here: " + "it is slower with it than without, " * 4
+    said = summary(found, Settings(), SPACE, no_gain=why)
+    assert why.strip() in " ".join(said.split())
+    assert said.index("verdict") < said.index("tome costs") < said.index("fewer steps")
+    assert max(map(len, said.splitlines())) <= 90
+    assert "\n\n\n" not in text(found)  # Nothing to say leaves no gap.
+
+
+def test_what_each_target_of_a_joint_search_is_worth_is_said(found, monkeypatch):
+    outcome, _, _ = jointly(0.8, monkeypatch, ALWAYS)
+    said = summary(outcome, Settings(targets=ALWAYS.targets), ALWAYS)
+    figures = [factor(each.assessment.speedup) for each in outcome.ablations]
+    assert (
+        "\n\nThe winner without one of its targets, on 4 prompts:\n"
+        f"  without deepcache  speedup: {figures[0]}\n"
+        f"  without tome       speedup: {figures[1]}\n\n"
+    ) in said
+    assert figures[1].startswith("3.0") or figures[1].startswith("2.9")
+    assert "without one of its targets" not in text(found)

@@ -1,0 +1,415 @@
+"""The loop's logic on an evaluator whose truth is known."""
+
+import math
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from accel_search.core.candidate import Candidate
+from accel_search.core.outcome import speed_of
+from accel_search.core.trial import Goal
+from accel_search.errors import ContaminationError
+from accel_search.search.loop import Budget
+from accel_search.search.space import JointSpace
+from accel_search.search.strategies import all_strategies
+from accel_search.search.watchdog import Watchdog
+from accel_search.storage.trials_db import TrialStore
+from tests.support.fakes import FakeEvaluator, deepcache_truth
+from tests.support.searches import point, run
+
+
+def searched(evaluator):
+    """Return the candidates measured on the search's prompts, in order, rivals left out."""
+    return [c for c, split, _ in evaluator.calls if split == "search" and list(c) != ["steps"]]
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_the_upper_bound_is_the_fastest_candidate_within_the_loss(strategy):
+    outcome = run(FakeEvaluator(), strategy=strategy)
+    # 1.9x at a loss of 1.6 %; all that are faster lose over 2 %.
+    assert outcome.winner.trial.candidate == point(4, 3)
+    assert outcome.settled
+    assert outcome.winner.assessment.speedup.value == pytest.approx(1.9, rel=0.01)
+    assert outcome.winner.assessment.prompts == 32
+    assert outcome.held_out.score_loss.value == pytest.approx(0.016, abs=0.001)
+
+
+def test_a_grid_search_measures_everything_on_every_prompt():
+    outcome = run(FakeEvaluator())
+    assert len(outcome.trials) == 16
+    assert all(each.assessment.prompts == 32 for each in outcome.trials)
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_requirement_stops_at_the_first_candidate_that_meets_it(strategy):
+    outcome = run(FakeEvaluator(), speedup=1.5, strategy=strategy)
+    assert outcome.winner.assessment.speedup.value >= 1.5
+    assert outcome.winner.assessment.score_loss.value <= 0.02
+    assert len(outcome.trials) < 16
+    assert outcome.stopped == "the requirement was met"
+    complete = [each for each in outcome.trials if each.is_feasible(Goal(0.02, 1.5))]
+    assert complete == [outcome.winner]
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_requirement_that_nothing_meets_ends_without_a_winner(strategy):
+    outcome = run(FakeEvaluator(), speedup=3.0, strategy=strategy)
+    assert outcome.winner is None and outcome.settled and outcome.rivals == ()
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_bound_that_nothing_meets_ends_without_a_winner(strategy):
+    outcome = run(FakeEvaluator(), bound=0.001, strategy=strategy)
+    assert outcome.winner is None and outcome.settled
+
+
+def test_nothing_is_a_gain_when_every_candidate_is_the_baseline_in_disguise():
+    outcome = run(FakeEvaluator(lambda candidate: (1.0, 0.0), noise=0.02))
+    assert outcome.winner is None
+
+
+class Hiccup(FakeEvaluator):
+    """One of the calls of the baseline against itself takes longer than it should."""
+
+    def baseline(self, split="search"):
+        measured = self._measurement(1.0, 0.0, split, pairs=4)
+        first, *others = measured.seconds_per_image
+        longer = first * (1.6 if split == "search" else 1.0)
+        return replace(measured, seconds_per_image=(longer, *others))
+
+
+def modest(candidate):
+    speedup, loss = deepcache_truth(candidate)
+    return speedup**0.4, loss
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_one_disturbed_call_of_the_baseline_hides_no_winner(strategy):
+    quiet, disturbed = (run(each(modest), strategy=strategy) for each in (FakeEvaluator, Hiccup))
+    assert disturbed.winner.trial.candidate == quiet.winner.trial.candidate == point(4, 3)
+    # What it was refused for, the noise of that call, is not what is reported in the end.
+    assert all(each.assessment.noise_floor < 0.02 for each in disturbed.trials)
+
+
+def test_a_search_that_stored_a_disturbed_baseline_finds_its_winner_when_it_goes_on(tmp_path):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    first = run(Hiccup(modest), url=url, budget=Budget(max_trials=1))
+    assert first.winner is None  # With one trial, nobody can tell which of the two is off.
+    again = run(FakeEvaluator(modest), url=url)
+    assert again.winner.trial.candidate == point(4, 3)
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next(strategy):
+    lucky = point(4, 3)
+
+    class Lucky(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            if candidate == lucky and split == "held_out":
+                self._held_out_shift = 0.03
+            measured = super().measure(candidate, split, prompts, pairs)
+            self._held_out_shift = 0.0
+            return measured
+
+    outcome = run(Lucky(), strategy=strategy)
+    assert outcome.refuted == (lucky,)
+    # What a strategy had left aside as slower than the first winner is taken up again.
+    assert outcome.winner.trial.candidate == point(3, 1)
+
+
+class RefutedAbove(FakeEvaluator):
+    """Whatever is faster than `limit` and within the bound fails on held-out prompts."""
+
+    limit = 1.35
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        too_fast = "deepcache" in candidate and self._truth(candidate)[0] > self.limit
+        self._held_out_shift = 0.5 if too_fast and split == "held_out" else 0.0
+        measured = super().measure(candidate, split, prompts, pairs)
+        self._held_out_shift = 0.0
+        return measured
+
+
+def mild(candidate):
+    return deepcache_truth(candidate)[0], 0.001
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_what_was_not_tried_on_held_out_prompts_could_still_win(strategy):
+    outcome = run(RefutedAbove(mild), strategy=strategy)
+    tried = set(outcome.refuted)
+    assert outcome.winner is None and len(tried) == 5 and not outcome.settled
+    within = [
+        each
+        for each in outcome.trials
+        if each.is_feasible(Goal(0.02)) and each.trial.candidate not in tried
+    ]
+    assert within and outcome.could_win >= len(within)
+    assert outcome.stopped == (
+        f"5 candidates failed on held-out prompts; {len(within)} slower ones within the bound were "
+        "not tried"
+    )
+
+
+def test_five_refuted_ones_end_nothing_where_no_other_is_left():
+    outcome = run(RefutedAbove(lambda c: (mild(c)[0], 0.001 if mild(c)[0] > 2.15 else 0.3)))
+    assert len(outcome.refuted) == 5 and outcome.winner is None
+    assert outcome.settled and outcome.stopped == "every distinct candidate was measured"
+
+
+def test_bounds_on_likeness_hold_on_held_out_prompts_too():
+    blurred = point(4, 3)
+
+    class Measured(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            likeness = 10.0 if candidate == blurred and split == "held_out" else 30.0
+            return replace(measured, psnr=(likeness,) * len(measured.scores))
+
+    assert run(Measured()).winner.trial.candidate == blurred
+    outcome = run(Measured(), min_psnr=20.0)
+    assert outcome.refuted == (blurred,)
+    assert outcome.winner.trial.candidate == point(3, 1)
+
+
+def test_a_failed_candidate_is_a_record_and_the_search_goes_on():
+    broken = point(4, 3)
+    outcome = run(FakeEvaluator(fails=frozenset({broken})))
+    failed = [each for each in outcome.trials if each.assessment is None]
+    assert [each.trial.candidate for each in failed] == [broken]
+    assert failed[0].trial.failure.message == "the pipeline said no"
+    assert outcome.winner.trial.candidate == point(3, 1)
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_max_trials_bounds_the_trials_also_over_several_runs(tmp_path, strategy):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    budget = Budget(max_trials=3)
+    first = run(FakeEvaluator(), budget=budget, url=url, strategy=strategy)
+    assert len(first.trials) == 3
+    again = FakeEvaluator()
+    outcome = run(again, budget=budget, url=url, strategy=strategy)
+    assert len(outcome.trials) == 3 and outcome.resumed == 3
+    assert searched(again) == []
+    if not outcome.settled:
+        assert outcome.stopped == "--max_trials 3 was reached" and outcome.could_win
+
+
+def test_a_time_budget_stops_before_the_space_is_exhausted():
+    outcome = run(FakeEvaluator(), budget=Budget(seconds=45.0))
+    # The baseline and each trial are charged 10 s.
+    assert len(outcome.trials) == 4 and not outcome.settled
+    assert "45 s" in outcome.stopped and outcome.could_win == 12
+
+
+@pytest.mark.parametrize("strategy", ["grid", "random"])
+def test_a_time_budget_that_is_spent_as_the_last_candidate_ends_has_ended_nothing(strategy):
+    # The baseline and each of sixteen trials, of which none is given up early, are charged 10 s.
+    evaluator = FakeEvaluator(mild)
+    outcome = run(evaluator, budget=Budget(seconds=170.0), strategy=strategy)
+    assert len(outcome.trials) == 16 and outcome.settled and not outcome.could_win
+    assert outcome.stopped == "every distinct candidate was measured"
+
+
+def test_a_time_budget_counts_what_was_spent_before_a_hang():
+    outcome = run(FakeEvaluator(), budget=Budget(seconds=45.0), watchdog=Watchdog(spent=20.0))
+    assert len(outcome.trials) == 2 and "45 s" in outcome.stopped
+
+
+@pytest.mark.parametrize("strategy", ["grid", "guided", "random"])
+def test_a_killed_search_goes_on_with_nothing_measured_twice(tmp_path, strategy):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+
+    class Killed(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            if len(self.calls) == 6:
+                raise KeyboardInterrupt
+            return super().measure(candidate, split, prompts, pairs)
+
+    undisturbed = run(FakeEvaluator(noise=0.0), strategy=strategy)
+    first, second = Killed(noise=0.0), FakeEvaluator(noise=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, url=url, strategy=strategy)
+    outcome = run(second, url=url, strategy=strategy)
+    looks = [
+        (candidate, prompt)
+        for each in (first, second)
+        for candidate, split, prompts in each.calls
+        for prompt in prompts
+        if split == "search"
+    ]
+    assert len(looks) == len(set(looks))
+    assert outcome.resumed and outcome.winner.trial.candidate == point(4, 3)
+    assert {each.trial.candidate for each in outcome.trials} == {
+        each.trial.candidate for each in undisturbed.trials
+    }
+
+
+def test_contamination_ends_the_search_with_what_was_stored(tmp_path):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+
+    class Leaky(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            if len(self.calls) == 3:
+                raise ContaminationError("deepcache left the pipeline changed")
+            return super().measure(candidate, split, prompts, pairs)
+
+    with pytest.raises(ContaminationError):
+        run(Leaky(), url=url)
+    space = JointSpace(("deepcache",), FakeEvaluator().workload)
+    assert len(TrialStore(url, "study", space.values()).trials()) == 3
+
+
+# Racing
+
+
+def test_a_race_is_given_up_once_it_is_lost_and_its_looks_are_added_up():
+    evaluator = FakeEvaluator(lambda candidate: (1.5, 0.3))
+    outcome = run(evaluator, strategy="random")
+    assert outcome.winner is None
+    for each in outcome.trials:
+        assert each.assessment.prompts < 32 and str(each.assessment.verdict) == "fail"
+    for candidate in {each.trial.candidate for each in outcome.trials}:
+        looks = [prompts for each, _, prompts in evaluator.calls if each == candidate]
+        assert [look.start for look in looks] == [0, *(look.stop for look in looks[:-1])]
+
+
+def test_a_candidate_scored_on_all_prompts_is_timed_beside_as_many_pairs_as_asked():
+    evaluator = FakeEvaluator()
+    outcome = run(evaluator, strategy="random")
+    for each in outcome.trials:
+        measured = each.trial.measurement
+        pairs = len(measured.baseline_seconds_per_image)
+        assert pairs == 3 if each.assessment.is_complete else 1 <= pairs <= 3
+        assert len(measured.seconds_per_image) >= pairs
+
+
+def test_a_batch_that_was_halved_in_the_middle_of_a_race_starts_it_anew():
+    class Halved(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            size = 4 if len(self.calls) == 1 else 2
+            return type(measured)(**{**vars(measured), "batch_size": size})
+
+    evaluator = Halved(lambda candidate: (1.5, 0.0))
+    outcome = run(evaluator, strategy="random", budget=Budget(max_trials=1))
+    assert [(look.start, look.stop) for _, split, look in evaluator.calls[:3]][1:] == [
+        (evaluator.calls[0][2].stop, evaluator.calls[1][2].stop),
+        (0, evaluator.calls[1][2].stop),
+    ]
+    assert len(outcome.trials[0].trial.measurement.scores) == 32
+
+
+# Fewer steps
+
+
+def test_fewer_steps_are_measured_at_the_winners_speed():
+    outcome = run(FakeEvaluator())
+    target = outcome.winner.assessment.speedup.value
+    at_speed = [
+        rival for rival in outcome.rivals if rival.assessment.speedup.value >= target * 0.99
+    ]
+    assert at_speed, "no rival is as fast as the winner"
+    assert max(rival.steps for rival in at_speed) == 9
+    assert not any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+
+
+def test_a_rival_that_is_as_fast_and_better_is_said_to_beat_the_winner():
+    outcome = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
+    assert any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+
+
+def test_a_rival_need_not_be_as_fast_as_the_winner_was_by_luck():
+    class Lucky(FakeEvaluator):
+        """Its candidates are timed as faster in the search than ever after."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            if split == "search" or "steps" in candidate:
+                return measured
+            slower = tuple(each * 1.4 for each in measured.seconds_per_image)
+            return replace(measured, seconds_per_image=slower)
+
+    outcome = run(Lucky(lambda candidate: (2.8, 0.1)), bound=0.2)
+    lucky, after = outcome.winner.assessment.speedup.value, outcome.held_out.speedup.value
+    told = speed_of(outcome.winner, outcome.held_out)
+    assert after < told < lucky and told == pytest.approx((lucky * after) ** 0.5)
+    # Rivals are sought at the speed by all timings, and one of them does as well as that.
+    assert max(rival.assessment.speedup.value for rival in outcome.rivals) < lucky
+    assert any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+    assert speed_of(outcome.winner, None) == lucky
+
+
+class Worsening(FakeEvaluator):
+    """The machine gets noisy once a winner is found."""
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None):
+        if "steps" in candidate:
+            self._noise = 0.1
+        return super().measure(candidate, split, prompts, pairs)
+
+
+def test_a_winner_is_a_gain_by_the_intervals_that_are_reported():
+    won = 0
+    for seed in range(12):
+        evaluator = Worsening(lambda candidate: (1.06, 0.001), noise=0.02)
+        evaluator._rng = np.random.default_rng(seed)
+        outcome = run(evaluator, budget=Budget(max_trials=3))
+        if outcome.winner is not None:
+            won += 1
+            assert outcome.winner.assessment.is_gain and outcome.held_out.is_gain
+            assert outcome.winner in outcome.trials and outcome.rivals
+    assert won
+
+
+def test_steps_are_searched_as_a_target_of_their_own():
+    outcome = run(FakeEvaluator(), targets=("steps",), strategy="guided")
+    # Fewer than 12 of 20 lose over 2 %.
+    assert outcome.winner.trial.candidate == Candidate({"steps": {"num_inference_steps": 12}})
+    # Fewer steps cost nothing beside other accelerators; beside themselves they are no rival.
+    assert outcome.rivals == ()
+
+
+def test_fewer_steps_alone_that_win_a_joint_search_are_not_their_own_rival():
+    class Joint(FakeEvaluator):
+        """DeepCache costs time; fewer steps are as always."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            alone = {"steps": candidate["steps"]} if "steps" in candidate else dict(candidate)
+            measured = super().measure(Candidate(alone), split, prompts, pairs)
+            self.calls[-1] = (candidate, *self.calls[-1][1:])
+            if len(candidate) == 1 or candidate["deepcache"]["cache_interval"] == 1:
+                return measured
+            return replace(
+                measured, seconds_per_image=tuple(2 * each for each in measured.seconds_per_image)
+            )
+
+    space = {"deepcache": {"cache_interval": (1, 3), "cache_branch_id": (0,)}}
+    evaluator = Joint()
+    outcome = run(evaluator, targets=("deepcache", "steps"), space=space)
+    assert outcome.winner.trial.candidate["steps"] == {"num_inference_steps": 12}
+    assert outcome.winner.trial.candidate["deepcache"]["cache_interval"] == 1
+    assert 12 not in {rival.steps for rival in outcome.rivals}
+
+
+def test_all_intervals_of_an_outcome_are_of_one_pool_and_a_report_finds_the_same(tmp_path):
+    from accel_search.storage.run_reader import read_run
+    from accel_search.storage.trials_db import default_url
+
+    outcome = run(FakeEvaluator(noise=0.02), url=default_url(tmp_path))
+    assert outcome.winner in outcome.trials
+    # Every trial has three pairs, so by one pool all intervals are equally wide, but for those of
+    # trials that contradict it.
+    found = [each.assessment.speedup for each in outcome.trials]
+    found += [outcome.held_out.speedup, *(each.assessment.speedup for each in outcome.rivals)]
+    widths = [round(math.log(each.high / each.low), 9) for each in found]
+    assert widths.count(statistics.mode(widths)) > len(widths) / 2
+    report = read_run(tmp_path)
+    rows = {row.candidate: row.speedup for row in report.rows}
+    for each in outcome.trials:
+        shown = rows[each.trial.candidate]
+        assert shown.as_list() == pytest.approx(each.assessment.speedup.as_list())
+    for rival, shown in zip(outcome.rivals, report.rivals, strict=True):
+        assert shown.speedup.as_list() == pytest.approx(rival.assessment.speedup.as_list())

@@ -1,0 +1,22 @@
+"""What every run on recorded tables imports, once for all of them."""
+
+import alembic.command
+import alembic.migration
+import optuna
+import psutil
+import scipy.stats
+import sqlalchemy
+import sqlalchemy.dialects.sqlite
+import tqdm
+
+import accel_search.explore_upper_bounds
+import accel_search.report.console.summary
+import accel_search.session
+import accel_search.storage.search_results
+import accel_search.sweep.driver
+import accel_search.sweep.estimate
+import accel_search.sweep.progress
+import accel_search.traversal_search
+import tests.support.recorded
+
+__all__ = ["accel_search", "alembic", "optuna", "psutil", "scipy", "sqlalchemy", "tests", "tqdm"]
