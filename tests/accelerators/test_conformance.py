@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.base import Accelerator, Company
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.computation import candidate_signature
 from accel_search.errors import AcceleratorError, ConfigurationError
+from tests.support.candidates import ACCELERATORS, extreme
 from tests.support.tiny import (
     KINDS,
     STEPS,
@@ -38,19 +38,6 @@ from tests.support.tiny import (
 
 BATCH_TOLERANCE = 1e-4
 """The CPU's matrix kernels sum in another order at another batch size; latents are of size 10."""
-
-ACCELERATORS = all_accelerators()
-
-
-def extreme(accelerator: Accelerator, end: int, steps: int = STEPS) -> dict[str, Any]:
-    """Params at one end of the space: 0 the first value of each that is allowed, -1 the last."""
-    load = workload(steps=steps)
-    return {
-        parameter.name: [v for v in parameter.values if accelerator.allowed(parameter, v, load)][
-            end
-        ]
-        for parameter in accelerator.parameters
-    }
 
 
 def candidates() -> list[Any]:

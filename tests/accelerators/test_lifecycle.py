@@ -22,8 +22,8 @@ from diffusers.callbacks import SDCFGCutoffCallback
 
 from accel_search import accelerate, restore
 from accel_search.errors import AcceleratorError
-from tests.accelerators.situations import CHANGES, FREEU, Change
-from tests.accelerators.test_conformance import ACCELERATORS, extreme
+from tests.support.candidates import CANDIDATES, TOGETHER
+from tests.support.situations import CHANGES, FREEU, Change
 from tests.support.tiny import (
     KINDS,
     STEPS,
@@ -40,9 +40,6 @@ from tests.support.tiny import (
 DEEPCACHE: dict[str, Any] = {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}
 TOME: dict[str, Any] = {"tome": {"ratio": 0.5, "max_downsample": 4}}
 TGATE: dict[str, Any] = {"tgate": tgate_params(4, 2, 2, 1)}
-SINGLES = {name: {name: extreme(each, -1)} for name, each in ACCELERATORS.items()}
-TOGETHER = {name: params for single in SINGLES.values() for name, params in single.items()}
-CANDIDATES = SINGLES | {"together": TOGETHER}
 TRIPLE = DEEPCACHE | TOME | TGATE
 COUNTING = {"deepcache": DEEPCACHE, "tgate": TGATE}
 """Accelerators that count steps."""

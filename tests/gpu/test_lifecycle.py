@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from accel_search import accelerate, restore  # noqa: E402
-from tests.accelerators.situations import no_group_offload, no_offload  # noqa: E402
-from tests.accelerators.test_lifecycle import CANDIDATES  # noqa: E402
+from tests.support.candidates import CANDIDATES  # noqa: E402
+from tests.support.situations import no_group_offload, no_offload  # noqa: E402
 from tests.support.tiny import KINDS, STEPS, make_pipe, render  # noqa: E402
 
 pytestmark = pytest.mark.gpu
