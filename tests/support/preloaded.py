@@ -9,6 +9,7 @@ import sqlalchemy
 import sqlalchemy.dialects.sqlite
 import tqdm
 
+import accel_search.cli.logging_utils
 import accel_search.explore_upper_bounds
 import accel_search.report.console.summary
 import accel_search.session
