@@ -617,17 +617,23 @@ def test_it_may_be_taken_off_in_a_callback() -> None:
     assert torch.equal(tried(pipe, None), expected("SD", None, None))
 
 
-def test_a_call_within_its_own_call_is_refused() -> None:
+@pytest.mark.parametrize("who", ["itself", "another", "another with its own scheduler"])
+def test_a_call_within_a_call_is_refused(who: str) -> None:
     pipe = make_pipe()
+    other = pipe if who == "itself" else shared(pipe)
+    if "own" in who:
+        other.scheduler = make_scheduler("DDIMScheduler")
 
-    def again(pipe: Any, *_: Any) -> dict[str, Any]:
-        render(pipe, steps=2)
+    def again(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        if step == 2:
+            render(other, steps=2)
         return {}
 
-    with accelerate(pipe, TOGETHER):
-        with pytest.raises(AcceleratorError, match="within its own call"):
-            render(pipe, steps=STEPS, callback_on_step_end=again)
-        assert torch.equal(tried(pipe, None), expected("SD", None, "together"))
+    with accelerate(pipe, TRIPLE):
+        expected_picture = tried(pipe, None)
+        with pytest.raises(AcceleratorError, match="within a call of its pipeline"):
+            render(pipe, (0,), steps=STEPS, callback_on_step_end=again)
+        assert torch.equal(tried(pipe, None), expected_picture)
 
 
 # Copies

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 from accel_search.accelerators.patching import Layer, layered, layers_of
@@ -20,6 +21,11 @@ from accel_search.accelerators.pipeline_call import (
 from accel_search.errors import AcceleratorError
 
 Listener = Callable[[], None]
+
+NESTED = (
+    "an accelerated UNet is called within a call of its pipeline: use a pipeline with a UNet of "
+    "its own there"
+)
 
 
 class StepClock:
@@ -136,9 +142,7 @@ class StepClock:
             AcceleratorError: Another call of it is in progress.
         """
         if self._is_mine() and self._is_pipelines_own:
-            raise AcceleratorError(
-                "an accelerated pipeline is called within its own call: use another pipeline there"
-            )
+            raise AcceleratorError(NESTED)
         self.restart()
         self._take(is_pipelines_own=True)
         try:
@@ -158,8 +162,10 @@ class StepClock:
             AcceleratorError: It is no call that can be counted, or a listener refuses it.
         """
         size, kind = tuple(sample.shape[-2:]), (sample.shape[0], sample.dtype, sample.device)
-        if not (self._is_counting and self._is_mine() and size == self.latent_size):
-            self._begin_call(size)
+        pipe, frame = caller()
+        if not (self._is_counting and self._is_mine() and size == self.latent_size
+                and pipe is self._pipe_of_call()):  # fmt: skip
+            self._begin_call(size, pipe, frame)
         else:
             self._check_timestep(timestep)
             self.index += 1
@@ -190,10 +196,11 @@ class StepClock:
             if not self._is_pipelines_own:
                 self._thread = None
 
-    def _begin_call(self, size: tuple[int, int]) -> None:
-        pipe, frame = caller()
+    def _begin_call(self, size: tuple[int, int], pipe: Any, frame: FrameType) -> None:
         if not self._is_mine():
             self._take(frame_id=id(frame))
+        elif self._is_pipelines_own and pipe is not (self._pipe and self._pipe()):
+            raise AcceleratorError(NESTED)
         self._end_call()
         self.call = None if pipe is None else describe(pipe, frame)
         scheduler = getattr(pipe or (self._pipe and self._pipe()), "scheduler", None)
@@ -228,6 +235,9 @@ class StepClock:
                 "the UNet is called twice at one timestep: give it both parts of the guidance in "
                 "one batch, [unconditional, text], or leave out deepcache and tgate"
             )
+
+    def _pipe_of_call(self) -> Any:
+        return None if self.call is None else self.call.pipe()
 
     def _is_mine(self) -> bool:
         return self._thread == threading.get_ident()

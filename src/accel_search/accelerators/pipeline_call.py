@@ -33,9 +33,6 @@ class PipelineCall(NamedTuple):
         return None if guided is None else bool(guided)
 
 
-_LIBRARIES = ("accel_search", "accelerate", "diffusers", "torch")
-
-
 def caller() -> tuple[Any, FrameType]:
     """Return the pipeline whose method calls the UNet, and that method's frame.
 
@@ -45,22 +42,22 @@ def caller() -> tuple[Any, FrameType]:
     Raises:
         AcceleratorError: The UNet is called through torch.compile.
     """
-    from diffusers import DiffusionPipeline
-
+    pipelines = sys.modules["diffusers"].DiffusionPipeline
     frame: FrameType | None = sys._getframe(1)
-    loop = frame
+    loop: FrameType | None = None
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, DiffusionPipeline):
-                return owner, frame
-        if str(frame.f_globals.get("__name__")).startswith("torch._dynamo."):
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith("torch._dynamo."):
             raise AcceleratorError(COMPILED)
-        if _is_of_library(loop):
-            loop = frame
+        # At every UNet call, and a frame's variables are dear: those of ours are passed over.
+        if not module.startswith(("accel_search.", "torch.")):
+            if frame.f_code.co_varnames[:1] == ("self",):
+                owner = frame.f_locals.get("self")
+                if isinstance(owner, pipelines):
+                    return owner, frame
+            loop = loop or frame
         frame = frame.f_back
-    assert loop is not None
-    return None, loop
+    return None, loop or sys._getframe(1)
 
 
 def take_back_processors(unet: Any) -> None:
@@ -77,11 +74,6 @@ def take_back_processors(unet: Any) -> None:
         unet.set_attn_processor(own)
 
 
-def _is_of_library(frame: FrameType | None) -> bool:
-    module = "" if frame is None else str(frame.f_globals.get("__name__"))
-    return module.partition(".")[0] in _LIBRARIES
-
-
 def is_running(thread: int, frame_id: int) -> bool:
     """Return whether a thread is in a call whose frame had the id `frame_id`."""
     frame = sys._current_frames().get(thread)
@@ -93,6 +85,12 @@ def is_running(thread: int, frame_id: int) -> bool:
 def describe(pipe: Any, frame: FrameType) -> PipelineCall:
     """Return what the variables of a pipeline's running call say of it."""
     variables = frame.f_locals
+    # The loop may lie in one method of the pipeline, and the UNet be called in another.
+    outer = frame.f_back
+    while "latents" not in variables and outer is not None:
+        if outer.f_locals.get("self") is pipe:
+            variables = outer.f_locals
+        outer = outer.f_back
     shape = getattr(variables.get("latents"), "shape", None)
     guided = variables.get("do_classifier_free_guidance")
     return PipelineCall(
