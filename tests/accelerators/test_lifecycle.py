@@ -497,15 +497,79 @@ def test_a_unet_that_is_called_twice_at_a_timestep_is_refused(candidate: dict[st
     latents = inputs("SD", (0,))["latents"]
     text = inputs("SD", (0,))["prompt_embeds"]
     pipe.scheduler.set_timesteps(4)
-    with accelerate(pipe, candidate), pytest.raises(AcceleratorError, match=r"twice|outside"):
+    refused = pytest.raises(AcceleratorError, match=r"twice|outside")
+    with accelerate(pipe, candidate), torch.no_grad(), refused:
         for timestep in pipe.scheduler.timesteps:
             for _ in range(2):
                 pipe.unet(latents, timestep, encoder_hidden_states=text)
 
 
+@pytest.mark.parametrize("candidate", [DEEPCACHE, TOME], ids=str)
+def test_unet_calls_that_belong_to_no_loop_are_each_the_first(candidate: dict[str, Any]) -> None:
+    pipe = make_pipe()
+    text = inputs("SD", (0, 1))["prompt_embeds"]
+
+    def once(image: int, timestep: Any) -> torch.Tensor:
+        latents = inputs("SD", (image,))["latents"]
+        result: torch.Tensor = pipe.unet(
+            latents, timestep, encoder_hidden_states=text[image : image + 1]
+        )[0]
+        return result
+
+    with accelerate(pipe, candidate), torch.no_grad():
+        alone = {}
+        for image, timestep in ((0, 5), (1, torch.tensor(700)), (1, 5.0)):
+            pipe.scheduler.set_timesteps(4)
+            alone[image, float(timestep)] = once(image, timestep)
+        for image, timestep in ((0, 5), (1, torch.tensor(700)), (1, 700), (1, torch.tensor(700))):
+            assert torch.equal(once(image, timestep), alone[image, float(timestep)])
+
+
+def test_training_is_refused_where_values_are_kept() -> None:
+    pipe = make_pipe()
+    arguments = inputs("SD", (0,))
+    with accelerate(pipe, DEEPCACHE), pytest.raises(AcceleratorError, match=r"torch\.no_grad"):
+        pipe.unet(arguments["latents"], 5, encoder_hidden_states=arguments["prompt_embeds"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "candidate", "refused"),
+    [
+        ("StableDiffusionSAGPipeline", DEEPCACHE, True),
+        ("StableDiffusionSAGPipeline", TGATE, True),
+        ("StableDiffusionSAGPipeline", TOME, False),
+        # Of one view here; it copies its scheduler's attributes, and puts the copies back.
+        ("StableDiffusionPanoramaPipeline", DEEPCACHE | TOME, False),
+    ],
+)
+def test_pipelines_that_call_the_unet_more_than_once_a_step(
+    cls: str, candidate: dict[str, Any], refused: bool
+) -> None:
+    pipe = shared(make_pipe(), cls)
+    size = {"height": 128, "width": 128} if "Panorama" in cls else {}
+
+    def call() -> torch.Tensor:
+        arguments = inputs("SD", (0,))
+        result: torch.Tensor = pipe(
+            **arguments, **size, num_inference_steps=4, output_type="latent"
+        ).images
+        return result
+
+    plain, before = call(), snapshot(pipe)
+    with accelerate(pipe, candidate):
+        if refused:
+            with pytest.raises(AcceleratorError, match="twice at one timestep"):
+                call()
+        else:
+            picture = call()
+            assert torch.equal(call(), picture) and not torch.equal(picture, plain)
+    assert_same(before, snapshot(pipe))
+    assert torch.equal(call(), plain)
+
+
 @pytest.mark.parametrize("candidate", COUNTING.values(), ids=COUNTING)
 def test_a_pipeline_with_more_unet_calls_than_steps_is_refused(candidate: dict[str, Any]) -> None:
-    """As MultiDiffusion's, which calls the UNet for each view."""
+    """As one that goes on after its last step."""
     pipe = make_pipe()
     unet = pipe.unet
 

@@ -163,15 +163,13 @@ class StepClock:
         """
         size, kind = tuple(sample.shape[-2:]), (sample.shape[0], sample.dtype, sample.device)
         pipe, frame = caller()
-        if not (self._is_counting and self._is_mine() and size == self.latent_size
-                and pipe is self._pipe_of_call()):  # fmt: skip
-            self._begin_call(size, pipe, frame)
-        else:
-            self._check_timestep(timestep)
+        if self._continues(pipe, size, timestep):
             self.index += 1
             # Where guidance ends, say, the rows change, and what was kept is of the old ones.
             if self.index in self._restarts or kind != self._kind:
                 self.phase_start = self.index
+        else:
+            self._begin_call(size, pipe, frame)
         self.batch = kind[0]
         self._kind, self._timestep = kind, timestep
         for listener in self._step:
@@ -202,6 +200,8 @@ class StepClock:
         elif self._is_pipelines_own and pipe is not (self._pipe and self._pipe()):
             raise AcceleratorError(NESTED)
         self._end_call()
+        if self._step and pipe is None:
+            _refuse_gradients()
         self.call = None if pipe is None else describe(pipe, frame)
         scheduler = getattr(pipe or (self._pipe and self._pipe()), "scheduler", None)
         if scheduler is not None:
@@ -229,12 +229,21 @@ class StepClock:
             for listener in self._end:
                 listener()
 
-    def _check_timestep(self, timestep: Any) -> None:
+    def _continues(self, pipe: Any, size: tuple[int, int], timestep: Any) -> bool:
+        """Return whether a UNet call is of the pipeline call in progress."""
+        if not (
+            self._is_counting
+            and self._is_mine()
+            and size == self.latent_size
+            and pipe is self._pipe_of_call()
+        ):
+            return False
         if self._step and timestep is self._timestep and hasattr(timestep, "shape"):
             raise AcceleratorError(
                 "the UNet is called twice at one timestep: give it both parts of the guidance in "
                 "one batch, [unconditional, text], or leave out deepcache and tgate"
             )
+        return pipe is not None or _follows(timestep, self._timestep)
 
     def _pipe_of_call(self) -> Any:
         return None if self.call is None else self.call.pipe()
@@ -264,6 +273,33 @@ class StepClock:
         if all(getattr(layer, "clock", None) is not self for layer in layers):
             layer = _SchedulerLayer(self)
             self._watched.enter_context(layered(scheduler, layer, "set_timesteps"))
+
+
+def _follows(timestep: Any, before: Any) -> bool:
+    """Return whether a timestep comes after another in a denoising loop.
+
+    Loops go through the scheduler's timesteps, of which each is a view: then nothing has to be
+    asked of the device.
+    """
+    if hasattr(timestep, "untyped_storage") and hasattr(before, "untyped_storage"):
+        storages = [value.untyped_storage().data_ptr() for value in (timestep, before)]
+        if storages[0] == storages[1] and timestep.data_ptr() != before.data_ptr():
+            return bool(timestep.data_ptr() > before.data_ptr())
+    values = [
+        float(value.reshape(-1)[0] if hasattr(value, "reshape") else value)
+        for value in (timestep, before)
+    ]
+    return values[0] < values[1]
+
+
+def _refuse_gradients() -> None:
+    import torch
+
+    if torch.is_grad_enabled():
+        raise AcceleratorError(
+            "an accelerated UNet is called with gradients, of which what is kept from one step to "
+            "the next would be part: use torch.no_grad(), or restore(pipe) to train"
+        )
 
 
 class _PipelineLayer(Layer):

@@ -12,7 +12,7 @@ from typing import Any
 from accel_search.errors import AcceleratorError
 
 _LAYERS = "_accel_search_layers"
-"""In `vars()` of a layered object: method name -> its outermost layer."""
+"""In `vars()` of a layered object."""
 _PLAIN = "_accel_search_plain"
 """On the class of a layered object: its class without layers."""
 
@@ -36,6 +36,17 @@ class Layer:
         return self.inner(owner, *args, **kwargs)
 
 
+class _Layers(dict[str, Layer]):
+    """Method name -> its outermost layer.
+
+    Not copied with the `vars()` of an object, which MultiDiffusion keeps of a scheduler for each
+    view and puts back: layers are of one object.
+    """
+
+    def __deepcopy__(self, _: dict[int, Any]) -> _Layers:
+        return self
+
+
 class layered(AbstractContextManager[None]):  # noqa: N801 - used like a function
     """Run `layer` around `owner.method`, outside of the layers there are, for a `with` block.
 
@@ -56,7 +67,7 @@ class layered(AbstractContextManager[None]):  # noqa: N801 - used like a functio
     def __enter__(self) -> None:
         """Put the layer on."""
         owner = self._owner()
-        layers = vars(owner).setdefault(_LAYERS, {})
+        layers = vars(owner).setdefault(_LAYERS, _Layers())
         layer, below = self._layer, layers.get(self._method)
         layer.below = below
         layer.inner = getattr(_plain(owner), self._method) if below is None else below.run

@@ -232,10 +232,10 @@ def is_guided_in_halves(call: PipelineCall | None, batch: int) -> bool:
             f"half cannot stand for both: call with guess_mode=False, or {way_out}"
         )
     if batch != call.images * (1 + guided):
-        parts = "two parts, [unconditional, text]" if guided else "one part"
+        parts = "[unconditional, text] is" if guided else "one part is"
         raise AcceleratorError(
             f"tgate: {call.name} gives the UNet a batch of {batch} for {call.images} pictures "
-            f"{'with' if guided else 'without'} guidance, where {parts} are expected (PAG and "
+            f"{'with' if guided else 'without'} guidance, where {parts} expected (PAG and "
             f"InstructPix2Pix have others): {way_out}"
         )
     return guided
