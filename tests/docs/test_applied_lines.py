@@ -26,6 +26,7 @@ from tests.support.docs_pages import (
     NAMES,
     ROOT,
     applications_in,
+    blocks,
     is_abridged,
     notebook_cells,
     printed_python,
@@ -245,6 +246,16 @@ def test_all_that_is_shown_accelerates(tmp_path, installed, monkeypatch, capsys)
     scripts = pages | reported(tmp_path) | replayed(capsys)
     wrong = run_printed(tmp_path, scripts, **environment)
     assert not wrong, "\n".join(wrong)
+    # What pages show of stderr is what the lines have written there.
+    written = "".join(path.read_text() for path in tmp_path.glob("script*/stderr")).splitlines()
+    said = [
+        line
+        for name in NAMES
+        for block in blocks(name, "text")
+        for line in block.text.splitlines()
+        if re.match("accel-search: .*: applied ", line)
+    ]
+    assert said and set(said) <= set(written)
 
 
 @pytest.mark.slow
