@@ -16,6 +16,7 @@ from accel_search.errors import TrialFailure
 from accel_search.storage.run_folder import pictures_path
 from accel_search.storage.run_reader import read_run
 from accel_search.traversal_search import main
+from tests.support.docs_pages import printed_python
 from tests.support.fakes import FakeEvaluator
 from tests.support.options import FAST, SMALL, SURE
 
@@ -53,7 +54,7 @@ def test_a_search_ends_with_a_result_that_is_reused_and_applied_in_two_lines(fol
     )
     assert "on 2 prompts the search never saw" in out
     assert "bare pipeline at" in out
-    is_applied(out.split("Use it:")[1])
+    assert_applied(printed_python(out)[0])
     stamped = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - traversal_search - INFO - trial 1/2 "
     assert any(re.match(stamped, line) for line in log_lines(folder))
 
@@ -89,22 +90,25 @@ def trials_in_new_lines(folder, before):
     return [line for line in log_lines(folder)[before:] if "trial " in line]
 
 
-def is_applied(code):
-    """Run the two lines that the program prints, on a pipeline that a user has loaded."""
+def assert_applied(lines):
+    """Run the lines as the program prints them, on a pipeline that a user has loaded."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
+    from accel_search import restore
     from accel_search.runtime.demo import demo_folder
+    from tests.support.tiny import runs
 
-    assert 'accelerate(pipe, "search_params.json", steps=6, scheduler="DDIM")' in code
+    assert 'accelerate(pipe, "search_params.json", steps=6, scheduler="DDIM")' in lines
     pipe = StableDiffusionPipeline.from_pretrained(demo_folder() / "pipeline", safety_checker=None)
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)  # As SD1.5 comes with.
-    before = set(vars(pipe.unet.mid_block))
-    scope = {"pipe": pipe}
-    lines = [line.strip() for line in code.strip().splitlines()]
-    exec(f"{lines[0]}\napplied = {lines[1]}", scope)  # noqa: S102
-    assert vars(pipe.unet.mid_block).keys() - before == {"forward"}
-    scope["applied"].remove()
-    assert vars(pipe.unet.mid_block).keys() == before
+    full = runs(pipe.unet.mid_block)
+    exec(lines, {"pipe": pipe})  # noqa: S102
+    pipe("a red ring", num_inference_steps=6, height=64, width=64)
+    assert len(full) == 2  # Of six, a full one every five or every four.
+    restore(pipe)
+    full.clear()
+    pipe("a red ring", num_inference_steps=6, height=64, width=64)
+    assert len(full) == len(pipe.scheduler.timesteps) == 15  # PNDM's.
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def pipe():
 
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_samples_run(name, pipe, tmp_path, monkeypatch):
-    from accel_search import Acceleration
+    from accel_search import restore
     from tests.support.fakes import WORKLOAD
     from tests.support.pages import make_run_dir
 
@@ -41,14 +41,6 @@ def test_samples_run(name, pipe, tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "search_params.json", folder)
     make_run_dir(tmp_path / "accel_search_runs", pictures=False)
-    handles = []
-    original = Acceleration.__init__
-
-    def noted(self, *arguments, **options):
-        original(self, *arguments, **options)
-        handles.append(self)
-
-    monkeypatch.setattr(Acceleration, "__init__", noted)
     document = Document.parse(str(ROOT / name), PythonCodeBlockParser())
     document.namespace.update(
         pipe=pipe,
@@ -62,6 +54,5 @@ def test_samples_run(name, pipe, tmp_path, monkeypatch):
         for example in examples:
             example.evaluate()
     finally:
-        for handle in reversed(handles):  # Of samples that end accelerated.
-            handle.remove()
+        restore(pipe)  # After samples that end accelerated.
     assert set(vars(pipe.unet.mid_block)) == before

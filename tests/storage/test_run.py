@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import runpy
 import shutil
 import subprocess
@@ -307,6 +308,9 @@ def test_the_exported_script_runs_as_it_is(exported):
     )
     assert done.returncode == 0, done.stderr
     assert Image.open(exported.parent / "fast.png").size == (64, 64)
+    # The libraries' bars of progress, and nothing else: nothing fails as the process ends.
+    lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line]
+    assert [line for line in lines if "%|" not in line] == []
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,9 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "src/accel_search/demo/README.md"]
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+NOTEBOOK = ROOT / "docs" / "demo.ipynb"
 PROGRAMS = ("accel-search", "accel-explore", "accel-report")
+APPLIES = "accelerate("
 
 
 class Block(NamedTuple):
@@ -112,3 +116,35 @@ def spans(name: str) -> Iterator[str]:
     for token in inline(name):
         if token.type == "code_inline":
             yield token.content.replace("\n", " ")
+
+
+def applications_in(name: str) -> Iterator[tuple[str, str]]:
+    """Yield each Python text of a page that accelerates a pipeline, after where it stands.
+
+    That is in a block of Python, in what a program has printed, or within a line, where `…` stands
+    for what is left out.
+    """
+    for block in blocks(name, "python"):
+        if APPLIES in block.text:
+            yield f"{name}:{block.line}", block.text
+    for block in blocks(name, "text", "console", "bash"):
+        yield from ((f"{name}:{block.line}", lines) for lines in printed_python(block.text))
+    for span in spans(name):
+        if APPLIES in span and not is_abridged(span):
+            yield f"{name}: `{span}`", span
+
+
+def printed_python(output: str) -> list[str]:
+    """Return the Python that a program's output gives to use a result."""
+    return [textwrap.dedent(part) for part in re.findall(r"^Use it:\n((?:  .*\n)+)", output, re.M)]
+
+
+def is_abridged(span: str) -> bool:
+    """Return whether code within a line leaves something out."""
+    return "…" in span or "..." in span
+
+
+def notebook_cells() -> list[dict[str, Any]]:
+    """Return the notebook's cells of code."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
