@@ -141,7 +141,8 @@ def run_search(
     )
     budget = Budget(settings.max_trials, settings.time_budget)
     with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
-        observers = Observers(progress, (tracking or Tracking({}, logger)).tell)
+        trackers = tracking or Tracking({}, logger)
+        observers = Observers({"progress": progress, "trackers": trackers}, logger)
         return Search(evaluator, cls(task), store, goal, budget, observers, watchdog).run()
 
 
@@ -206,7 +207,7 @@ def explore(
             keep(settings, logger, evaluator, space, store, outcome, no_gain)
         pairs = 1 if settings.latency_only else evaluator.pairs
         with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
-            observers = Observers(progress, tracking.tell)
+            observers = Observers({"progress": progress, "trackers": tracking}, logger)
             timing = SpeedBoundSearch(evaluator, space, store, observers, pairs, watchdog)
             try:
                 bound = timing.run()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from accel_search.cli.program import run_program
 from accel_search.errors import (
@@ -179,21 +179,23 @@ def _set_up_logging(settings: Settings) -> logging.Logger:
 
 
 def _watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
-    """Return what begins this process anew where a candidate hangs, and ends it where nothing can.
+    """Return what restarts this process where a candidate hangs, or ends it with one line."""
+    from accel_search.cli.restart import RESUME, Carried, carried, end, restart_process
+    from accel_search.search.watchdog import restarting_watchdog
 
-    It goes on from what a process that hung before this one has left to it.
-    """
-    from accel_search.cli import restart
-    from accel_search.search.watchdog import Watchdog, beginning_anew
+    log = settings.log_file
 
-    hangs, spent = restart.carried()
-    return Watchdog(
-        settings.trial_timeout,
-        beginning_anew(logger, settings.log_file, hangs, "accel-search"),
-        Path(settings.log_file).open("a", encoding="utf-8"),
-        compiled=settings.compile,
-        hangs=hangs,
-        spent=spent,
+    def restart(message: str, next_carried: Carried) -> NoReturn:
+        logger.warning("%s: %s shows where it hung; beginning anew without it", message, log)
+        restart_process(next_carried)
+
+    return restarting_watchdog(
+        settings,
+        carried(),
+        Path(log).open("a", encoding="utf-8"),
+        log,
+        restart,
+        lambda message: end(f"accel-search: error: {message}; {RESUME}"),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement, Trial
 from accel_search.errors import NothingMeasured
+from accel_search.search.events import Observer
 from accel_search.search.space import JointSpace
 from accel_search.search.speed_bound import MAX_RUNS, SpeedBoundSearch
 from accel_search.search.watchdog import Watchdog
@@ -17,18 +18,15 @@ from tests.support.fakes import WORKLOAD, FakeEvaluator
 from tests.support.timer import Timer, true_time
 
 
-class Listener:
+class Listener(Observer):
     def __init__(self):
         self.timed = []
 
     def on_baseline(self, baseline):
         self.baseline = baseline
 
-    def on_start(self, candidate):
-        pass
-
-    def on_timed(self, trial, found):
-        self.timed.append((trial, found))
+    def on_timed(self, trial, speedup):
+        self.timed.append((trial, speedup))
 
 
 def search(evaluator, targets=("deepcache",), store=None, pairs=1):

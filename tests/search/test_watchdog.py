@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import partial
 
 import pytest
 
 from accel_search.cli import restart
+from accel_search.cli.restart import Carried
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement
 from accel_search.search import watchdog
-from accel_search.search.watchdog import Watchdog
+from accel_search.search.watchdog import Hang, Watchdog, restarting_watchdog
+from accel_search.settings import Settings
 
 CANDIDATE = Candidate({"tome": {"ratio": 0.5}})
 BASELINE = Measurement((1.0,) * 8, (1.0,) * 4, (30.0,) * 32, batch_size=4, seconds=64.0)
@@ -55,7 +58,7 @@ def test_what_does_not_end_is_recorded_and_told_of_with_all_stacks(hung, tmp_pat
 def test_the_bare_pipeline_has_no_failure_to_be_recorded(hung):
     with Watchdog(0.05, hung).over(None, 4):
         assert hung.told.wait(60)
-    assert hung.hangs[0].said.startswith("the bare pipeline did not end")
+    assert hung.hangs[0].message.startswith("the bare pipeline did not end")
     assert hung.hangs[0].recorded is None
 
 
@@ -91,6 +94,39 @@ def test_a_measuring_that_ends_too_late_waits_for_what_is_done_about_it():
     with Watchdog(0.05, react).over(CANDIDATE, 4, lambda failure: 1):
         assert told.wait(60)
     assert done.is_set()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "recorded", "error", "ending"),
+    [
+        (CANDIDATE, 3, None, None),
+        (CANDIDATE, 2, None, "the log shows where it hung"),
+        (CANDIDATE, None, OSError("full"), "cannot be recorded (OSError: full): the log shows"),
+        (None, None, None, "the log shows where it hung"),
+    ],
+    ids=["a further one", "none further", "not recorded", "baseline"],
+)
+def test_a_process_restarts_only_for_a_further_hang_on_record(candidate, recorded, error, ending):
+    calls = []
+
+    def leave(*values):
+        calls.append(values)
+        raise SystemExit
+
+    settings, inherited = Settings(trial_timeout=0.05), Carried(2, 60.0)
+    dog = restarting_watchdog(
+        settings, inherited, None, "the log", partial(leave, "restart"), partial(leave, "give up")
+    )
+    assert (dog.limit(32), dog.hangs, dog.spent) == (0.05, 2, 60.0)
+    with pytest.raises(SystemExit):
+        dog._on_hang(Hang(candidate, 0.05, recorded, 61.5, error))
+    ((what, message, *carried),) = calls
+    happened = f"{candidate or 'the bare pipeline'} did not end within 0.05 s (--trial_timeout)"
+    if ending is None:
+        assert (what, message) == ("restart", f"{happened} and is recorded as failed")
+        assert carried == [Carried(3, 61.5)]
+    else:
+        assert what == "give up" and message.startswith(f"{happened}: {ending}")
 
 
 def test_time_in_which_the_process_was_stopped_does_not_count(hung, monkeypatch):

@@ -67,8 +67,8 @@ def answer(job):
     elif what == "exit":  # As a library may end its process.
         sys.stdout.flush()
         os._exit(int(detail))
-    elif what == "hung" and job["hangs"] < int(detail):
-        return Answer(has_hung=True)
+    elif what == "hung" and job["carried"][0] < int(detail):
+        return Answer(carried=(job["carried"][0] + 1, 0.0))
     elif what == "oom":
         facts = {"batch_sizes_tried": [4, 2, 1], "bytes_asked": 8, "bytes_free": 4}
         return Answer(failure=failure("cuda_oom", "does not fit", seconds=1, exit_code=4, **facts))

@@ -1,4 +1,4 @@
-"""A program that begins anew in its own place, after a hang that nothing else would end."""
+"""Restart a process in place after a hang that nothing else would end."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from accel_search.errors import ExitCode
 
 _CARRIED = "ACCEL_SEARCH_BEGUN_ANEW"
-"""Environment variable from one process to the one in its place: hangs on record, seconds spent."""
+"""Environment variable that hands `Carried` to the process in this one's place."""
 RESUME = "what was measured is stored: run the same command again to go on"
 
 
-def carried() -> tuple[int, float]:
-    """Return how many hangs were on record and how many seconds spent when this process began.
+class Carried(NamedTuple):
+    """What a process that hung hands to the one that goes on from its trials."""
 
-    Both are 0 unless it began in the place of one that hung. The second call returns them no more:
-    they are not for the processes that this one starts.
+    hangs: int = 0
+    """Candidates on record as having hung."""
+    spent: float = 0.0
+    """Seconds spent measuring."""
+
+
+def carried() -> Carried:
+    """Return what this process took over; zeros unless it began in the place of one that hung.
+
+    A second call returns zeros: it is not for the processes that this one starts.
     """
     hangs, _, spent = os.environ.pop(_CARRIED, "").partition(" ")
     try:
-        return int(hangs or 0), float(spent or 0)
+        return Carried(int(hangs or 0), float(spent or 0))
     except ValueError:  # Somebody else's variable.
-        return 0, 0.0
+        return Carried()
 
 
 def end(line: str, code: int = ExitCode.UNEXPECTED) -> NoReturn:
@@ -42,22 +50,17 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def begin_anew(hangs: int, spent: float) -> NoReturn:
-    """Replace this process by one of the same command line; locks and files fall with the old.
-
-    Args:
-        hangs: How many hangs are on record by now, for the next process.
-        spent: Seconds that were spent measuring, for it too.
-    """
-    os.environ[_CARRIED] = f"{hangs} {spent:.1f}"
+def restart_process(carried: Carried) -> NoReturn:
+    """Replace this process by one of the same command line; locks and files fall with the old."""
+    os.environ[_CARRIED] = f"{carried.hangs} {carried.spent:.1f}"
     _flush()
     _end_children()
     # What a library left open for its children, say on a GPU, must not outlive it either.
     with suppress(OSError):
-        for each in Path("/proc/self/fd").iterdir():
-            if int(each.name) > 2:
+        for descriptor in Path("/proc/self/fd").iterdir():
+            if int(descriptor.name) > 2:
                 with suppress(OSError):  # The listing's own is closed by now.
-                    os.set_inheritable(int(each.name), False)
+                    os.set_inheritable(int(descriptor.name), False)
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     except OSError as error:
@@ -68,9 +71,9 @@ def _end_children() -> None:
     import psutil
 
     with suppress(psutil.Error):
-        for each in psutil.Process().children(recursive=True):
+        for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                each.kill()
+                child.kill()
 
 
 def _flush() -> None:

@@ -1,107 +1,83 @@
-"""What a search reports as it goes."""
+"""The events of a search, declared once, and the fan-out that passes them on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from accel_search.core.assessment import AssessedTrial, Assessment
-from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
-from accel_search.core.outcome import Ablation, Rival
-from accel_search.core.trial import Measurement, Trial
+from accel_search.core.secrets import without_secrets
+from accel_search.errors import first_line
+
+if TYPE_CHECKING:
+    from accel_search.core.assessment import AssessedTrial, Assessment
+    from accel_search.core.candidate import Candidate
+    from accel_search.core.intervals import Estimate
+    from accel_search.core.outcome import Ablation, Rival
+    from accel_search.core.trial import Measurement, Trial
 
 
-class Observer(Protocol):
-    """Is told what happens, as it happens."""
+class Observer:
+    """Receives each event of a search as it happens; a subclass overrides what it needs."""
 
     def on_baseline(self, baseline: Measurement) -> None:
-        """Tell that the baseline is measured, or was recalled."""
+        """Receive the baseline, measured now or loaded from an earlier run."""
 
     def on_resume(self, history: Sequence[AssessedTrial]) -> None:
-        """Tell of the trials that an earlier run stored."""
+        """Receive the trials that an earlier run stored."""
 
     def on_start(self, candidate: Candidate) -> None:
-        """Tell that a candidate is about to be measured."""
+        """Receive a candidate that is about to be measured."""
 
     def on_trial(self, assessed: AssessedTrial) -> None:
-        """Tell that a trial is stored: finished, or at an early look of its race."""
+        """Receive a stored trial, finished or at a stage of its early stopping."""
+
+    def on_timed(self, trial: Trial, speedup: Estimate | None) -> None:
+        """Receive a timing where only speed is searched; the speedup is None where it failed."""
 
     def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
-        """Tell how a candidate did on held-out prompts; None where it failed there."""
+        """Receive how a candidate did on held-out prompts; None where it failed there."""
 
     def on_rival(self, rival: Rival) -> None:
-        """Tell what the bare pipeline does with fewer steps."""
+        """Receive what the baseline pipeline does with fewer steps."""
 
     def on_ablation(self, ablation: Ablation) -> None:
-        """Tell what the winner does without one of its targets."""
+        """Receive what the winner does without one of its targets, timed on a few prompts."""
 
 
-class Listener(Protocol):
-    """Is told what is timed, as it is."""
-
-    def on_baseline(self, baseline: Measurement) -> None:
-        """Tell that the baseline is measured, or was recalled."""
-
-    def on_start(self, candidate: Candidate) -> None:
-        """Tell that a candidate is about to be timed."""
-
-    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
-        """Tell what came of it; None where it failed."""
+EVENTS = tuple(name for name in vars(Observer) if name.startswith("on_"))
 
 
-class Everything(Observer, Listener, Protocol):
-    """Is told of a search, and of the timing of what it did not score."""
-
-
-class Observers:
-    """Tells an observer of a search what happens, and then all others.
+class Observers(Observer):
+    """Passes every event on to several observers; drops one that raises, with one warning.
 
     Args:
-        first: Is told first.
-        tell: Passes an event on to the others, who may lack it: its name, then its arguments.
+        observers: Name, as the warning gives it -> observer, in the order in which they are called.
+        logger: Gets the warnings.
     """
 
-    def __init__(self, first: Everything, tell: Callable[..., None]) -> None:
-        self._first = first
-        self._tell = tell
+    def __init__(self, observers: Mapping[str, Observer], logger: logging.Logger) -> None:
+        self._observers = dict(observers)
+        self._logger = logger
+        for event in EVENTS:
+            setattr(self, event, partial(self.tell, event))
 
-    def on_baseline(self, baseline: Measurement) -> None:
-        """Tell that the baseline is measured, or was recalled."""
-        self._first.on_baseline(baseline)
-        self._tell("on_baseline", baseline)
+    def tell(self, event: str, *arguments: Any, **named: Any) -> None:
+        """Call a method of every observer."""
+        for name, observer in list(self._observers.items()):
+            try:
+                getattr(observer, event)(*arguments, **named)
+            except Exception as error:  # Whatever a server or its client comes up with.
+                del self._observers[name]
+                warn(self._logger, name, error)
 
-    def on_resume(self, history: Sequence[AssessedTrial]) -> None:
-        """Tell of the trials that an earlier run stored."""
-        self._first.on_resume(history)
-        self._tell("on_resume", history)
 
-    def on_start(self, candidate: Candidate) -> None:
-        """Tell that a candidate is about to be measured."""
-        self._first.on_start(candidate)
-        self._tell("on_start", candidate)
+def warn(logger: logging.Logger, name: str, error: Exception) -> None:
+    """Warn that an observer is lost, and that nothing else is."""
+    logger.warning(
+        "%s: %s; the search goes on without it", without_secrets(name), first_line(error)
+    )
 
-    def on_trial(self, assessed: AssessedTrial) -> None:
-        """Tell that a trial is stored."""
-        self._first.on_trial(assessed)
-        self._tell("on_trial", assessed)
 
-    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
-        """Tell what a candidate's timing came to."""
-        self._first.on_timed(trial, found)
-        self._tell("on_timed", trial, found)
-
-    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
-        """Tell how a candidate did on held-out prompts."""
-        self._first.on_confirm(assessed, held_out, ok)
-        self._tell("on_confirm", assessed, held_out, ok)
-
-    def on_rival(self, rival: Rival) -> None:
-        """Tell what the bare pipeline does with fewer steps."""
-        self._first.on_rival(rival)
-        self._tell("on_rival", rival)
-
-    def on_ablation(self, ablation: Ablation) -> None:
-        """Tell what the winner does without one of its targets."""
-        self._first.on_ablation(ablation)
-        self._tell("on_ablation", ablation)
+Listener = Observer

@@ -1,14 +1,13 @@
 """A watchdog over each measuring: a call that never returns costs one candidate, not the night.
 
 A hang cannot be ended from within its process: nothing makes another thread return from a driver or
-a lock. So the candidate is recorded as failed, the stacks of all threads are written down, and what
-happens to the process is left to the program: `accel_search.cli.restart`.
+a lock. So the candidate is recorded as failed, the stacks of all threads are written down, and the
+process ends: `restarting_watchdog` decides whether another one goes on.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import logging
 import math
 import threading
 import time
@@ -17,10 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, NoReturn
 
-from accel_search.cli.restart import RESUME, begin_anew, end
+from accel_search.cli.restart import Carried
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Measurement
 from accel_search.errors import first_line
+from accel_search.settings import Settings
 
 TIMES = 30.0
 """How many times what the baseline needed for as many pictures a measuring may take."""
@@ -52,7 +52,7 @@ class Hang:
     """Why it could not be recorded."""
 
     @property
-    def said(self) -> str:
+    def message(self) -> str:
         """Return what happened, in one line."""
         what = "the bare pipeline" if self.candidate is None else self.candidate
         return f"{what} did not end within {self.seconds:g} s (--trial_timeout)"
@@ -175,7 +175,7 @@ class Watchdog:
         """Write where each thread stands; before all else, which may wait for a lock of theirs."""
         if self._stacks is not None:
             with suppress(OSError, ValueError):  # A full disk, or a file that is closed.
-                self._stacks.write(f"{hang.said}; the stacks of all threads:\n")
+                self._stacks.write(f"{hang.message}; the stacks of all threads:\n")
                 self._stacks.flush()
                 faulthandler.dump_traceback(self._stacks, all_threads=True)
 
@@ -190,30 +190,40 @@ class _Hand:
     seconds: float = 0.0
 
 
-def beginning_anew(
-    logger: logging.Logger, log_file: str, before: int, name: str
-) -> Callable[[Hang], NoReturn]:
-    """Return what a program does about a hang: it begins anew, and goes on from its trials.
+def restarting_watchdog(
+    settings: Settings,
+    inherited: Carried,
+    stacks: IO[str],
+    log: str,
+    restart: Callable[[str, Carried], NoReturn],
+    give_up: Callable[[str], NoReturn],
+) -> Watchdog:
+    """Return the watchdog of a process that restarts after a hang, without what hung.
 
-    It ends instead, with one line, where there is no candidate to be left out, or where the failure
-    was not recorded beside those of before: the next process would hang at the same place.
+    It restarts as often as that adds a candidate to those on record as having hung. It gives up
+    where there is no candidate to leave out, or where the failure could not be recorded: the next
+    process would hang at the same place.
 
     Args:
-        logger: Is told of the new beginning.
-        log_file: Where the stacks are, for the message.
-        before: Hangs on record when this process began.
-        name: The program's.
+        settings: Their `trial_timeout` and `compile` decide what counts as a hang.
+        inherited: What this process took over from one that hung.
+        stacks: Open file that the stacks of all threads are written to.
+        log: The same, as messages call it.
+        restart: Gets what happened and what to hand to the next process; ends this one.
+        give_up: Gets why; ends the process.
     """
 
     def react(hang: Hang) -> NoReturn:
-        if hang.recorded is None or hang.recorded <= before:
+        if hang.recorded is None or hang.recorded <= inherited.hangs:
             why = "" if hang.error is None else f"cannot be recorded ({first_line(hang.error)}): "
-            end(f"{name}: error: {hang.said}: {why}{log_file} shows where it hung; {RESUME}")
-        logger.warning(
-            "%s and is recorded as failed: %s shows where it hung; beginning anew without it",
-            hang.said,
-            log_file,
-        )
-        begin_anew(hang.recorded, hang.spent)
+            give_up(f"{hang.message}: {why}{log} shows where it hung")
+        restart(f"{hang.message} and is recorded as failed", Carried(hang.recorded, hang.spent))
 
-    return react
+    return Watchdog(
+        settings.trial_timeout,
+        react,
+        stacks,
+        compiled=settings.compile,
+        hangs=inherited.hangs,
+        spent=inherited.spent,
+    )

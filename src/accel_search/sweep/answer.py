@@ -19,7 +19,7 @@ from accel_search.errors import (
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one configuration: one of `entry`, `failure` and `has_hung`."""
+    """What came of one configuration: one of `entry`, `failure` and `carried`."""
 
     key: str = ""
     """Of `speedup_bounds.json`."""
@@ -31,8 +31,8 @@ class Answer:
     failure: Mapping[str, Any] | None = None
     is_of_model: bool = False
     """Whether every configuration of the model would fail the same way."""
-    has_hung: bool = False
-    """Whether a candidate hung and is recorded as failed: a new process goes on without it."""
+    carried: tuple[int, float] | None = None
+    """Where a candidate hung and is recorded as failed: what the next process takes over."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

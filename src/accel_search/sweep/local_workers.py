@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from accel_search.cli.restart import Carried
 from accel_search.settings import Settings
 from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.machine import choose_gpus, shares, visible_gpus
@@ -116,15 +117,15 @@ class LocalWorker:
     def _ask_again_after_hangs(self, settings: Settings, stop: threading.Event) -> Answer:
         """Ask one process after the other while each records a candidate that hung in it."""
         deadline = time.monotonic() + self.timeout
-        hangs = 0
+        carried: tuple[int, float] = Carried()
         while True:
-            job = {"options": asdict(settings), "hangs": hangs}
+            job = {"options": asdict(settings), "carried": carried}
             self.model = settings.pipe
             answer = self._ask(job, stop, deadline - time.monotonic())
-            if not answer.has_hung:
+            if answer.carried is None:
                 return answer
             self.close()
-            hangs += 1
+            carried = answer.carried
 
     def _ask(
         self, job: Mapping[str, Any], stop: threading.Event, timeout: float | None = None

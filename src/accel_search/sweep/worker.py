@@ -6,9 +6,9 @@ Each line of its standard input is a job: `{"options": {...}, "answer": "FILE"}`
 settings and the file that its answer is written to. What the model needs is loaded for the first
 job and serves all; the sweep gives jobs of one model to one process. The end of its input ends the
 process, also in the middle of a job: a sweep that was killed leaves nothing running. A candidate
-that hangs ends the process, once it is recorded as failed, with an answer that says so; the job,
-given to a new process with `"hangs": 1`, goes on without it. Lines for people go to standard
-output.
+that hangs ends the process, once it is recorded as failed, with an answer that holds `carried`; the
+job, given to a new process with the same `carried`, goes on without it. Lines for people go to
+standard output.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from accel_search.cli.logging_utils import setup_logger
-from accel_search.cli.restart import leave
-from accel_search.errors import AccelSearchError, ExitCode, first_line
+from accel_search.cli.restart import Carried, leave
+from accel_search.errors import AccelSearchError, ExitCode
 from accel_search.runtime.measuring.timing_lock import Turns
-from accel_search.search.watchdog import Hang, Watchdog
+from accel_search.search.watchdog import restarting_watchdog
 from accel_search.settings import Settings
 from accel_search.storage.json_files import write_atomically
 from accel_search.sweep.answer import Answer, failure, failure_of
@@ -103,35 +103,41 @@ class Session:
                 traceback.print_exc()
             answer = Answer(failure=failure_of(error, time.perf_counter() - began))
         sys.stdout.flush()
-        write_atomically(path, json.dumps(answer.as_dict(), allow_nan=False))
+        _write(path, answer)
 
     def _explore(self, job: Mapping[str, Any], began: float) -> Answer:
         from accel_search.session import explore
 
         settings = settings_of(job["options"])
-        hangs = int(job.get("hangs", 0))
-        if hangs:
-            settings = replace(settings, force=False)  # The study is begun: it is gone on with.
+        inherited = Carried(*job.get("carried", ()))
+        if inherited.hangs:
+            settings = replace(settings, force=False)  # The study is there: go on with it.
         for name in ("accel_search", "traversal_search"):
             logger = setup_logger(name, None, settings.log_level)
         try:
             evaluator = self._open(settings, logger)
         except AccelSearchError as error:
-            # Nothing of it hangs on scheduler, steps or method.
+            # Nothing of it depends on scheduler, steps or method.
             of_model = self._bench is None
-            said = failure_of(error, time.perf_counter() - began)
-            if of_model and said["error"] == "unknown_error":
-                said["error"] = "model_load"
-            return Answer(failure=said, is_of_model=of_model)
-        watchdog = Watchdog(
-            settings.trial_timeout,
-            lambda hang: _end(hang, hangs, Path(job["answer"]), began),
-            sys.stdout,
-            compiled=settings.compile,
-            hangs=hangs,
-        )
-        found = explore(settings, evaluator, logger, watchdog=watchdog)
-        return Answer(found.key, found.label, found.entry, found.winner)
+            reason = failure_of(error, time.perf_counter() - began)
+            if of_model and reason["error"] == "unknown_error":
+                reason["error"] = "model_load"
+            return Answer(failure=reason, is_of_model=of_model)
+        path = Path(job["answer"])
+
+        def restart(message: str, carried: Carried) -> NoReturn:
+            print(f"WARNING: {message}; a new process goes on without it")
+            _leave(path, Answer(carried=carried))
+
+        def give_up(message: str) -> NoReturn:
+            seconds, code = time.perf_counter() - began, ExitCode.UNEXPECTED
+            _leave(
+                path, Answer(failure=failure("timeout", message, seconds=seconds, exit_code=code))
+            )
+
+        watchdog = restarting_watchdog(settings, inherited, sys.stdout, "the log", restart, give_up)
+        result = explore(settings, evaluator, logger, watchdog=watchdog)
+        return Answer(result.key, result.label, result.entry, result.winner)
 
     def _open(self, settings: Settings, logger: logging.Logger) -> PipelineEvaluator:
         """Return what measures the configuration, that of the one before where it serves."""
@@ -161,21 +167,16 @@ class Session:
         return Answer(entry=machine(resolve_device(job["options"]["device"])))
 
 
-def _end(hang: Hang, before: int, answer: Path, began: float) -> NoReturn:
-    """End the process of a hang; where another one would hang at the same place, with an answer."""
-    if hang.recorded is None or hang.recorded <= before:
-        why = "" if hang.error is None else f"cannot be recorded ({first_line(hang.error)}): "
-        message = f"{hang.said}: {why}the log shows where it hung"
-        seconds = time.perf_counter() - began
-        said = failure("timeout", message, seconds=seconds, exit_code=ExitCode.UNEXPECTED)
-        found = Answer(failure=said)
-    else:
-        print(f"WARNING: {hang.said} and is recorded as failed; a new process goes on without it")
-        found = Answer(has_hung=True)
+def _leave(path: Path, answer: Answer) -> NoReturn:
+    """End the process of a hang with an answer."""
     sys.stdout.flush()  # Whoever reads the answer may end this process.
     with suppress(OSError):  # Ending without an answer tells that it ended.
-        write_atomically(answer, json.dumps(found.as_dict(), allow_nan=False))
+        _write(path, answer)
     leave(HUNG)
+
+
+def _write(path: Path, answer: Answer) -> None:
+    write_atomically(path, json.dumps(answer.as_dict(), allow_nan=False))
 
 
 def settings_of(options: Mapping[str, Any]) -> Settings:

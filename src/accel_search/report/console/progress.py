@@ -14,9 +14,10 @@ from accel_search.core.timing_noise import noise_floor
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.report.console.bar import WithBar
 from accel_search.report.format import factor, figures, percent
+from accel_search.search.events import Observer
 
 
-class Progress(WithBar):
+class Progress(WithBar, Observer):
     """Writes one line a trial to the log, and draws a bar below the lines.
 
     Args:
@@ -75,10 +76,10 @@ class Progress(WithBar):
         )
         self._bar.update(len(self._numbers) - begun)
 
-    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
+    def on_timed(self, trial: Trial, speedup: Estimate | None) -> None:
         """Write what a candidate's timing came to."""
-        if found is not None:
-            said = f"speedup: {factor(found)}"
+        if speedup is not None:
+            said = f"speedup: {factor(speedup)}"
         else:
             said = f"failed: {trial.failure.message}" if trial.failure else "failed"
         self._logger.info("timed  %s  %s", trial.candidate, said)

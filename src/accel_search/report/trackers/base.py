@@ -1,4 +1,4 @@
-"""What a tracker is told, and when."""
+"""What every tracker does: begin, receive the events of a search, and end."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from accel_search.core.candidate import Candidate
-from accel_search.core.trial import Measurement, Trial
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError
+from accel_search.search.events import Observer
 
 if TYPE_CHECKING:
-    from accel_search.core.assessment import AssessedTrial, Assessment
-    from accel_search.core.intervals import Estimate
-    from accel_search.core.outcome import Ablation, Rival
+    from accel_search.core.assessment import AssessedTrial
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,12 @@ class Ending:
     """What was written: the result file, reports, trials."""
 
 
-class Tracker(ABC):
+class Tracker(Observer, ABC):
     """Writes a search to a place where a team follows its experiments.
 
     A new tracker is one new file in this folder that defines one subclass, and one option of its
-    name in `Settings`. It is told all that a search's observer is told. Whatever it raises ends it
-    with one warning, and the search goes on: so it keeps no error to itself, and never waits long.
+    name in `Settings`. It overrides the events of `Observer` that it writes. Whatever it raises
+    ends it with one warning, and the search goes on: so it hides no error, and never waits long.
 
     Args:
         target: What its option says: an address.
@@ -81,41 +78,12 @@ class Tracker(ABC):
 
     @abstractmethod
     def begin(self, subject: Subject) -> None:
-        """Tell what is searched."""
-
-    @abstractmethod
-    def on_trial(self, assessed: AssessedTrial) -> None:
-        """Tell of a trial, finished or at an early look of its race."""
+        """Receive what is searched."""
 
     @abstractmethod
     def end(self, ending: Ending) -> None:
-        """Tell how the search ended."""
+        """Receive how the search ended."""
 
     @abstractmethod
     def abort(self, *, interrupted: bool) -> None:
-        """Tell that it ended with an error, or was interrupted and may go on later."""
-
-    # What a tracker need not listen to.
-
-    def on_baseline(self, baseline: Measurement) -> None:  # noqa: B027
-        """Tell that the baseline is measured, or was recalled."""
-
-    def on_resume(self, history: Sequence[AssessedTrial]) -> None:  # noqa: B027
-        """Tell of the trials that an earlier run stored."""
-
-    def on_start(self, candidate: Candidate) -> None:  # noqa: B027
-        """Tell that a candidate is about to be measured."""
-
-    def on_timed(self, trial: Trial, found: Estimate | None) -> None:  # noqa: B027
-        """Tell what a candidate's timing came to, where speed alone is looked for."""
-
-    def on_confirm(  # noqa: B027
-        self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool
-    ) -> None:
-        """Tell how a candidate did on held-out prompts; None where it failed there."""
-
-    def on_rival(self, rival: Rival) -> None:  # noqa: B027
-        """Tell what the bare pipeline does with fewer steps."""
-
-    def on_ablation(self, ablation: Ablation) -> None:  # noqa: B027
-        """Tell what the winner does without one of its targets, timed on a few prompts."""
+        """Receive that it ended with an error, or was interrupted and may go on later."""

@@ -115,10 +115,10 @@ class MLflow(Tracker):
         names = ("speedup", "score_loss")
         self._log(self._run, {name: metrics[name] for name in names}, step=self._count)
 
-    def on_timed(self, trial: Trial, found: Estimate | None) -> None:
+    def on_timed(self, trial: Trial, speedup: Estimate | None) -> None:
         """Write a candidate's run, of its speed alone."""
-        figures = {} if found is None else _ends("speedup", found)
-        self._write(trial, figures, "failed" if found is None else "timed")
+        figures = {} if speedup is None else _ends("speedup", speedup)
+        self._write(trial, figures, "failed" if speedup is None else "timed")
 
     def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
         """Write a candidate's figures on held-out prompts beside those of the search."""

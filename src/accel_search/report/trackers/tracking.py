@@ -1,4 +1,4 @@
-"""Who is told of a search: its own lines first, then every tracker that was asked for."""
+"""The trackers that a search was asked for, from connecting them to its end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.core.outcome import Outcome
-from accel_search.core.secrets import without_secrets
 from accel_search.core.workload import Provenance, Workload
-from accel_search.errors import first_line
 from accel_search.report.trackers import asked_for
 from accel_search.report.trackers.base import Ending, Subject, Tracker
+from accel_search.search.events import Observers, warn
 from accel_search.settings import Settings
 
 ASKED = (
@@ -24,26 +23,8 @@ ASKED = (
 """Options that are written where a search is followed."""
 
 
-class Tracking:
-    """The trackers of one search. What one raises is a warning, once, and it is told no more.
-
-    Args:
-        trackers: Connected ones, each with its option and address as messages name it.
-        logger: Gets the warnings.
-    """
-
-    def __init__(self, trackers: Mapping[str, Tracker], logger: logging.Logger) -> None:
-        self._trackers = dict(trackers)
-        self._logger = logger
-
-    def tell(self, event: str, *arguments: Any, **named: Any) -> None:
-        """Call a method of every tracker."""
-        for name, tracker in list(self._trackers.items()):
-            try:
-                getattr(tracker, event)(*arguments, **named)
-            except Exception as error:  # Whatever a server or its client comes up with.
-                del self._trackers[name]
-                warn(self._logger, name, error)
+class Tracking(Observers):
+    """The trackers of one search, each by its option and address as messages name it."""
 
     def end(
         self, entry: Mapping[str, Any] | None, outcome: Outcome | None, files: Sequence[Path]
@@ -59,14 +40,7 @@ class Tracking:
         trials = () if outcome is None else outcome.trials
         there = [path for path in files if path.is_file()]
         self.tell("end", Ending(entry, stopped, trials, there))
-        self._trackers.clear()
-
-
-def warn(logger: logging.Logger, name: str, error: Exception) -> None:
-    """Say that a tracker is lost, and that nothing else is."""
-    logger.warning(
-        "%s: %s; the search goes on without it", without_secrets(name), first_line(error)
-    )
+        self._observers.clear()
 
 
 @contextmanager
@@ -86,7 +60,7 @@ def tracked(
         label = f"--{cls.name} {target}"
         try:
             trackers[label] = cls(target)
-        except Exception as error:  # As above.
+        except Exception as error:  # As in `Observers`.
             warn(logger, label, error)
     tracking = Tracking(trackers, logger)
     tracking.tell("begin", subject)
