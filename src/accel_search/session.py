@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from accel_search.core import extras
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import NothingMeasured
@@ -243,7 +244,7 @@ def explore(
 def _share_baselines(evaluator: Evaluator, store: TrialStore) -> None:
     """Take over what the evaluator measured of this workload a moment ago, for another method."""
     for split, measured in evaluator.baselines.items():
-        name = f"baseline:{split}:{measured.batch_size}"
+        name = extras.baseline(split, measured.batch_size)
         is_of_size = measured.batch_size == evaluator.workload.batch_size
         if is_of_size and store.recall(name) is None:
             store.remember(name, measured)

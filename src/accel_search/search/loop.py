@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
 from accel_search.core.candidate import Candidate
-from accel_search.core.outcome import Ablation, Outcome, Rival, ablation_name, speed_of
+from accel_search.core.extras import ExtraName
+from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
 from accel_search.core.timing_noise import TimingNoise, timing_noises
 from accel_search.core.trial import Failure, Goal, Measurement, Trial
 from accel_search.errors import ConfigurationError, TrialFailure
@@ -225,7 +227,7 @@ class Search:
     def _baseline(self, split: Split) -> Measurement:
         """Return the baseline at the batch size in hand, measured once a study."""
         size = self._evaluator.workload.batch_size
-        kept = self._store.recall(f"baseline:{split}:{size}")
+        kept = self._store.recall(extras.baseline(split, size))
         if kept is not None:
             return kept
         try:
@@ -239,12 +241,12 @@ class Search:
     def _keep_baseline(self, split: Split, measured: Measurement) -> Measurement:
         self._watchdog.learn(measured)
         self._spent += measured.seconds
-        self._remember(f"baseline:{split}:{measured.batch_size}", measured)
+        self._remember(extras.baseline(split, measured.batch_size), measured)
         return measured
 
     def _baseline_beside(self, measurement: Measurement, split: Split = "search") -> Measurement:
         """Return the baseline at a measurement's own batch size: no ratio is of two sizes."""
-        kept = self._store.recall(f"baseline:{split}:{measurement.batch_size}")
+        kept = self._store.recall(extras.baseline(split, measurement.batch_size))
         if kept is None:
             latest = self._evaluator.baselines.get(split)
             if latest is None or latest.batch_size != measurement.batch_size:
@@ -324,7 +326,7 @@ class Search:
 
         return record
 
-    def _hung_as(self, name: str) -> Record:
+    def _hung_as(self, name: ExtraName) -> Record:
         """Return what stores the hang of what is no trial."""
 
         def record(failure: Failure) -> int:
@@ -370,7 +372,7 @@ class Search:
         """Assess a candidate on held-out prompts; None where there are none."""
         if not self._baseline("held_out").scores:
             return None
-        measured = self._recall(f"held_out:{candidate}", candidate, "held_out")
+        measured = self._recall(extras.held_out(candidate), candidate, "held_out")
         return self._assessment(measured, "held_out")
 
     def _rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> tuple[Rival, ...]:
@@ -391,7 +393,7 @@ class Search:
             if key(fewer) == key(winner.trial.candidate):
                 break  # Nothing is its own rival.
             try:
-                measured = self._recall(f"steps:{guess}", fewer)
+                measured = self._recall(extras.fewer_steps(guess), fewer)
             except TrialFailure:
                 break
             rivals[guess] = Rival(guess, measured, self._assessment(measured))
@@ -412,7 +414,7 @@ class Search:
                 continue
             few = min(self._evaluator.chunk, self._prompts)
             try:
-                measured = self._recall(ablation_name(rest), rest, prompts=range(few))
+                measured = self._recall(extras.without(rest), rest, prompts=range(few))
             except TrialFailure:
                 continue
             found.append(Ablation(target, rest, measured, self._assessment(measured)))
@@ -425,7 +427,7 @@ class Search:
 
     def _recall(
         self,
-        name: str,
+        name: ExtraName,
         candidate: Candidate,
         split: Split = "search",
         prompts: range | None = None,
@@ -447,7 +449,7 @@ class Search:
             self._remember(name, kept)
         return kept
 
-    def _remember(self, name: str, measured: Measurement) -> None:
+    def _remember(self, name: ExtraName, measured: Measurement) -> None:
         self._store.remember(name, measured)
         self._beside[name] = measured
         self._pool([each.trial.measurement for each in self._trials.values()])

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_search.core import extras
 from accel_search.core.outcome import SpeedBound
 from accel_search.core.timing_noise import TimingNoise, speedup
 from accel_search.core.trial import Failure, Measurement, Trial, commonest, said_of
@@ -170,14 +171,14 @@ class SpeedBoundSearch:
 
     def _baseline(self) -> Measurement:
         size = self._evaluator.workload.batch_size
-        kept = self._store.recall(f"baseline:search:{size}")
+        kept = self._store.recall(extras.baseline("search", size))
         if kept is None:
             try:
                 with self._watchdog.over(None, self._evaluator.prompt_count):
                     kept = self._evaluator.baseline("search")
             except TrialFailure as error:
                 raise ConfigurationError(str(error)) from error
-            self._store.remember(f"baseline:search:{kept.batch_size}", kept)
+            self._store.remember(extras.baseline("search", kept.batch_size), kept)
         return kept
 
     def _time(self, position: int, pairs: int, baseline: Measurement) -> Measurement:
@@ -222,7 +223,7 @@ class SpeedBoundSearch:
         if latest is None or latest.batch_size != measured.batch_size:
             with self._watchdog.over(None, self._evaluator.prompt_count):
                 latest = self._evaluator.baseline("search")
-        self._store.remember(f"baseline:search:{latest.batch_size}", latest)
+        self._store.remember(extras.baseline("search", latest.batch_size), latest)
         return latest
 
 
