@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from accel_search.core import extras
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import NothingMeasured
@@ -20,6 +19,7 @@ from accel_search.search.explain import of_bound, of_search
 from accel_search.search.loop import Budget, Search
 from accel_search.search.space import JointSpace
 from accel_search.search.speed_bound import SpeedBoundSearch
+from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.strategies.base import Task
 from accel_search.search.watchdog import Watchdog
 from accel_search.settings import UPPER_BOUND, Settings
@@ -188,7 +188,7 @@ def explore(
     """
     space = JointSpace(settings.targets, evaluator.workload, settings.space)
     store = open_store(settings, evaluator, space)
-    _share_baselines(evaluator, store)
+    StoredEvaluator(evaluator, store).share_baselines()
     provenance = evaluator.provenance
     with tracked(settings, evaluator.workload, provenance, store.name, logger) as tracking:
         outcome: Outcome | None = None
@@ -239,12 +239,3 @@ def explore(
         is_gain=bound.is_gain,
         winner=winner,
     )
-
-
-def _share_baselines(evaluator: Evaluator, store: TrialStore) -> None:
-    """Take over what the evaluator measured of this workload a moment ago, for another method."""
-    for split, measured in evaluator.baselines.items():
-        name = extras.baseline(split, measured.batch_size)
-        is_of_size = measured.batch_size == evaluator.workload.batch_size
-        if is_of_size and store.recall(name) is None:
-            store.remember(name, measured)

@@ -250,19 +250,17 @@ def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> i
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.progress import Progress
     from accel_search.report.console.verification import verified_json, verified_text
-    from accel_search.search.verification import bare, check_stored, find_stored, verify
+    from accel_search.search.stored_evaluator import StoredEvaluator
+    from accel_search.search.verification import check_stored, find_stored, verify
 
     check_stored(settings)
     evaluator, _ = _open(settings, logger)
     stored = find_stored(settings, evaluator.workload, evaluator.provenance)
     with Progress(logger, 1, settings.goal, show_bar=_has_bar(settings)) as progress:
-        with watchdog.over(None, evaluator.prompt_count):
-            baseline = bare(evaluator)
-        watchdog.learn(baseline)
-        progress.on_baseline(baseline)
+        measuring = StoredEvaluator(evaluator, None, watchdog)
+        progress.on_baseline(measuring.baseline())
         progress.on_start(stored.candidate)
-        with watchdog.over(stored.candidate, evaluator.prompt_count):
-            found = verify(stored, evaluator, baseline)
+        found = verify(stored, evaluator, measuring)
     if settings.json:
         print(json.dumps(verified_json(found), allow_nan=False))
     else:

@@ -14,9 +14,9 @@ from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError
 from accel_search.report.console.verification import verified_json, verified_text
 from accel_search.search.space import JointSpace
+from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.verification import (
     Stored,
-    bare,
     differences,
     find_stored,
     judge_speedup,
@@ -48,7 +48,7 @@ def verified(path, settings, evaluator=None, provenance=PROVENANCE):
     evaluator = evaluator or FakeEvaluator()
     evaluator.provenance = provenance
     stored = find_stored(settings, evaluator.workload, evaluator.provenance)
-    return verify(stored, evaluator, bare(evaluator))
+    return verify(stored, evaluator, StoredEvaluator(evaluator, None))
 
 
 @pytest.fixture
