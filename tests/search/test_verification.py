@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_search import traversal_search
+from accel_search import session
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.trial import Goal
@@ -327,7 +327,7 @@ def test_a_search_that_finds_a_result_from_elsewhere_offers_to_verify_it(
 
     monkeypatch.chdir(tmp_path)
     space = JointSpace(("deepcache",), WORKLOAD)
-    monkeypatch.setattr(traversal_search, "_open", lambda *_: (Elsewhere(), space))
+    monkeypatch.setattr(session, "open_evaluator", lambda *_: (Elsewhere(), space))
     command = ["--output", stored.output, "--strategy", "grid"]
     assert main([*command, "--verify"]) == 0
     assert "driver: None -> 590" in capsys.readouterr().out

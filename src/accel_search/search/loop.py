@@ -116,7 +116,7 @@ class Search:
             rivals = tuple(self._reassessed(each) for each in rivals)
             ablations = tuple(self._reassessed(each) for each in ablations)
         if winner is not None and winner.trial.measurement is not None:
-            baseline = self._measuring.baseline_of(winner.trial.measurement)
+            baseline = self._measuring.baseline(beside=winner.trial.measurement)
         trials = tuple(self._trials.values())
         return Outcome(
             baseline=baseline,
@@ -224,7 +224,7 @@ class Search:
         return AssessedTrial(trial, None if measured is None else self._assessment(measured))
 
     def _assessment(self, measured: Measurement, split: Split = "search") -> Assessment:
-        baseline = self._measuring.baseline_of(measured, split)
+        baseline = self._measuring.baseline(split, measured)
         noise = self._noises.get(measured.batch_size)
         return assess(measured, baseline, self._goal.max_score_loss, noise)
 

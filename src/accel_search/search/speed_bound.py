@@ -176,7 +176,7 @@ class SpeedBoundSearch:
         trial = self._measuring.trial(candidate, range(chunk), pairs, before)
         measured = trial.measurement
         if measured is not None and measured.batch_size != baseline.batch_size:
-            baseline = self._measuring.baseline_of(measured)  # It was halved on the way.
+            baseline = self._measuring.baseline(beside=measured)  # It was halved on the way.
             self._standing.forget_other_sizes(measured.batch_size)
         self._standing.take(position, trial)
         self._store.add(trial, None)

@@ -46,40 +46,37 @@ class StoredEvaluator:
         if self._store is not None:
             self.extras = self._store.remembered()
 
-    def baseline(self, split: Split = "search") -> Measurement:
-        """Return the baseline at the batch size in hand, measured once a study.
+    def baseline(self, split: Split = "search", beside: Measurement | None = None) -> Measurement:
+        """Return the baseline, measured once a study and batch size.
+
+        Args:
+            split: Part of the prompts.
+            beside: What is compared with it: the baseline of its batch size is returned, for no
+                ratio is of two sizes. Where a batch is halved, the evaluator measures it again on
+                the way. None is the batch size in hand.
 
         Raises:
             ConfigurationError: The baseline pipeline makes no valid image.
         """
-        kept = self._load(extras.baseline(split, self._evaluator.workload.batch_size))
-        if kept is not None:
-            self._watchdog.learn(kept)
-            return kept
+        size = (beside or self._evaluator.workload).batch_size
+        measured = self._load(extras.baseline(split, size))
+        if measured is None:
+            latest = None if beside is None else self._evaluator.baselines.get(split)
+            if beside is not None and (latest is None or latest.batch_size != size):
+                return self.baseline(split)
+            measured = latest or self._measure_baseline(split)
+            self.spent += measured.seconds
+            self._save(extras.baseline(split, measured.batch_size), measured)
+        self._watchdog.learn(measured)
+        return measured
+
+    def _measure_baseline(self, split: Split) -> Measurement:
         try:
             with self._watchdog.over(None, self._evaluator.prompt_count):
-                measured = self._evaluator.baseline(split)
+                return self._evaluator.baseline(split)
         except TrialFailure as error:
             # Not one candidate's fault: without a baseline there is nothing to compare with.
             raise ConfigurationError(str(error)) from error
-        return self._keep_baseline(split, measured)
-
-    def baseline_of(self, measured: Measurement, split: Split = "search") -> Measurement:
-        """Return the baseline of a measurement's own batch size: no ratio is of two sizes.
-
-        Where the batch was halved, the evaluator has measured it again on the way.
-
-        Raises:
-            ConfigurationError: As `baseline`.
-        """
-        kept = self._load(extras.baseline(split, measured.batch_size))
-        if kept is not None:
-            self._watchdog.learn(kept)
-            return kept
-        latest = self._evaluator.baselines.get(split)
-        if latest is None or latest.batch_size != measured.batch_size:
-            return self.baseline(split)
-        return self._keep_baseline(split, latest)
 
     def share_baselines(self) -> None:
         """Store what the evaluator measured of this workload a moment ago, for another study."""
@@ -154,10 +151,7 @@ class StoredEvaluator:
             self._evaluator.check()
 
     def check_after_hang(self) -> None:
-        """Check that the device answers where an earlier process hung.
-
-        Where it no longer does, the next candidate must not be blamed.
-        """
+        """Check that the device answers after a hang: the next candidate must not be blamed."""
         if self._watchdog.hangs:
             self.check()
 
@@ -181,9 +175,3 @@ class StoredEvaluator:
             self._store.remember(name, measured)
         self.extras[name] = measured
         self._on_extra()
-
-    def _keep_baseline(self, split: Split, measured: Measurement) -> Measurement:
-        self._watchdog.learn(measured)
-        self.spent += measured.seconds
-        self._save(extras.baseline(split, measured.batch_size), measured)
-        return measured

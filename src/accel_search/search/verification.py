@@ -160,7 +160,7 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
     trial = measuring.trial(stored.candidate, range(evaluator.prompt_count))
     measured = trial.measurement
     if measured is not None:
-        baseline = measuring.baseline_of(measured)  # The batch may have been halved.
+        baseline = measuring.baseline(beside=measured)  # The batch may have been halved.
     measuring.check()
     noise = TimingNoise([baseline], [] if measured is None else [measured])
     floor = noise.floor(max(1, len(baseline.baseline_seconds_per_image)))

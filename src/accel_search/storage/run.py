@@ -261,11 +261,8 @@ def _rivals(
     found = []
     for name, measured in beside.items():
         kind, text = extras.parse(name)
-        if (
-            kind != extras.Kind.STEPS
-            or measured.batch_size != baseline.batch_size
-            or not baseline.scores
-        ):
+        of_size = measured.batch_size == baseline.batch_size
+        if kind != extras.Kind.STEPS or not of_size or not baseline.scores:
             continue
         each = assess(measured, baseline, goal.max_score_loss, noises[measured.batch_size])
         steps = int(text)
