@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from accel_search.errors import TrialFailure
+from accel_search.errors import ConfigurationError, TrialFailure
 from accel_search.storage.run_folder import pictures_path
 from accel_search.storage.run_reader import read_run
 from accel_search.traversal_search import main
@@ -316,3 +316,27 @@ def test_a_killed_search_goes_on_where_it_was(folder, capsys, monkeypatch):
     measured = trials_in(folder)
     assert len(measured) == len(set(measured)) == 3
     assert re.search(r"resumed: [23] finished trials", capsys.readouterr().out)
+
+
+@pytest.fixture
+def fails_to_picture(monkeypatch):
+    """Have every picture of a result fail, on a fake evaluator."""
+
+    def fails(*_):
+        raise ConfigurationError("--run_dir: no space left")
+
+    measuring = "accel_search.runtime.measuring.evaluator.PipelineEvaluator"
+    monkeypatch.setattr(measuring, FakeEvaluator)
+    monkeypatch.setattr("accel_search.runtime.pictures.write_pictures", fails)
+    opened = "accel_search.runtime.workbench.open_evaluator"
+    monkeypatch.setattr(opened, lambda settings, logger: FakeEvaluator())
+
+
+def test_a_search_whose_picture_cannot_be_made_keeps_its_result(folder, capsys, fails_to_picture):
+    command = ["--strategy", "grid", "--force"]
+    assert main([*command, "--pictures", "1", "--report", "page.html"]) == 0
+    warning = "no space left): the result is stored, the report is without them"
+    assert warning in capsys.readouterr().err
+    assert json.loads((folder / "search_params.json").read_text())
+    assert read_run(folder / "accel_search_runs").is_confirmed
+    assert (folder / "page.html").exists()

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from accel_search.core.outcome import Outcome
+from accel_search.cli.restart import RESUME, Carried, end, restart_process
+from accel_search.cli.restart import carried as inherited
+from accel_search.core.outcome import Outcome, SpeedBound
 from accel_search.core.workload import Provenance, Workload
-from accel_search.errors import NothingMeasured
+from accel_search.errors import AccelSearchError, NothingMeasured, first_line
 from accel_search.report.console.progress import Progress
+from accel_search.report.html.write import write_of
 from accel_search.report.trackers.tracking import Tracking, tracked
 from accel_search.search import strategies
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observers
 from accel_search.search.explain import of_bound, of_search
 from accel_search.search.loop import Budget, Search
+from accel_search.search.replay import open_replay
 from accel_search.search.space import JointSpace
 from accel_search.search.speed_bound import SpeedBoundSearch
+from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.strategies.base import Task
-from accel_search.search.watchdog import Watchdog
+from accel_search.search.verification import Verification, check_stored, find_stored, verify
+from accel_search.search.watchdog import Watchdog, restarting_watchdog
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
+from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.keys import search_key
 from accel_search.storage.run_folder import (
     begun_story,
@@ -32,7 +41,12 @@ from accel_search.storage.run_folder import (
     to_picture,
     write_story,
 )
+from accel_search.storage.run_reader import of_outcome, read_run
 from accel_search.storage.trials_db import TrialStore, default_url, study_name
+from accel_search.storage.trials_file import write_trials
+
+if TYPE_CHECKING:
+    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 
 
 def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
@@ -66,86 +80,6 @@ def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> 
     )
 
 
-def keep(
-    settings: Settings,
-    logger: logging.Logger,
-    evaluator: Evaluator,
-    space: JointSpace,
-    store: TrialStore,
-    outcome: Outcome,
-    no_gain: str | None,
-) -> dict[str, Any]:
-    """Leave in the run folder what a report needs beside the trials, and return its story.
-
-    A replay leaves nothing: it measured nothing.
-
-    Args:
-        settings: What was asked.
-        logger: Gets the lines.
-        evaluator: Measured; makes the pictures.
-        space: What was searched.
-        store: Keeps the trials.
-        outcome: What the search found.
-        no_gain: What is to be said of targets that gain nothing.
-    """
-    load, where = evaluator.workload, evaluator.provenance
-    story = story_of(outcome, settings, space.summary(), load, where, store.name, no_gain)
-    if settings.replay is None:
-        write_story(settings.run_dir, story)
-        if settings.pictured and not settings.latency_only:
-            from accel_search.runtime.measuring.evaluator import PipelineEvaluator
-            from accel_search.runtime.pictures import write_pictures
-
-            assert isinstance(evaluator, PipelineEvaluator)
-            folder = pictures_path(settings.run_dir, store.name)
-            write_pictures(evaluator, to_picture(outcome), settings.pictured, folder, logger)
-    return story
-
-
-def run_search(
-    settings: Settings,
-    logger: logging.Logger,
-    evaluator: Evaluator,
-    space: JointSpace,
-    store: TrialStore,
-    *,
-    show_bar: bool,
-    tracking: Tracking | None = None,
-    watchdog: Watchdog | None = None,
-) -> Outcome:
-    """Run the search that the settings ask for.
-
-    Args:
-        settings: Give strategy, goal and budget.
-        logger: Gets a line a trial.
-        evaluator: Measures.
-        space: What is searched.
-        store: Keeps the trials.
-        show_bar: Whether a bar is drawn on standard error.
-        tracking: Who else is told; None is nobody.
-        watchdog: Ends what hangs; None lets it hang.
-    """
-    if settings.replay is None:
-        load, where = evaluator.workload, evaluator.provenance
-        begun = begun_story(settings, space.summary(), load, where, store.name)
-        reopen_story(settings.run_dir, begun)
-    cls = strategies.get(settings.strategy)
-    goal = settings.goal
-    task = Task(
-        space,
-        goal,
-        prompts=evaluator.prompt_count,
-        chunk=evaluator.chunk,
-        seed=settings.seed,
-        sampler=settings.sampler or next(iter(cls.samplers), ""),
-    )
-    budget = Budget(settings.max_trials, settings.time_budget)
-    with Progress(logger, len(space), goal, show_bar=show_bar) as progress:
-        trackers = tracking or Tracking({}, logger)
-        observers = Observers({"progress": progress, "trackers": trackers}, logger)
-        return Search(evaluator, cls(task), store, goal, budget, observers, watchdog).run()
-
-
 @dataclass(frozen=True)
 class Exploration:
     """What one configuration's exploration found, as the result files hold it."""
@@ -169,6 +103,7 @@ def explore(
     *,
     show_bar: bool = False,
     watchdog: Watchdog | None = None,
+    save: Callable[[Exploration], None] = lambda exploration: None,
 ) -> Exploration:
     """Search one configuration and find the fastest candidate of its space.
 
@@ -181,70 +116,341 @@ def explore(
         logger: Gets the lines.
         show_bar: Whether a bar is drawn on standard error.
         watchdog: Ends what hangs; None lets it hang.
+        save: Writes the result, before any picture is made.
 
     Raises:
         NothingMeasured: No candidate could be measured.
         AccelSearchError: As `Search.run` and `SpeedBoundSearch.run`.
     """
     space = JointSpace(settings.targets, evaluator.workload, settings.space)
-    store = open_store(settings, evaluator, space)
-    _share_baselines(evaluator, store)
-    provenance = evaluator.provenance
-    with tracked(settings, evaluator.workload, provenance, store.name, logger) as tracking:
-        outcome: Outcome | None = None
-        if not settings.latency_only:
-            outcome = run_search(
-                settings,
-                logger,
-                evaluator,
-                space,
-                store,
-                show_bar=show_bar,
-                tracking=tracking,
-                watchdog=watchdog,
-            )
-            no_gain = of_search(outcome, space, provenance)
-            keep(settings, logger, evaluator, space, store, outcome, no_gain)
-        pairs = 1 if settings.latency_only else evaluator.pairs
-        with Progress(logger, len(space), settings.goal, show_bar=show_bar) as progress:
-            observers = Observers({"progress": progress, "trackers": tracking}, logger)
-            timing = SpeedBoundSearch(evaluator, space, store, observers, pairs, watchdog)
-            try:
-                bound = timing.run()
-            except NothingMeasured:  # Which is an end, too: what failed is tried again by --force.
-                store.finish()
-                raise
-        winner = None
-        if outcome is not None and outcome.winner is not None:
-            no_gain = of_search(outcome, space, evaluator.provenance)
-            winner = search_results.entry_of(
-                outcome, settings, space.summary(), evaluator.provenance, store.name, no_gain
-            )
+    with _begun(settings, logger, evaluator, space, watchdog, show_bar) as session:
+        StoredEvaluator(evaluator, session.store).share_baselines()
+        searched = None if settings.latency_only else session.search()
+        bound = session.bound_speed()
+        outcome = None if searched is None else searched.outcome
+        winner = None if searched is None else searched.entry
         entry = speedup_bounds.entry_of(
             settings,
             space.summary(),
             evaluator.provenance,
-            store.name,
+            session.store.name,
             bound,
             outcome,
             winner,
             of_bound(bound, space.targets, evaluator.provenance),
         )
-        store.finish()
-        tracking.end(dict(entry) | dict(winner or {}), outcome, ())
-    return Exploration(
-        key=search_key(evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets),
-        label=speedup_bounds.label_of(settings.pipe, settings.latency_only),
-        entry=entry,
-        is_gain=bound.is_gain,
-        winner=winner,
+        found = Exploration(
+            key=search_key(
+                evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets
+            ),
+            label=speedup_bounds.label_of(settings.pipe, settings.latency_only),
+            entry=entry,
+            is_gain=bound.is_gain,
+            winner=winner,
+        )
+        save(found)
+        session.finish(outcome)
+        session.tracking.end(dict(entry) | dict(winner or {}), outcome, ())
+    return found
+
+
+def bound_speed(
+    settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
+) -> Exploration:
+    """Find the fastest candidate, quality aside, and write it to the file of bounds.
+
+    Raises:
+        NothingMeasured: No candidate could be timed.
+        AccelSearchError: As `explore`.
+    """
+    from accel_search.runtime.workbench import open_evaluator
+
+    path = Path(settings.bounds)
+    ensure_writable(path)
+    return explore(
+        _going_on(settings, watchdog),
+        open_evaluator(settings, logger),
+        logger,
+        show_bar=show_bar,
+        watchdog=watchdog,
+        save=lambda found: speedup_bounds.save(path, found.key, found.label, found.entry),
     )
 
 
-def _share_baselines(evaluator: Evaluator, store: TrialStore) -> None:
-    """Take over what the evaluator measured of this workload a moment ago, for another method."""
-    for split, measured in evaluator.baselines.items():
-        name = f"baseline:{split}:{measured.batch_size}"
-        is_of_size = measured.batch_size == evaluator.workload.batch_size
-        if is_of_size and store.recall(name) is None:
-            store.remember(name, measured)
+@dataclass(frozen=True)
+class Searched:
+    """What a search came to."""
+
+    workload: Workload
+    entry: dict[str, Any] | None
+    """Its result, as the result file holds it; None where nothing is within the goal."""
+    space: JointSpace
+    outcome: Outcome | None = None
+    """None where the result is an earlier search's."""
+    no_gain: str | None = None
+    """What is to be said of targets that gain nothing."""
+    story: Mapping[str, Any] = field(default_factory=dict)
+    """What the run folder tells of it."""
+    written: Sequence[Path] = ()
+    """The page and the script that were asked for."""
+
+
+def search(
+    settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
+) -> Searched:
+    """Answer from the result file, or search and write what the settings ask for.
+
+    Raises:
+        AccelSearchError: As `Search.run`; or a file cannot be written.
+    """
+    evaluator, space = open_evaluator(settings, logger)
+    if not settings.force and settings.replay is None:
+        entry = _stored_here(settings, logger, evaluator, space)
+        if entry is not None:
+            return Searched(evaluator.workload, entry, space)
+    _ensure_writable(settings)
+    going_on = _going_on(settings, watchdog)
+    with _begun(going_on, logger, evaluator, space, watchdog, show_bar) as session:
+        searched = session.search(settings.output)
+        outcome, store = searched.outcome, session.store
+        assert outcome is not None
+        session.finish(outcome)
+        written: Sequence[Path] = ()
+        if settings.report is not None or settings.export is not None:
+            run_dir = None if settings.replay is not None else settings.run_dir
+            run = of_outcome(outcome, dict(searched.story), store.remembered(), run_dir)
+            written = write_of(run, settings)
+        stored = [settings.output] if searched.entry and settings.replay is None else []
+        files = [Path(file) for file in (*stored, settings.trials_out) if file is not None]
+        session.tracking.end(searched.entry, outcome, [*files, *written])
+    return replace(searched, written=written)
+
+
+def report_on_stored(
+    settings: Settings, logger: logging.Logger, entry: Mapping[str, Any]
+) -> Sequence[Path]:
+    """Report on what an earlier search left in the run folder; return the files written."""
+    if settings.trials_out is not None:
+        is_there = Path(settings.trials_out).exists()
+        logger.log(
+            logging.INFO if is_there else logging.WARNING,
+            "--trials_out %s: %s, since a stored result answers; --force searches again",
+            settings.trials_out,
+            "left as it is" if is_there else "not written",
+        )
+    if settings.report is None and settings.export is None:
+        return ()
+    study = (entry.get("evidence") or {}).get("study")
+    try:
+        run = read_run(Path(settings.run_dir), study, storage=settings.storage)
+    except AccelSearchError as error:  # The result may be all that is left of that run.
+        logger.warning("nothing to report on (%s): --force searches again", error)
+        return ()
+    return write_of(run, settings)
+
+
+def verify_stored(
+    settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
+) -> Verification:
+    """Measure a stored result again; nothing is written.
+
+    Raises:
+        AccelSearchError: As `find_stored` and `verify`.
+    """
+    check_stored(settings)
+    evaluator, _ = open_evaluator(settings, logger)
+    stored = find_stored(settings, evaluator.workload, evaluator.provenance)
+    with Progress(logger, 1, settings.goal, show_bar=show_bar) as progress:
+        measuring = StoredEvaluator(evaluator, None, watchdog)
+        progress.on_baseline(measuring.baseline())
+        progress.on_start(stored.candidate)
+        return verify(stored, evaluator, measuring)
+
+
+def open_evaluator(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
+    """Return what measures, a pipeline or a file of recorded trials, and the space searched."""
+    if settings.replay is not None:
+        return open_replay(Path(settings.replay), settings.targets, settings.goal)
+    from accel_search.runtime import workbench
+
+    evaluator = workbench.open_evaluator(settings, logger)
+    return evaluator, JointSpace(settings.targets, evaluator.workload, settings.space)
+
+
+def open_watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
+    """Return what restarts this process where a candidate hangs, or ends it with one line.
+
+    It goes on from what a process that hung before this one has left to it.
+    """
+    log = settings.log_file
+
+    def restart(message: str, carried: Carried) -> NoReturn:
+        logger.warning("%s: %s shows where it hung; beginning anew without it", message, log)
+        restart_process(carried)
+
+    return restarting_watchdog(
+        settings,
+        inherited(),
+        Path(log).open("a", encoding="utf-8"),
+        log,
+        restart,
+        lambda message: end(f"accel-search: error: {message}; {RESUME}"),
+    )
+
+
+@contextmanager
+def _begun(
+    settings: Settings,
+    logger: logging.Logger,
+    evaluator: Evaluator,
+    space: JointSpace,
+    watchdog: Watchdog | None,
+    show_bar: bool,
+) -> Iterator[Session]:
+    """Open the store and the trackers for the length of a `with` block."""
+    store = open_store(settings, evaluator, space)
+    load, where = evaluator.workload, evaluator.provenance
+    with tracked(settings, load, where, store.name, logger) as tracking:
+        yield Session(
+            settings, logger, evaluator, space, store, tracking, where, watchdog, show_bar
+        )
+
+
+@dataclass(frozen=True)
+class Session:
+    """A search under way: it is run, saved, pictured and finished, in this order."""
+
+    settings: Settings
+    logger: logging.Logger
+    evaluator: Evaluator
+    space: JointSpace
+    store: TrialStore
+    tracking: Tracking
+    provenance: Provenance | None
+    """At the batch size that was asked for."""
+    watchdog: Watchdog | None = None
+    """None lets a candidate hang."""
+    show_bar: bool = False
+
+    def run(self) -> Outcome:
+        """Run the search that the settings ask for."""
+        settings, space, evaluator = self.settings, self.space, self.evaluator
+        if settings.replay is None:
+            load, where = evaluator.workload, evaluator.provenance
+            begun = begun_story(settings, space.summary(), load, where, self.store.name)
+            reopen_story(settings.run_dir, begun)
+        cls = strategies.get(settings.strategy)
+        task = Task(
+            space,
+            settings.goal,
+            prompts=evaluator.prompt_count,
+            chunk=evaluator.chunk,
+            seed=settings.seed,
+            sampler=settings.sampler or next(iter(cls.samplers), ""),
+        )
+        budget = Budget(settings.max_trials, settings.time_budget)
+        with self._observers() as observers:
+            return Search(
+                evaluator, cls(task), self.store, task.goal, budget, observers, self.watchdog
+            ).run()
+
+    @contextmanager
+    def _observers(self) -> Iterator[Observers]:
+        settings = self.settings
+        with Progress(
+            self.logger, len(self.space), settings.goal, show_bar=self.show_bar
+        ) as progress:
+            observers = {"progress": progress, "trackers": self.tracking}
+            yield Observers(observers, self.logger)
+
+    def search(self, output: str | None = None) -> Searched:
+        """Search, and save the result: in a file if one is named, and in the run folder.
+
+        A replay leaves nothing in either: it measured nothing.
+        """
+        settings, space, store = self.settings, self.space, self.store
+        outcome = self.run()
+        load, where = self.evaluator.workload, self.provenance
+        if settings.trials_out is not None:
+            trials = [tested.trial for tested in outcome.trials]
+            extra = store.remembered()
+            path = Path(settings.trials_out)
+            write_trials(path, space.coinciding, load, outcome.baseline, trials, extra)
+        entry, no_gain = None, of_search(outcome, space, where)
+        if outcome.winner is not None:
+            summary = space.summary()
+            entry = search_results.entry_of(outcome, settings, summary, where, store.name, no_gain)
+            if output is not None and settings.replay is None:
+                keys = search_results.save(Path(output), load, settings, entry)
+                self.logger.debug("written to %s under %s", output, " and ".join(keys))
+        where = self.evaluator.provenance
+        story = story_of(outcome, settings, space.summary(), load, where, store.name, no_gain)
+        if settings.replay is None:
+            write_story(settings.run_dir, story)
+        return Searched(load, entry, space, outcome, no_gain, story)
+
+    def bound_speed(self) -> SpeedBound:
+        """Find the fastest candidate, quality aside."""
+        pairs = 1 if self.settings.latency_only else self.evaluator.pairs
+        with self._observers() as observers:
+            timing = SpeedBoundSearch(
+                self.evaluator, self.space, self.store, observers, pairs, self.watchdog
+            )
+            try:
+                return timing.run()
+            except NothingMeasured:  # Which is an end, too: what failed is tried again by --force.
+                self.store.finish()
+                raise
+
+    def finish(self, outcome: Outcome | None) -> None:
+        """Make the pictures of a result that is saved, and note that the search has ended."""
+        settings = self.settings
+        if settings.pictured and settings.replay is None and outcome is not None:
+            from accel_search.runtime import pictures
+
+            folder = pictures_path(settings.run_dir, self.store.name)
+            try:
+                pictures.write_pictures(
+                    cast("PipelineEvaluator", self.evaluator),
+                    to_picture(outcome),
+                    settings.pictured,
+                    folder,
+                    self.logger,
+                )
+            except Exception as error:  # The result is saved: it is worth more than its pictures.
+                self.logger.warning(
+                    "no pictures (%s): the result is stored, the report is without them",
+                    first_line(error),
+                )
+        self.store.finish()
+
+
+def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
+    """Return the settings of this process: one that began anew goes on, also under --force."""
+    return replace(settings, force=False) if watchdog.hangs else settings
+
+
+def _stored_here(
+    settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
+) -> dict[str, Any] | None:
+    """Return the result that an earlier search stored; None if none did, or only elsewhere."""
+    entry, differences = search_results.stored_answer(
+        Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
+    )
+    if entry is None and differences:
+        logger.warning(
+            "%s holds such a result, but measured elsewhere (other %s); searching here "
+            "(--verify measures that one again instead)",
+            settings.output,
+            ", ".join(differences),
+        )
+    return entry
+
+
+def _ensure_writable(settings: Settings) -> None:
+    """Find out before anything is measured whether its result can be written."""
+    page = None if settings.report == "auto" else settings.report
+    output = None if settings.replay is not None else settings.output
+    for path in (output, settings.trials_out, page, settings.export):
+        if path is not None:
+            ensure_writable(Path(path))

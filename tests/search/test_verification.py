@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_search import traversal_search
+from accel_search import session
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError
 from accel_search.report.console.verification import verified_json, verified_text
 from accel_search.search.space import JointSpace
+from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.verification import (
     Stored,
-    bare,
     differences,
     find_stored,
     judge_speedup,
@@ -48,7 +48,7 @@ def verified(path, settings, evaluator=None, provenance=PROVENANCE):
     evaluator = evaluator or FakeEvaluator()
     evaluator.provenance = provenance
     stored = find_stored(settings, evaluator.workload, evaluator.provenance)
-    return verify(stored, evaluator, bare(evaluator))
+    return verify(stored, evaluator, StoredEvaluator(evaluator, None))
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_a_search_that_finds_a_result_from_elsewhere_offers_to_verify_it(
 
     monkeypatch.chdir(tmp_path)
     space = JointSpace(("deepcache",), WORKLOAD)
-    monkeypatch.setattr(traversal_search, "_open", lambda *_: (Elsewhere(), space))
+    monkeypatch.setattr(session, "open_evaluator", lambda *_: (Elsewhere(), space))
     command = ["--output", stored.output, "--strategy", "grid"]
     assert main([*command, "--verify"]) == 0
     assert "driver: None -> 590" in capsys.readouterr().out

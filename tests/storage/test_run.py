@@ -316,14 +316,14 @@ def test_the_exported_script_runs_as_it_is(exported):
 @pytest.fixture
 def fake_search(tmp_path, monkeypatch):
     """Return a function that runs `accel-search` on a fake evaluator, and the folder it fills."""
-    from accel_search import traversal_search
+    from accel_search import session, traversal_search
     from accel_search.search.space import JointSpace
     from accel_search.settings import Settings
     from tests.support.fakes import FakeEvaluator
 
     fake = FakeEvaluator()
     space = JointSpace(("deepcache",), fake.workload)
-    monkeypatch.setattr(traversal_search, "_open", lambda settings, logger: (fake, space))
+    monkeypatch.setattr(session, "open_evaluator", lambda settings, logger: (fake, space))
     files = {name: str(tmp_path / name) for name in ("output", "run_dir", "log_file")}
 
     def search(**options):
@@ -342,7 +342,7 @@ def test_a_result_is_stored_before_anything_is_made_for_a_report(fake_search, mo
         raise ConfigurationError("--run_dir: no space left")
 
     search, folder = fake_search
-    monkeypatch.setattr(session, "keep", fails)
+    monkeypatch.setattr(session, "write_story", fails)
     with pytest.raises(ConfigurationError, match="no space left"):
         search(report="auto")
     assert len(json.loads((folder / "output").read_text())) == 2  # One a kind of key.

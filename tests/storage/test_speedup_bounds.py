@@ -126,3 +126,34 @@ def test_options_that_came_later_had_their_default_when_an_entry_was_made():
     assert speedup_bounds.asked_otherwise(Settings(), entry) == []
     assert speedup_bounds.asked_otherwise(Settings(attention="math"), entry) == ["attention"]
     assert speedup_bounds.asked_otherwise(Settings(), {}) == list(speedup_bounds.asked(Settings()))
+
+
+def test_a_configuration_whose_picture_cannot_be_made_keeps_its_result(
+    settings, monkeypatch, caplog
+):
+    saved = []
+
+    def fails(*_):
+        saved.append("pictured")
+        raise RuntimeError("the device is gone")
+
+    measuring = "accel_search.runtime.measuring.evaluator.PipelineEvaluator"
+    monkeypatch.setattr(measuring, FakeEvaluator)
+    monkeypatch.setattr("accel_search.runtime.pictures.write_pictures", fails)
+    given = settings(pictures=1, report="auto")
+    found = explore(given, FakeEvaluator(), LOG)
+    assert found.entry["measured_max_speedup"] == pytest.approx(2.6, rel=0.02)
+    assert found.winner["speedup"] == found.entry["best_feasible"]["speedup"]
+    assert saved == ["pictured"]
+    (warning,) = [line for line in caplog.messages if "no pictures" in line]
+    assert "the device is gone" in warning and "the result is stored" in warning
+
+
+def test_a_bound_is_saved_before_anything_is_pictured(settings, monkeypatch):
+    events = []
+    monkeypatch.setattr(
+        "accel_search.runtime.pictures.write_pictures", lambda *_: events.append("pictures")
+    )
+    given = settings(pictures=1, report="auto")
+    found = explore(given, FakeEvaluator(), LOG, save=events.append)
+    assert events == [found, "pictures"]

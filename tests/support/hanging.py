@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 
-from accel_search import traversal_search
+from accel_search import session, traversal_search
 from accel_search.errors import TrialFailure
 from tests.support.recorded import RecordedEvaluator, open_recorded
 
@@ -73,5 +73,5 @@ if __name__ == "__main__":
         sys.exit(explore_upper_bounds.main(sys.argv[2:]))
     else:
         recorded.RecordedEvaluator = Hanging
-        traversal_search._open = open_recorded
+        session.open_evaluator = open_recorded
         sys.exit(traversal_search.main())

@@ -115,7 +115,7 @@ class RecordedEvaluator(ReplayEvaluator):
 
 
 def open_recorded(settings, logger):
-    """Take the place of `traversal_search._open`."""
+    """Take the place of `session.open_evaluator`."""
     from accel_search.search.space import JointSpace
 
     evaluator = RecordedEvaluator(settings.targets, settings.scheduler_class)
@@ -125,9 +125,9 @@ def open_recorded(settings, logger):
 
 def search(arguments):
     """Run `accel-search` on a table, and return its exit code."""
-    from accel_search import traversal_search
+    from accel_search import session, traversal_search
 
-    traversal_search._open = open_recorded
+    session.open_evaluator = open_recorded
     return traversal_search.main(arguments)
 
 

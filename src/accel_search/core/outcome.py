@@ -48,11 +48,6 @@ class Ablation:
     assessment: Assessment
 
 
-def ablation_name(rest: Candidate) -> str:
-    """Return the name under which a store keeps what was timed of a winner without a target."""
-    return f"without:{rest}"
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a search found."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from accel_search.core.extras import is_baseline
 from accel_search.core.intervals import Estimate, half_width, squares_of
 from accel_search.core.trial import Measurement
 
@@ -121,7 +122,7 @@ def timing_noises(
     baselines: dict[int, list[Measurement]] = {}
     others: dict[int, list[Measurement]] = {}
     for name, each in beside.items():
-        part = baselines if name.startswith("baseline:") else others
+        part = baselines if is_baseline(name) else others
         part.setdefault(each.batch_size, []).append(each)
     for measured in trials:
         if measured is not None:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
 from accel_search.core.candidate import Candidate
-from accel_search.core.outcome import Ablation, Outcome, Rival, ablation_name, speed_of
+from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
 from accel_search.core.timing_noise import TimingNoise, timing_noises
-from accel_search.core.trial import Failure, Goal, Measurement, Trial
-from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.core.trial import Goal, Measurement, Trial
+from accel_search.errors import TrialFailure
 from accel_search.search.evaluator import Evaluator, Split
 from accel_search.search.events import Observer
+from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.strategies.base import History, Proposal, Strategy
-from accel_search.search.watchdog import Record, Watchdog
+from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
 
 MAX_CONFIRMATIONS = 5
@@ -68,11 +70,9 @@ class Search:
         self._goal = goal
         self._budget = budget
         self._observer = observer
-        self._watchdog = watchdog or Watchdog()
-        self._spent = self._watchdog.spent
+        self._measuring = StoredEvaluator(evaluator, store, watchdog, self._pool)
         self._prompts = 0
         self._trials: dict[Candidate, AssessedTrial] = {}
-        self._beside: dict[str, Measurement] = {}
         self._noises: dict[int, TimingNoise] = {}
         self._pooled = 0
         self._refuted: list[Candidate] = []
@@ -85,20 +85,17 @@ class Search:
             ContaminationError: An accelerator left the pipeline changed.
             OutOfMemoryError: The workload does not fit even at batch size 1.
         """
-        baseline = self._baseline("search")
-        self._watchdog.learn(baseline)
+        baseline = self._measuring.baseline()
         self._prompts = len(baseline.scores)
         self._observer.on_baseline(baseline)
-        self._beside = self._store.remembered()
+        self._measuring.reload()
         stored = self._store.trials()
-        self._pool([trial.measurement for trial in stored])
+        self._pool(stored)
         self._trials = {trial.candidate: self._assess(trial) for trial in stored}
         resumed = len(self._trials)
         if resumed:
             self._observer.on_resume(list(self._trials.values()))
-        if self._watchdog.hangs:
-            # Where the device itself no longer answers, the next candidate must not be blamed.
-            self._check()
+        self._measuring.check_after_hang()
         is_over = False
         while not is_over:
             winner, held_out, stopped, settled = self._find(baseline)
@@ -107,9 +104,9 @@ class Search:
                 could_win += len(self._feasible())  # With a winner, they are slower.
             rivals = () if winner is None else self._rivals(winner, held_out)
             ablations = () if winner is None else self._ablations(winner.trial.candidate)
-            self._check()
+            self._measuring.check()
             # Everything was timed by now: the intervals that are reported are all of one pool.
-            self._beside = self._store.remembered()
+            self._measuring.reload()
             self._restate()
             # What was timed last may have shown that the winner's gain is none.
             is_over = winner is None or self._still_wins(winner.trial.candidate)
@@ -119,7 +116,7 @@ class Search:
             rivals = tuple(self._reassessed(each) for each in rivals)
             ablations = tuple(self._reassessed(each) for each in ablations)
         if winner is not None and winner.trial.measurement is not None:
-            baseline = self._baseline_beside(winner.trial.measurement)
+            baseline = self._measuring.baseline(beside=winner.trial.measurement)
         trials = tuple(self._trials.values())
         return Outcome(
             baseline=baseline,
@@ -133,7 +130,7 @@ class Search:
             settled=settled,
             could_win=could_win,
             seconds=sum(each.trial.seconds for each in trials)
-            + sum(measurement.seconds for measurement in self._beside.values()),
+            + sum(measurement.seconds for measurement in self._measuring.extras.values()),
             ablations=ablations,
         )
 
@@ -193,7 +190,7 @@ class Search:
         proposal = self._strategy.ask(self._history(baseline))
         if proposal is None:
             return None, None  # A budget that is spent just now has ended nothing.
-        if budget.seconds is not None and self._spent >= budget.seconds:
+        if budget.seconds is not None and self._measuring.spent >= budget.seconds:
             return f"--time_budget of {budget.seconds:.0f} s was spent", None
         begins = proposal.candidate not in self._trials
         if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
@@ -222,53 +219,24 @@ class Search:
             default=None,
         )
 
-    def _baseline(self, split: Split) -> Measurement:
-        """Return the baseline at the batch size in hand, measured once a study."""
-        size = self._evaluator.workload.batch_size
-        kept = self._store.recall(f"baseline:{split}:{size}")
-        if kept is not None:
-            return kept
-        try:
-            with self._watchdog.over(None, self._evaluator.prompt_count):
-                measured = self._evaluator.baseline(split)
-        except TrialFailure as error:
-            # Not one candidate's fault: without a baseline there is nothing to compare with.
-            raise ConfigurationError(str(error)) from error
-        return self._keep_baseline(split, measured)
-
-    def _keep_baseline(self, split: Split, measured: Measurement) -> Measurement:
-        self._watchdog.learn(measured)
-        self._spent += measured.seconds
-        self._remember(f"baseline:{split}:{measured.batch_size}", measured)
-        return measured
-
-    def _baseline_beside(self, measurement: Measurement, split: Split = "search") -> Measurement:
-        """Return the baseline at a measurement's own batch size: no ratio is of two sizes."""
-        kept = self._store.recall(f"baseline:{split}:{measurement.batch_size}")
-        if kept is None:
-            latest = self._evaluator.baselines.get(split)
-            if latest is None or latest.batch_size != measurement.batch_size:
-                return self._baseline(split)
-            kept = self._keep_baseline(split, latest)
-        return kept
-
     def _assess(self, trial: Trial) -> AssessedTrial:
         measured = trial.measurement
         return AssessedTrial(trial, None if measured is None else self._assessment(measured))
 
     def _assessment(self, measured: Measurement, split: Split = "search") -> Assessment:
-        baseline = self._baseline_beside(measured, split)
+        baseline = self._measuring.baseline(split, measured)
         noise = self._noises.get(measured.batch_size)
         return assess(measured, baseline, self._goal.max_score_loss, noise)
 
-    def _pool(self, trials: Sequence[Measurement | None]) -> None:
+    def _pool(self, trials: Sequence[Trial] | None = None) -> None:
         """Take all pairs timed so far for what is known of the noise, by batch size."""
-        self._noises = timing_noises(self._beside, trials)
-        self._pooled = len(trials)
+        known = [each.trial for each in self._trials.values()] if trials is None else trials
+        self._noises = timing_noises(self._measuring.extras, [trial.measurement for trial in known])
+        self._pooled = len(known)
 
     def _restate(self) -> None:
         """Make every trial's interval anew, of all pairs timed so far; its scores stay judged."""
-        self._pool([each.trial.measurement for each in self._trials.values()])
+        self._pool()
         for candidate, each in self._trials.items():
             measured, found = each.trial.measurement, each.assessment
             if measured is not None and found is not None:
@@ -280,58 +248,27 @@ class Search:
         candidate = proposal.candidate
         known = self._trials.get(candidate)
         before = None if known is None else known.trial.measurement
-        try:
-            trial = Trial(candidate, self._further(candidate, before, proposal.prompts))
-        except TrialFailure as error:
-            seconds = error.seconds + (0.0 if before is None else before.seconds)
-            trial = Trial(candidate, None, Failure(error.kind, str(error)[:1000], seconds))
-        self._spent += trial.seconds - (0.0 if before is None else before.seconds)
+        scored = 0 if before is None else len(before.scores)
+        prompts = range(scored, proposal.prompts)
+        pairs = self._pairs(before, proposal.prompts)
+        trial = self._measuring.trial(candidate, prompts, pairs, before)
         assessed = self._assess(trial)
         self._trials[candidate] = assessed
         self._store.add(trial, assessed.assessment, self._goal.max_score_loss)
         self._observer.on_trial(assessed)
         if trial.failure is not None:
             # It may have broken more than itself: then the next one must not be blamed for it.
-            self._check()
+            self._measuring.check()
 
-    def _check(self) -> None:
-        with self._watchdog.over(None, 1):
-            self._evaluator.check()
-
-    def _further(self, candidate: Candidate, before: Measurement | None, stop: int) -> Measurement:
-        """Return a candidate's measurement on the first `stop` prompts."""
+    def _pairs(self, before: Measurement | None, stop: int) -> int:
+        """Return beside how many baseline calls a candidate is timed up to the prompt `stop`."""
         scored = 0 if before is None else len(before.scores)
         paired = 0 if before is None else len(before.baseline_seconds_per_image)
         # A few pairs as it goes along, and all that are wanted by the end.
         pairs = max(self._evaluator.pairs - paired, 0)
         if stop < self._prompts:
             pairs = min(pairs, math.ceil((stop - scored) / self._evaluator.chunk))
-        with self._watchdog.over(candidate, stop, self._hung(candidate, before)):
-            further = self._evaluator.measure(candidate, prompts=range(scored, stop), pairs=pairs)
-            if before is None:
-                return further
-            if before.batch_size != further.batch_size:  # It was halved in between.
-                return self._evaluator.measure(candidate, prompts=range(stop))
-            return before.joined(further)
-
-    def _hung(self, candidate: Candidate, before: Measurement | None) -> Record:
-        """Return what stores a candidate's hang as its failure."""
-
-        def record(failure: Failure) -> int:
-            seconds = failure.seconds + (0.0 if before is None else before.seconds)
-            self._store.add(Trial(candidate, None, replace(failure, seconds=seconds)), None)
-            return self._store.hangs()
-
-        return record
-
-    def _hung_as(self, name: str) -> Record:
-        """Return what stores the hang of what is no trial."""
-
-        def record(failure: Failure) -> int:
-            self._store.remember_failure(name, failure)
-            return self._store.hangs()
-
-        return record
+        return pairs
 
     def _confirm(self, each: AssessedTrial) -> tuple[bool, Assessment | None]:
         """Tell whether a candidate holds on held-out prompts, too; None where there are none."""
@@ -368,9 +305,9 @@ class Search:
 
     def _held_out(self, candidate: Candidate) -> Assessment | None:
         """Assess a candidate on held-out prompts; None where there are none."""
-        if not self._baseline("held_out").scores:
+        if not self._measuring.baseline("held_out").scores:
             return None
-        measured = self._recall(f"held_out:{candidate}", candidate, "held_out")
+        measured = self._measuring.once(extras.held_out(candidate), candidate, "held_out")
         return self._assessment(measured, "held_out")
 
     def _rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> tuple[Rival, ...]:
@@ -391,7 +328,7 @@ class Search:
             if key(fewer) == key(winner.trial.candidate):
                 break  # Nothing is its own rival.
             try:
-                measured = self._recall(f"steps:{guess}", fewer)
+                measured = self._measuring.once(extras.fewer_steps(guess), fewer)
             except TrialFailure:
                 break
             rivals[guess] = Rival(guess, measured, self._assessment(measured))
@@ -412,7 +349,7 @@ class Search:
                 continue
             few = min(self._evaluator.chunk, self._prompts)
             try:
-                measured = self._recall(ablation_name(rest), rest, prompts=range(few))
+                measured = self._measuring.once(extras.without(rest), rest, prompts=range(few))
             except TrialFailure:
                 continue
             found.append(Ablation(target, rest, measured, self._assessment(measured)))
@@ -422,32 +359,3 @@ class Search:
     def _reassessed(self, each: TimedBeside) -> TimedBeside:
         """Return the same with its interval made of all pairs timed by now."""
         return replace(each, assessment=self._assessment(each.measurement))
-
-    def _recall(
-        self,
-        name: str,
-        candidate: Candidate,
-        split: Split = "search",
-        prompts: range | None = None,
-    ) -> Measurement:
-        """Return what is stored under a name, or measure the candidate and store it.
-
-        Raises:
-            TrialFailure: It cannot be measured; or it hung, in this run or an earlier one.
-        """
-        kept = self._store.recall(name)
-        if kept is None:
-            failed = self._store.failure_of(name)
-            if failed is not None:
-                raise TrialFailure(failed.message, failed.kind, failed.seconds)
-            pictures = self._evaluator.prompt_count if prompts is None else len(prompts)
-            with self._watchdog.over(candidate, pictures, self._hung_as(name)):
-                kept = self._evaluator.measure(candidate, split, prompts)
-            self._spent += kept.seconds
-            self._remember(name, kept)
-        return kept
-
-    def _remember(self, name: str, measured: Measurement) -> None:
-        self._store.remember(name, measured)
-        self._beside[name] = measured
-        self._pool([each.trial.measurement for each in self._trials.values()])

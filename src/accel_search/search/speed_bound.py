@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from accel_search.core.outcome import SpeedBound
 from accel_search.core.timing_noise import TimingNoise, speedup
 from accel_search.core.trial import Failure, Measurement, Trial, commonest, said_of
-from accel_search.errors import ConfigurationError, NothingMeasured, TrialFailure
+from accel_search.errors import NothingMeasured
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Listener
 from accel_search.search.space import ALL_BARE, JointSpace
 from accel_search.search.step_plans import plans_in
+from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.strategies.latency_model import (
     LatencyModel,
     expected_gain,
@@ -73,7 +74,7 @@ class SpeedBoundSearch:
         self._store = store
         self._listener = listener
         self._pairs = pairs
-        self._watchdog = watchdog or Watchdog()
+        self._measuring = StoredEvaluator(evaluator, store, watchdog)
         self._standing = _Standing(len(space))
 
     def run(self) -> SpeedBound:
@@ -89,11 +90,9 @@ class SpeedBoundSearch:
             raise NothingMeasured(
                 f"{ALL_BARE}: nothing to time of {' + '.join(self._space.targets)}"
             )
-        baseline = self._baseline()
-        self._watchdog.learn(baseline)
+        baseline = self._measuring.baseline()
         self._listener.on_baseline(baseline)
-        if self._watchdog.hangs:
-            self._check()  # As in a search: a device that no longer answers is no one's fault.
+        self._measuring.check_after_hang()
         standing = self._standing
         for trial in self._store.trials():
             standing.take(self._space.position(trial.candidate), trial)
@@ -105,7 +104,7 @@ class SpeedBoundSearch:
         # What was the fastest by a few calls may not be by all of them.
         while (best := self._to_be_timed_again(baseline)) is not None:
             baseline = self._time(*best, baseline)
-        self._check()
+        self._measuring.check()
         return self._outcome(baseline, settled=position is None)
 
     @cached_property
@@ -168,62 +167,25 @@ class SpeedBoundSearch:
         measured, noise = self._standing.measured, self._noise(baseline)
         return self._model.speeds([run_of(at, each, noise) for at, each in measured.items()])
 
-    def _baseline(self) -> Measurement:
-        size = self._evaluator.workload.batch_size
-        kept = self._store.recall(f"baseline:search:{size}")
-        if kept is None:
-            try:
-                with self._watchdog.over(None, self._evaluator.prompt_count):
-                    kept = self._evaluator.baseline("search")
-            except TrialFailure as error:
-                raise ConfigurationError(str(error)) from error
-            self._store.remember(f"baseline:search:{kept.batch_size}", kept)
-        return kept
-
     def _time(self, position: int, pairs: int, baseline: Measurement) -> Measurement:
         """Time a candidate once more and store it; return the baseline of its batch size."""
         candidate = self._space.candidate_at(position)
         self._listener.on_start(candidate)
         before = self._standing.measured.get(position)
         chunk = min(self._evaluator.chunk, self._evaluator.prompt_count)
-
-        def record(failure: Failure) -> int:
-            self._store.add(Trial(candidate, None, failure), None)
-            return self._store.hangs()
-
-        try:
-            with self._watchdog.over(candidate, chunk, record):
-                measured = self._evaluator.measure(candidate, prompts=range(chunk), pairs=pairs)
-        except TrialFailure as error:
-            failure = Failure(error.kind, str(error)[:1000], error.seconds)
-            trial = Trial(candidate, None, failure)
-        else:
-            if measured.batch_size != baseline.batch_size:  # It was halved on the way.
-                baseline = self._baseline_of(measured)
-                self._standing.forget_other_sizes(measured.batch_size)
-            elif before is not None:
-                measured = before.joined(measured)
-            trial = Trial(candidate, measured)
+        trial = self._measuring.trial(candidate, range(chunk), pairs, before)
+        measured = trial.measurement
+        if measured is not None and measured.batch_size != baseline.batch_size:
+            baseline = self._measuring.baseline(beside=measured)  # It was halved on the way.
+            self._standing.forget_other_sizes(measured.batch_size)
         self._standing.take(position, trial)
         self._store.add(trial, None)
         noise = self._standing.timing_noise(baseline)
-        found = None if trial.measurement is None else speedup(trial.measurement, noise)
+        found = None if measured is None else speedup(measured, noise)
         self._listener.on_timed(trial, found)
         if trial.failure is not None:
-            self._check()  # As in a search: the next one must not be blamed for it.
+            self._measuring.check()  # As in a search: the next one must not be blamed for it.
         return baseline
-
-    def _check(self) -> None:
-        with self._watchdog.over(None, 1):
-            self._evaluator.check()
-
-    def _baseline_of(self, measured: Measurement) -> Measurement:
-        latest = self._evaluator.baselines.get("search")
-        if latest is None or latest.batch_size != measured.batch_size:
-            with self._watchdog.over(None, self._evaluator.prompt_count):
-                latest = self._evaluator.baseline("search")
-        self._store.remember(f"baseline:search:{latest.batch_size}", latest)
-        return latest
 
 
 @dataclass

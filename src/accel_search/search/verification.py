@@ -29,10 +29,11 @@ from accel_search.core.assessment import assess
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed
 from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
-from accel_search.core.trial import Goal, Measurement
+from accel_search.core.trial import Goal
 from accel_search.core.workload import Provenance, Workload
-from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.errors import ConfigurationError
 from accel_search.search.evaluator import Evaluator
+from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.search_results import answering, model_of
@@ -144,38 +145,23 @@ def find_stored(settings: Settings, workload: Workload, provenance: Provenance |
         ) from error
 
 
-def bare(evaluator: Evaluator) -> Measurement:
-    """Measure the bare pipeline.
-
-    Raises:
-        ConfigurationError: It makes no valid image.
-        AccelSearchError: As `Evaluator.baseline`.
-    """
-    try:
-        return evaluator.baseline()
-    except TrialFailure as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def verify(stored: Stored, evaluator: Evaluator, baseline: Measurement) -> Verification:
+def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> Verification:
     """Measure a stored result again, on every prompt of the search's part.
 
     Args:
         stored: The result.
         evaluator: Measures.
-        baseline: The bare pipeline's, measured by it.
+        measuring: Runs it; without a store, for nothing is written.
 
     Raises:
         AccelSearchError: As `Evaluator.measure`; a failure of the candidate alone is a verdict.
     """
-    failure: str | None = None
-    measured: Measurement | None = None
-    try:
-        measured = evaluator.measure(stored.candidate)
-        baseline = _beside(evaluator, baseline, measured)
-    except TrialFailure as error:
-        failure = f"{error.kind}: {error}"
-    evaluator.check()
+    baseline = measuring.baseline()
+    trial = measuring.trial(stored.candidate, range(evaluator.prompt_count))
+    measured = trial.measurement
+    if measured is not None:
+        baseline = measuring.baseline(beside=measured)  # The batch may have been halved.
+    measuring.check()
     noise = TimingNoise([baseline], [] if measured is None else [measured])
     floor = noise.floor(max(1, len(baseline.baseline_seconds_per_image)))
     is_scored = bool(baseline.scores)
@@ -209,7 +195,7 @@ def verify(stored: Stored, evaluator: Evaluator, baseline: Measurement) -> Verif
         baseline_seconds_per_image=_mean(baseline.seconds_per_image),
         candidate_seconds_per_image=None if measured is None else _mean(measured.seconds_per_image),
         prompts_needed=needed,
-        failure=failure,
+        failure=None if trial.failure is None else f"{trial.failure.kind}: {trial.failure.message}",
         differences=differences(stored.provenance, evaluator.provenance),
         provenance=evaluator.provenance,
     )
@@ -251,16 +237,6 @@ def differences(stored: Mapping[str, Any], here: Provenance | None) -> tuple[Dif
             if before.get(package) != now.get(package)
         ]
     return tuple(found)
-
-
-def _beside(evaluator: Evaluator, baseline: Measurement, measured: Measurement) -> Measurement:
-    """Return the baseline at the batch size of a measurement: it may have been halved."""
-    if baseline.batch_size == measured.batch_size:
-        return baseline
-    latest = evaluator.baselines.get("search")
-    if latest is not None and latest.batch_size == measured.batch_size:
-        return latest
-    return bare(evaluator)
 
 
 def _file(settings: Settings) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
-from accel_search.core.outcome import ablation_name
 from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.errors import LoadError, first_line
@@ -113,7 +113,7 @@ class Run:
         """Return how far apart two timings of the bare pipeline may lie by chance."""
         baseline = self.baseline
         noises = timing_noises(
-            {"baseline:search": baseline} | dict(self.beside),
+            {extras.baseline(): baseline} | dict(self.beside),
             [row.measurement for row in self.rows],
         )
         pairs = max(1, len(baseline.baseline_seconds_per_image))
@@ -153,7 +153,7 @@ def build(
     )
     records = [each.trial if isinstance(each, AssessedTrial) else each for each in trials]
     noises = timing_noises(
-        {f"baseline:search:{size}": each for size, each in baselines.items()} | dict(beside),
+        {extras.baseline("search", size): each for size, each in baselines.items()} | dict(beside),
         [each.measurement for each in records],
     )
     rows: list[Row] = []
@@ -260,8 +260,9 @@ def _rivals(
     as_well = {int(each["steps"]): each["does_as_well"] for each in story.get("rivals") or []}
     found = []
     for name, measured in beside.items():
-        kind, _, text = name.partition(":")
-        if kind != "steps" or measured.batch_size != baseline.batch_size or not baseline.scores:
+        kind, text = extras.parse(name)
+        of_size = measured.batch_size == baseline.batch_size
+        if kind != extras.Kind.STEPS or not of_size or not baseline.scores:
             continue
         each = assess(measured, baseline, goal.max_score_loss, noises[measured.batch_size])
         steps = int(text)
@@ -272,7 +273,7 @@ def _rivals(
 def _without(
     winner: Candidate, beside: Mapping[str, Measurement], noises: Mapping[int, TimingNoise]
 ) -> dict[str, Estimate]:
-    found = {name: beside.get(ablation_name(winner.without(name))) for name in winner}
+    found = {name: beside.get(extras.without(winner.without(name))) for name in winner}
     return {
         name: speedup(measured, noises[measured.batch_size])
         for name, measured in found.items()

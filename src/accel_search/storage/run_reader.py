@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accel_search.core import extras
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
@@ -70,11 +71,13 @@ def read_run(
         recorded = read_trials(path)
     except ConfigurationError as error:
         raise LoadError(str(error).removeprefix("--replay ")) from error
-    beside = {f"steps:{steps}": value for steps, value in recorded.rivals.items()}
-    beside |= {f"held_out:{each}": value for each, value in recorded.held_out.items()}
+    beside: dict[str, Measurement] = {
+        extras.fewer_steps(steps): value for steps, value in recorded.rivals.items()
+    }
+    beside |= {extras.held_out(tested): value for tested, value in recorded.held_out.items()}
     if recorded.held_out_baseline is not None:
         size = recorded.held_out_baseline.batch_size
-        beside[f"baseline:held_out:{size}"] = recorded.held_out_baseline
+        beside[extras.baseline("held_out", size)] = recorded.held_out_baseline
     baselines = {recorded.baseline.batch_size: recorded.baseline}
     try:
         told = {"workload": dict(recorded.workload_fields)}
@@ -152,7 +155,7 @@ def _baselines(beside: Mapping[str, Measurement]) -> dict[int, Measurement]:
     return {
         measured.batch_size: measured
         for key, measured in beside.items()
-        if key.startswith("baseline:search:")
+        if extras.is_baseline(key, "search")
     }
 
 

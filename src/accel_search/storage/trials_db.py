@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate, Value
+from accel_search.core.extras import ExtraName, is_baseline
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.errors import ConfigurationError, first_line
 from accel_search.storage.optuna_storage import open_storage, reason, sqlite_file, sqlite_url
@@ -180,17 +181,17 @@ class TrialStore:
         with self._told("written", _GO_ON):
             self._study.add_trial(kept)
 
-    def remember(self, name: str, measurement: Measurement) -> None:
+    def remember(self, name: ExtraName, measurement: Measurement) -> None:
         """Keep a measurement that is no trial: the baseline, a confirmation, a rival."""
         with self._told("written", _GO_ON):
             self._study.set_user_attr(name, asdict(measurement))
 
-    def remember_failure(self, name: str, failure: Failure) -> None:
+    def remember_failure(self, name: ExtraName, failure: Failure) -> None:
         """Keep that what `remember` would have kept under a name could not be measured."""
         with self._told("written", _GO_ON):
             self._study.set_user_attr(f"{_FAILED}{name}", asdict(failure))
 
-    def failure_of(self, name: str) -> Failure | None:
+    def failure_of(self, name: ExtraName) -> Failure | None:
         """Return what `remember_failure` kept under that name, None if nothing."""
         with self._told("read", "move it away to begin anew"):
             kept = self._study.user_attrs.get(f"{_FAILED}{name}")
@@ -203,7 +204,7 @@ class TrialStore:
         failures = [each.failure for each in self.trials() if each.failure is not None]
         return len(noted) + sum(each.kind == "timeout" for each in failures)
 
-    def recall(self, name: str) -> Measurement | None:
+    def recall(self, name: ExtraName) -> Measurement | None:
         """Return what `remember` kept under that name, None if nothing."""
         return self.remembered().get(name)
 
@@ -248,7 +249,7 @@ def study_names(url: str) -> list[str]:
     if file is not None and not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
     found = open_storage(url).get_all_studies()
-    ours = [each for each in found if any(key.startswith("baseline:") for key in each.user_attrs)]
+    ours = [each for each in found if any(map(is_baseline, each.user_attrs))]
     return [each.study_name for each in ours or found]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.compose import check_params
+from accel_search.core import extras
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Workload
@@ -135,12 +136,12 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
         workload = Workload(**values)
     baseline = _baseline(content["baseline"], given)
     beside = content.get("beside", {})
-    held_out = [each for name, each in beside.items() if name.startswith("baseline:held_out")]
+    held_out = [each for name, each in beside.items() if extras.is_baseline(name, "held_out")]
     trials = tuple(_trial(each, baseline) for each in content["trials"])
     by_text = {str(trial.candidate): trial.candidate for trial in trials}
     prefixed = {
-        name.partition(":")[::2]: _checked(
-            Measurement.from_dict(value), name, is_paired=not name.startswith("baseline:")
+        extras.parse(name): _checked(
+            Measurement.from_dict(value), name, is_paired=not extras.is_baseline(name)
         )
         for name, value in beside.items()
         if value["scores"]  # A part without prompts has no samples.
@@ -156,12 +157,12 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
         held_out={
             by_text[text]: measurement
             for (kind, text), measurement in prefixed.items()
-            if kind == "held_out" and text in by_text
+            if kind == extras.Kind.HELD_OUT and text in by_text
         },
         rivals={
             int(text): measurement
             for (kind, text), measurement in prefixed.items()
-            if kind == "steps"
+            if kind == extras.Kind.STEPS
         },
     )
 

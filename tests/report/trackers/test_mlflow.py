@@ -10,7 +10,7 @@ from accel_search.core.intervals import Verdict
 from accel_search.core.trial import Failure, Trial
 from accel_search.report.trackers.tracking import tracked
 from accel_search.search.space import JointSpace
-from accel_search.session import explore, run_search
+from accel_search.session import Session, explore
 from accel_search.settings import Settings
 from accel_search.storage.trials_db import TrialStore
 from accel_search.traversal_search import main
@@ -90,9 +90,7 @@ def searched(store, evaluator, **options):
     space = JointSpace(settings.targets, WORKLOAD, settings.space)
     kept = TrialStore("sqlite:///trials.db", "study", space.values())
     with tracked(settings, WORKLOAD, PROVENANCE, kept.name, LOG) as tracking:
-        outcome = run_search(
-            settings, LOG, evaluator, space, kept, show_bar=False, tracking=tracking
-        )
+        outcome = Session(settings, LOG, evaluator, space, kept, tracking, PROVENANCE).run()
         tracking.end(None, outcome, ())
 
 

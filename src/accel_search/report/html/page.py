@@ -10,7 +10,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from accel_search.core import extras
 from accel_search.core.candidate import Candidate
+from accel_search.core.extras import Kind
 from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement
 from accel_search.report.format import UNSTEADY, duration, factor, percent, short
@@ -320,7 +322,9 @@ def _measurement_of(run: Run, column: Column) -> Measurement | None:
     if column.part == "baseline":
         return run.baseline
     if column.part == "rival":
-        return run.beside.get(f"steps:{column.candidate['steps']['num_inference_steps']}")
+        return run.beside.get(
+            extras.fewer_steps(int(column.candidate["steps"]["num_inference_steps"]))
+        )
     row = next((row for row in run.rows if row.candidate == column.candidate), None)
     return None if row is None else row.measurement
 
@@ -341,14 +345,14 @@ def data_uri(path: Path) -> str:
 def _story(run: Run) -> dict[str, Any]:
     story, rows = run.story, run.rows
 
-    def beside(kind: str) -> float:
-        return sum(m.seconds for name, m in run.beside.items() if name.startswith(kind))
+    def beside(kind: Kind) -> float:
+        return sum(m.seconds for name, m in run.beside.items() if extras.parse(name)[0] == kind)
 
     spent = {
-        "baseline": beside("baseline:") or run.baseline.seconds,
+        "baseline": beside(Kind.BASELINE) or run.baseline.seconds,
         "trials": sum(row.measurement.seconds for row in rows if row.measurement),
-        "confirming": beside("held_out:"),
-        "fewer steps": beside("steps:"),
+        "confirming": beside(Kind.HELD_OUT),
+        "fewer steps": beside(Kind.STEPS),
     }
     total = sum(spent.values())
     looks = sorted({row.prompts for row in rows if row.prompts})

@@ -1,0 +1,177 @@
+"""What a search measures, each thing once: an evaluator, the study that keeps it, a watchdog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from accel_search.core import extras
+from accel_search.core.candidate import Candidate
+from accel_search.core.extras import ExtraName
+from accel_search.core.trial import Failure, Measurement, Trial
+from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.search.evaluator import Evaluator, Split
+from accel_search.search.watchdog import Record, Watchdog
+from accel_search.storage.trials_db import TrialStore
+
+
+class StoredEvaluator:
+    """Measures under a watchdog, and answers from the study what it holds already.
+
+    Args:
+        evaluator: Measures.
+        store: Keeps the measurements; None keeps them in memory, and no hang is recorded.
+        watchdog: Ends what hangs; None lets it hang.
+        on_extra: Is called after an extra measurement is added to `extras`.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        store: TrialStore | None,
+        watchdog: Watchdog | None = None,
+        on_extra: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.extras: dict[str, Measurement] = {}
+        """Measurements beside the trials, by name; `reload` adds what the study holds."""
+        self._evaluator = evaluator
+        self._store = store
+        self._watchdog = watchdog or Watchdog()
+        self._on_extra = on_extra
+        self.spent = self._watchdog.spent
+        """Seconds measured by this process and those that it went on from."""
+
+    def reload(self) -> None:
+        """Take over all extra measurements of the study, other processes' too."""
+        if self._store is not None:
+            self.extras = self._store.remembered()
+
+    def baseline(self, split: Split = "search", beside: Measurement | None = None) -> Measurement:
+        """Return the baseline, measured once a study and batch size.
+
+        Args:
+            split: Part of the prompts.
+            beside: What is compared with it: the baseline of its batch size is returned, for no
+                ratio is of two sizes. Where a batch is halved, the evaluator measures it again on
+                the way. None is the batch size in hand.
+
+        Raises:
+            ConfigurationError: The baseline pipeline makes no valid image.
+        """
+        size = (beside or self._evaluator.workload).batch_size
+        measured = self._load(extras.baseline(split, size))
+        if measured is None:
+            latest = None if beside is None else self._evaluator.baselines.get(split)
+            if beside is not None and (latest is None or latest.batch_size != size):
+                return self.baseline(split)
+            measured = latest or self._measure_baseline(split)
+            self.spent += measured.seconds
+            self._save(extras.baseline(split, measured.batch_size), measured)
+        self._watchdog.learn(measured)
+        return measured
+
+    def _measure_baseline(self, split: Split) -> Measurement:
+        try:
+            with self._watchdog.over(None, self._evaluator.prompt_count):
+                return self._evaluator.baseline(split)
+        except TrialFailure as error:
+            # Not one candidate's fault: without a baseline there is nothing to compare with.
+            raise ConfigurationError(str(error)) from error
+
+    def share_baselines(self) -> None:
+        """Store what the evaluator measured of this workload a moment ago, for another study."""
+        for split, measured in self._evaluator.baselines.items():
+            name = extras.baseline(split, measured.batch_size)
+            is_of_size = measured.batch_size == self._evaluator.workload.batch_size
+            if is_of_size and self._load(name) is None:
+                self._save(name, measured)
+
+    def once(
+        self,
+        name: ExtraName,
+        candidate: Candidate,
+        split: Split = "search",
+        prompts: range | None = None,
+    ) -> Measurement:
+        """Return what is stored under a name, or measure the candidate and store it.
+
+        Raises:
+            TrialFailure: It cannot be measured; or it hung, in this run or an earlier one.
+        """
+        kept = self._load(name)
+        if kept is None:
+            failed = None if self._store is None else self._store.failure_of(name)
+            if failed is not None:
+                raise TrialFailure(failed.message, failed.kind, failed.seconds)
+            pictures = self._evaluator.prompt_count if prompts is None else len(prompts)
+            record = self._recorder(lambda store, failure: store.remember_failure(name, failure))
+            with self._watchdog.over(candidate, pictures, record):
+                kept = self._evaluator.measure(candidate, split, prompts)
+            self.spent += kept.seconds
+            self._save(name, kept)
+        return kept
+
+    def trial(
+        self,
+        candidate: Candidate,
+        prompts: range,
+        pairs: int | None = None,
+        before: Measurement | None = None,
+    ) -> Trial:
+        """Measure a candidate and return its trial, which the caller stores; a hang is stored here.
+
+        Args:
+            candidate: What is measured.
+            prompts: Those of the search's part that it lacks.
+            pairs: Baseline calls beside it; None is as many as a full trial has.
+            before: What was measured of it already; part of the trial that is returned.
+        """
+        seconds = 0.0 if before is None else before.seconds
+
+        def failed(failure: Failure) -> Trial:
+            return Trial(candidate, None, replace(failure, seconds=failure.seconds + seconds))
+
+        record = self._recorder(lambda store, failure: store.add(failed(failure), None))
+        try:
+            with self._watchdog.over(candidate, prompts.stop, record):
+                measured = self._evaluator.measure(candidate, prompts=prompts, pairs=pairs)
+                if before is not None and before.batch_size == measured.batch_size:
+                    measured = before.joined(measured)
+                elif before is not None:  # It was halved in between.
+                    measured = self._evaluator.measure(candidate, prompts=range(prompts.stop))
+            trial = Trial(candidate, measured)
+        except TrialFailure as error:
+            trial = failed(Failure(error.kind, str(error)[:1000], error.seconds))
+        self.spent += trial.seconds - seconds
+        return trial
+
+    def check(self) -> None:
+        """Check that the pipeline is what it was; raises as `Evaluator.check`."""
+        with self._watchdog.over(None, 1):
+            self._evaluator.check()
+
+    def check_after_hang(self) -> None:
+        """Check that the device answers after a hang: the next candidate must not be blamed."""
+        if self._watchdog.hangs:
+            self.check()
+
+    def _recorder(self, keep: Callable[[TrialStore, Failure], None]) -> Record | None:
+        """Return what stores a hang as a failure, None where nothing is stored."""
+        store = self._store
+        if store is None:
+            return None
+
+        def record(failure: Failure) -> int:
+            keep(store, failure)
+            return store.hangs()
+
+        return record
+
+    def _load(self, name: ExtraName) -> Measurement | None:
+        return self.extras.get(name) if self._store is None else self._store.recall(name)
+
+    def _save(self, name: ExtraName, measured: Measurement) -> None:
+        if self._store is not None:
+            self._store.remember(name, measured)
+        self.extras[name] = measured
+        self._on_extra()
