@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from accel_search.cli.options import build_parser, declare, given_options
+from accel_search.cli.options import build_parser, check_value, declare, given_options
 from accel_search.cli.program import run_program
 from accel_search.errors import ConfigurationError, ExitCode
 from accel_search.report.html.script import write_script
@@ -47,18 +47,17 @@ class ReportSettings:
         None, "Optuna storage URL of the search, where it had one", metavar="URL"
     )
     req_score_loss: float = declare(
-        DEFAULT_BOUND, "loss of score that is allowed, where the run does not say", parse=float
-    )
+        DEFAULT_BOUND, "loss of score that is allowed, where the run does not say", parse=float,
+        least=0.0, most=1.0, expected="a fraction from 0 to 1",
+    )  # fmt: skip
     run_dir: str = declare(
         Settings.run_dir, "of a sweep: its run folder, for each configuration's report",
         metavar="DIR",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not 0 <= self.req_score_loss <= 1:
-            raise ConfigurationError(
-                f"--req_score_loss {self.req_score_loss}: expected a fraction from 0 to 1"
-            )
+        for option in fields(self):
+            check_value(option, getattr(self, option.name))
         if self.storage is None and (self.run is None or not Path(self.run).exists()):
             raise ConfigurationError(
                 f"{self.run or 'RUN'}: no such file or folder; give the --run_dir of a search, a "

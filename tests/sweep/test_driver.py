@@ -82,13 +82,18 @@ def test_every_configuration_is_explored_written_down_and_then_skipped(tmp_path)
     assert failed == 0 and again.explored == [] and observer.of("on_skip") == ALL
 
 
-def test_another_option_explores_again_and_force_does(tmp_path):
+@pytest.mark.parametrize("option", [{"num_samples": 8}, {"threads": 8}, {"memory_limit": 8.0}])
+def test_another_option_explores_again(tmp_path, option):
     run(settings(tmp_path), Worker())
     worker = Worker()
-    _, observer = run(settings(tmp_path, common={"num_samples": 8}), worker)
+    _, observer = run(settings(tmp_path, common=option), worker)
     assert worker.explored == ALL
-    assert all("num_samples" in details[0].note for name, _, details in observer.events
+    assert all(next(iter(option)) in details[0].note for name, _, details in observer.events
                if name == "on_start")  # fmt: skip
+
+
+def test_force_explores_again(tmp_path):
+    run(settings(tmp_path, common={"num_samples": 8}), Worker())
     forced = Worker()
     run(settings(tmp_path, common={"num_samples": 8, "force": True}), forced)
     assert forced.explored == ALL

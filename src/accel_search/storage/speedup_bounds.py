@@ -28,14 +28,12 @@ MARGIN = 1.1
 MAX_MESSAGE = 1000
 """Characters of a failure's message."""
 
-_TIMED = (
-    *("batch_size", "height", "width", "dtype", "guidance_scale", "timing_pairs", "revision"),
-    *("vae", "attention", "compile", "offload"),
-)
-_SCORED = (
-    *("num_samples", "held_out_samples", "prompts", "clip_model", "clip_pretrained", "seed"),
-    *("req_score_loss", "min_psnr", "min_ssim", "strategy", "sampler", "max_trials", "time_budget"),
-)
+_AFFECTING = {
+    option.name: option.metadata["affects"]
+    for option in fields(Settings)
+    if option.metadata and option.metadata["affects"] and option.metadata["sweep"]
+}
+"""Option that a result depends on -> what it affects; those of the key are left out."""
 
 
 def label_of(model: str, latency_only: bool) -> str:
@@ -44,9 +42,12 @@ def label_of(model: str, latency_only: bool) -> str:
 
 
 def asked(settings: Settings) -> dict[str, Any]:
-    """Return the options that a result hangs on, as plain JSON types."""
-    names = _TIMED if settings.latency_only else _TIMED + _SCORED
-    values = {name: getattr(settings, name) for name in names}
+    """Return the options that a result depends on, as plain JSON types."""
+    values = {
+        name: getattr(settings, name)
+        for name, affected in _AFFECTING.items()
+        if affected == "timing" or not settings.latency_only
+    }
     space = {
         target: {name: list(each) for name, each in settings.space[target].items()}
         for target in settings.targets
