@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from accel_search.core.outcome import Outcome
@@ -23,6 +23,7 @@ from accel_search.search.strategies.base import Task
 from accel_search.search.watchdog import Watchdog
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
+from accel_search.storage.answers import measured_as
 from accel_search.storage.keys import search_key
 from accel_search.storage.run_folder import (
     begun_story,
@@ -45,12 +46,7 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
     if settings.replay is not None:
         return TrialStore(None, "replay", values)
     provenance = evaluator.provenance
-    identity: Mapping[str, object] = {
-        "workload": asdict(evaluator.workload),
-        "provenance": None if provenance is None else provenance.identity(),
-        "timing_pairs": settings.timing_pairs,
-        "values": values,
-    }
+    identity = measured_as(settings, evaluator.workload, values, provenance)
     url = settings.storage or default_url(settings.run_dir)
     about = _about(evaluator.workload, provenance, space)
     return TrialStore(url, study_name(identity), values, fresh=settings.force, about=about)

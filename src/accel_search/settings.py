@@ -284,6 +284,14 @@ class Settings:
         return UPPER_BOUND if self.req_speedup is None else self.req_speedup
 
 
+AFFECTING = {
+    option.name: option.metadata["affects"]
+    for option in fields(Settings)
+    if option.metadata and option.metadata["affects"] and option.metadata["sweep"]
+}
+"""Option that a stored result depends on -> what it affects; those of its key are left out."""
+
+
 def _check(settings: Settings) -> None:
     """Raise ConfigurationError for the first value that is out of range."""
     for option in fields(settings):

@@ -135,7 +135,7 @@ def _stored_here(
     settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
 ) -> dict[str, Any] | None:
     """Return the result that an earlier search stored; None if none did, or only elsewhere."""
-    from accel_search.storage.search_results import stored_answer
+    from accel_search.storage.answers import stored_answer
 
     entry, differences = stored_answer(
         Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance

@@ -34,8 +34,8 @@ from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
 from accel_search.search.evaluator import Evaluator
 from accel_search.settings import Settings
-from accel_search.storage import speedup_bounds
-from accel_search.storage.search_results import answering, model_of
+from accel_search.storage.answers import answering
+from accel_search.storage.search_results import model_of
 
 
 @dataclass(frozen=True)
@@ -290,15 +290,7 @@ def _entries(
 
     A bound on speed has its model's name beside its key.
     """
-    if not settings.latency_only:
-        return answering(content, settings, workload)
-    scheduler = settings.scheduler_class if workload is None else workload.scheduler_class
-    steps = settings.steps if workload is None else workload.steps
-    found = speedup_bounds.entries(
-        content, scheduler, steps, settings.req_score_loss, settings.targets
-    )
-    entry = found.get(speedup_bounds.label_of(settings.pipe, True))
-    return [] if entry is None else [entry]
+    return answering(content, settings, workload)
 
 
 def _nothing(settings: Settings) -> ConfigurationError:
