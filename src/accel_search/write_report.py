@@ -33,27 +33,21 @@ class ReportSettings:
     run: str | None = None
     """The run folder, file of trials or file of bounds; None, with a storage, is the default run
     folder."""
-    output: str | None = declare(
-        None, "the page (default: report.html in a run folder, else beside the file)",
-        metavar="FILE",
-    )  # fmt: skip
-    export: str | None = declare(
-        None, "write a Python script that uses the winner instead", metavar="FILE"
-    )
-    study: str | None = declare(
-        None, "which study of a run folder (default: the one that ended last)"
-    )
-    storage: str | None = declare(
-        None, "Optuna storage URL of the search, where it had one", metavar="URL"
-    )
-    req_score_loss: float = declare(
-        DEFAULT_BOUND, "loss of score that is allowed, where the run does not say", parse=float,
-        least=0.0, most=1.0, expected="a fraction from 0 to 1",
-    )  # fmt: skip
-    run_dir: str = declare(
-        Settings.run_dir, "of a sweep: its run folder, for each configuration's report",
-        metavar="DIR",
-    )  # fmt: skip
+    # fmt: off
+    output: str | None = declare(None,
+        "the page (default: report.html in a run folder, else beside the file)", metavar="FILE")
+    export: str | None = declare(None, "write a Python script that uses the winner instead",
+        metavar="FILE")
+    study: str | None = declare(None,
+        "which study of a run folder (default: the one that ended last)")
+    storage: str | None = declare(None, "Optuna storage URL of the search, where it had one",
+        metavar="URL")
+    req_score_loss: float = declare(DEFAULT_BOUND,
+        "loss of score that is allowed, where the run does not say", parse=float, least=0.0,
+        most=1.0, expected="a fraction from 0 to 1")
+    run_dir: str = declare(Settings.run_dir,
+        "of a sweep: its run folder, for each configuration's report", metavar="DIR")
+    # fmt: on
 
     def __post_init__(self) -> None:
         for option in fields(self):

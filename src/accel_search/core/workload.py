@@ -91,12 +91,7 @@ class Provenance:
     """GiB of the GPU's memory that were used, as on a smaller one; None is all there is."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Name each field in which a stored provenance differs from this one.
-
-        Args:
-            other: A provenance as read from a result file; fields that it lacks differ, but
-                for those that came later and have their default.
-        """
+        """Name each field in which a stored provenance differs from this one."""
         return differences(self.as_dict(), other)
 
     def identity(self) -> dict[str, Any]:
@@ -117,7 +112,10 @@ class Provenance:
 
 
 def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Name each field of a provenance, but its date, in which a stored one is another."""
+    """Name each field, but the date, in which a stored provenance is another than one wanted.
+
+    Fields that it lacks differ, but for those that came later and have their default.
+    """
     defaults = {each.name: each.default for each in fields(Provenance)}
     return [
         name

@@ -108,7 +108,7 @@ def check_stored(settings: Settings) -> None:
             scheduler, targets and bound.
     """
     content = _read(settings)
-    if settings.replay is None and not _entries(content, settings, None):
+    if settings.replay is None and not answering(content, settings, None):
         raise _nothing(settings)
 
 
@@ -123,7 +123,7 @@ def find_stored(settings: Settings, workload: Workload, provenance: Provenance |
     Raises:
         ConfigurationError: There is none; or there are some of other models.
     """
-    found = _entries(_read(settings), settings, workload)
+    found = answering(_read(settings), settings, workload)
     if not found:
         raise _nothing(settings)
     models = sorted({model_of(each) for each in found})
@@ -281,16 +281,6 @@ def _read(settings: Settings) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"--verify: {path}: cannot be read: {error}") from error
     return content
-
-
-def _entries(
-    content: Mapping[str, Any], settings: Settings, workload: Workload | None
-) -> list[dict[str, Any]]:
-    """Return the entries of the options' key, the fastest first; without a workload, of any model.
-
-    A bound on speed has its model's name beside its key.
-    """
-    return answering(content, settings, workload)
 
 
 def _nothing(settings: Settings) -> ConfigurationError:

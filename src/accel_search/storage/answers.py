@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from accel_search.core.workload import Provenance, Workload
 from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.json_files import read_json
-from accel_search.storage.lookup import HOW_FAR, Fitting, Reason, Wanted, bounds, results, why_not
+from accel_search.storage.lookup import HOW_FAR, Fitting, Reason, Wanted, bounds, matching, why_not
 from accel_search.storage.search_results import Values, search_identity
 
 
@@ -54,7 +54,7 @@ def stored_answer(
         options = {n: each for n, each in options.items() if n not in ("values", *HOW_FAR)}
     passed_over: list[str] = []
     key = _key_of(settings, workload)
-    for stored in _by_speed(results(read_json(path)), key):
+    for stored in _by_speed(read_json(path), key):
         if provenance is None or not isinstance(stored.entry.get("provenance"), dict):
             continue
         reasons = why_not(stored, replace(key, options=options, provenance=provenance.as_dict()))
@@ -79,7 +79,7 @@ def answering(
     key = _key_of(settings, workload)
     if settings.latency_only:
         return [stored.entry for stored in bounds(content) if not why_not(stored, key)]
-    return [stored.entry for stored in _by_speed(results(content), key)]
+    return [stored.entry for stored in _by_speed(content, key)]
 
 
 def stored_bound(
@@ -102,18 +102,16 @@ def stored_bound(
 
 
 def _key_of(settings: Settings, workload: Workload | None) -> Wanted:
-    bound = speedup_bounds.label_of(settings.pipe, True) if settings.latency_only else None
     return Wanted(
         pipeline_class=None if workload is None else workload.pipeline_class,
         scheduler_class=settings.scheduler_class if workload is None else workload.scheduler_class,
         steps=settings.steps if workload is None else workload.steps,
         targets=settings.targets,
         req_score_loss=settings.req_score_loss,
-        label=bound,
+        label=speedup_bounds.label_of(settings.pipe, True) if settings.latency_only else None,
         goal=UPPER_BOUND if settings.latency_only else settings.goal_key,
     )
 
 
-def _by_speed(entries: Iterator[Fitting], query: Wanted) -> list[Fitting]:
-    fitting = [stored for stored in entries if not why_not(stored, query)]
-    return sorted(fitting, key=lambda stored: -float(stored.entry["speedup"]))
+def _by_speed(content: Mapping[str, Any], query: Wanted) -> list[Fitting]:
+    return sorted(matching(content, query), key=lambda stored: -float(stored.entry["speedup"]))

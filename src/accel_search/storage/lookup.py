@@ -149,15 +149,13 @@ def why_not(entry: Fitting, query: Wanted) -> list[Reason]:
 
     Once its key is another, the rest is not looked at.
     """
-    steps = None if query.steps is None else str(query.steps)
-    targets = None if query.targets is None else sorted(query.targets)
     cls, scheduler, count, goal, bound, searched = entry.key
     key = {
         "pipeline_class": (query.pipeline_class, cls),
         "scheduler_class": (query.scheduler_class, scheduler),
-        "steps": (steps, count),
+        "steps": (None if query.steps is None else str(query.steps), count),
         "req_score_loss": (query.req_score_loss, bound),
-        "targets": (targets, searched),
+        "targets": (None if query.targets is None else sorted(query.targets), searched),
         "label": (query.label, entry.label),
     }
     others = [name for name, (wanted, stored) in key.items() if wanted not in (None, stored)]
@@ -172,10 +170,8 @@ def why_not(entry: Fitting, query: Wanted) -> list[Reason]:
         return [Reason("key", name) for name in others]
     asked = other_options(entry.options, query.options, settled=entry.is_settled)
     elsewhere = differences(query.provenance, part_of(entry.entry, "provenance"))
-    return [
-        *(Reason("options", name) for name in asked),
-        *(Reason("provenance", name) for name in elsewhere),
-    ]
+    options = [Reason("options", name) for name in asked]
+    return options + [Reason("provenance", name) for name in elsewhere]
 
 
 def other_options(asked: Any, wanted: Mapping[str, Any], *, settled: bool = False) -> list[str]:
@@ -200,19 +196,20 @@ def other_options(asked: Any, wanted: Mapping[str, Any], *, settled: bool = Fals
 
 def results(content: Mapping[str, Any]) -> Iterator[Fitting]:
     """Yield the entries of a result file; what is none, since it was edited, is passed over."""
-    for text, value in content.items():
-        key = parse_key(text)
-        if key is not None:
-            yield from (Fitting(key[4], entry, key) for entry in by_model(value).values())
+    for key, value in _keyed(content):
+        yield from (Fitting(key[4], entry, key) for entry in by_model(value).values())
 
 
 def bounds(content: Mapping[str, Any]) -> Iterator[Fitting]:
     """Yield the entries of a file of bounds."""
-    for text, value in content.items():
-        key = parse_key(text)
-        if key is not None:
-            entries = speedup_bounds.by_label(value).items()
-            yield from (Fitting(key[4], entry, key, label) for label, entry in entries)
+    for key, value in _keyed(content):
+        for label, entry in speedup_bounds.by_label(value).items():
+            yield Fitting(key[4], entry, key, label)
+
+
+def _keyed(content: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    keys = ((parse_key(text), value) for text, value in content.items())
+    return ((key, value) for key, value in keys if key is not None)
 
 
 def _with_interval(figures: Mapping[str, Any], name: str, form: str) -> str:
@@ -266,7 +263,7 @@ def find_result(
 
 def holds_any(path: Path, wanted: Wanted) -> bool:
     """Return whether a file holds a result of what is wanted."""
-    return bool(_fitting(read_json(path), wanted))
+    return bool(matching(read_json(path), wanted))
 
 
 def _warn_of_devices(path: Path, fitting: Sequence[Fitting], chosen: str) -> None:
@@ -337,7 +334,7 @@ def _candidates(
     path: Path, content: Mapping[str, Any], wanted: Wanted, loaded_from: str | None
 ) -> list[Fitting]:
     """Return the results that fit, of one model and one bound; raises as `find_settings`."""
-    fitting = _fitting(content, wanted)
+    fitting = matching(content, wanted)
     if not fitting:
         raise ConfigurationError(f"{path}: {_nothing(content, wanted)}")
     fitting = _of_model(path, fitting, loaded_from)
@@ -355,7 +352,8 @@ def _fastest(fitting: Sequence[Fitting]) -> Fitting:
     return max(fitting, key=lambda each: float(each.entry["speedup"]))
 
 
-def _fitting(content: Mapping[str, Any], wanted: Wanted) -> list[Fitting]:
+def matching(content: Mapping[str, Any], wanted: Wanted) -> list[Fitting]:
+    """Return the entries of a result file that are of what is wanted."""
     return [stored for stored in results(content) if not why_not(stored, wanted)]
 
 
@@ -377,7 +375,7 @@ def _nothing(content: Mapping[str, Any], wanted: Wanted) -> str:
         {
             scheduler_name(key[1])
             for text, key in keys
-            if key is not None and _fitting({text: content[text]}, anyhow)
+            if key is not None and matching({text: content[text]}, anyhow)
         }
     )
     if not others:

@@ -111,56 +111,40 @@ class SweepSettings:
 
     # fmt: off
     # Table
-    models: tuple[str, ...] = declare(
-        ("SD1.5", "SD2.1", "SDXL"), "pipelines: the names that accel-search --pipe takes",
-        parse=parse_names, metavar="A,B", aliases=("pipe", "pipes"), words=PIPELINES
-    )
-    scheds: tuple[str, ...] = declare(
-        tuple(SCHEDULERS), "schedulers", parse=parse_schedulers, metavar="A,B", aliases=("sched",),
-        words=tuple(SCHEDULERS)
-    )
-    steps: tuple[int, ...] = declare(
-        (20, 25, 50), "denoising steps", parse=parse_step_counts, metavar="N,M"
-    )
-    methods: tuple[str, ...] = declare(
-        ("deepcache", "tgate", "tome"),
+    models: tuple[str, ...] = declare(("SD1.5", "SD2.1", "SDXL"),
+        "pipelines: the names that accel-search --pipe takes", parse=parse_names, metavar="A,B",
+        aliases=("pipe", "pipes"), words=PIPELINES)
+    scheds: tuple[str, ...] = declare(tuple(SCHEDULERS), "schedulers", parse=parse_schedulers,
+        metavar="A,B", aliases=("sched",), words=tuple(SCHEDULERS))
+    steps: tuple[int, ...] = declare((20, 25, 50), "denoising steps", parse=parse_step_counts,
+        metavar="N,M")
+    methods: tuple[str, ...] = declare(("deepcache", "tgate", "tome"),
         "accelerators; several of one search are joined by +, e.g. deepcache+tome",
-        parse=parse_methods, metavar="A,B", aliases=("targets",), words=target_names
-    )
+        parse=parse_methods, metavar="A,B", aliases=("targets",), words=target_names)
 
     # Execution
     dry_run: bool = declare(False, "print the table, what is done and an estimate", parse=bool)
-    retry_failed: str | None = declare(
-        None, f"explore failed configurations again: all, or one kind of {', '.join(FAILURES)}",
-        metavar="KIND", alone=ALL, words=(ALL, *FAILURES), only=True
-    )
-    isolation: str = declare(
-        "model", "a process for each model, or for each config", words=ISOLATIONS, only=True
-    )
-    timeout: float = declare(
-        3600, "longest that one configuration may take", parse=parse_seconds, metavar="TIME"
-    )
-    gpus: str | tuple[int, ...] | None = declare(
-        None, "all, or 0,1: a worker on each (default: one worker)", parse=parse_gpus, metavar="A,B"
-    )
-    workers: int | None = declare(
-        None, "workers on the CPU, each with its share of the cores (default: 1)", parse=int,
-        least=1
-    )
-    executor: str = declare(
-        "local", "local processes, or ray for a cluster", words=EXECUTORS, only=True
-    )
-    ray_address: str | None = declare(
-        None, "address of a Ray cluster (default: one started here)", metavar="ADDRESS"
-    )
-    report: str | None = declare(
-        None, "write a page to read in a browser (alone: beside the file of bounds)",
-        metavar="FILE", alone="auto"
-    )
+    retry_failed: str | None = declare(None,
+        f"explore failed configurations again: all, or one kind of {', '.join(FAILURES)}",
+        metavar="KIND", alone=ALL, words=(ALL, *FAILURES), only=True)
+    isolation: str = declare("model", "a process for each model, or for each config",
+        words=ISOLATIONS, only=True)
+    timeout: float = declare(3600, "longest that one configuration may take", parse=parse_seconds,
+        metavar="TIME")
+    gpus: str | tuple[int, ...] | None = declare(None,
+        "all, or 0,1: a worker on each (default: one worker)", parse=parse_gpus, metavar="A,B")
+    workers: int | None = declare(None,
+        "workers on the CPU, each with its share of the cores (default: 1)", parse=int, least=1)
+    executor: str = declare("local", "local processes, or ray for a cluster", words=EXECUTORS,
+        only=True)
+    ray_address: str | None = declare(None, "address of a Ray cluster (default: one started here)",
+        metavar="ADDRESS")
+    report: str | None = declare(None,
+        "write a page to read in a browser (alone: beside the file of bounds)", metavar="FILE",
+        alone="auto")
     log_file: str = declare("exploration.log", "log, flushed line by line", metavar="FILE")
-    log_rotate: int | None = declare(
-        None, "size at which the log is begun anew, e.g. 50MB (default: never)", parse=parse_bytes
-    )
+    log_rotate: int | None = declare(None,
+        "size at which the log is begun anew, e.g. 50MB (default: never)", parse=parse_bytes)
     # fmt: on
 
     common: dict[str, Any] = field(default_factory=dict)

@@ -59,10 +59,8 @@ def status_of(
 
 def _said(reasons: Sequence[Reason]) -> str:
     """Say why a stored result is none of this sweep; the options first."""
-    names = {
-        part: ", ".join(reason.name for reason in reasons if reason.part == part)
-        for part in ("options", "provenance")
-    }
-    if names["options"]:
-        return f"was asked for with another {names['options']}"
-    return f"was measured elsewhere (other {names['provenance']})" if reasons else ""
+    names = ", ".join(reason.name for reason in reasons if reason.part == "options")
+    if names:
+        return f"was asked for with another {names}"
+    names = ", ".join(reason.name for reason in reasons)
+    return f"was measured elsewhere (other {names})" if names else ""
