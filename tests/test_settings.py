@@ -192,3 +192,9 @@ def test_durations(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="duration"):
         parse_seconds(text)
+
+
+@pytest.mark.parametrize("option", fields(Settings), ids=lambda option: option.name)
+def test_every_option_says_what_of_a_result_it_affects(option):
+    if option.metadata:
+        assert option.metadata["affects"] in ("timing", "score", "search", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -31,6 +31,7 @@ from accel_search.search.verification import Verification, check_stored, find_st
 from accel_search.search.watchdog import Watchdog, restarting_watchdog
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
+from accel_search.storage.answers import measured_as, stored_answer
 from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.keys import search_key
 from accel_search.storage.run_folder import (
@@ -59,12 +60,7 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
     if settings.replay is not None:
         return TrialStore(None, "replay", values)
     provenance = evaluator.provenance
-    identity: Mapping[str, object] = {
-        "workload": asdict(evaluator.workload),
-        "provenance": None if provenance is None else provenance.identity(),
-        "timing_pairs": settings.timing_pairs,
-        "values": values,
-    }
+    identity = measured_as(settings, evaluator.workload, values, provenance)
     url = settings.storage or default_url(settings.run_dir)
     about = _about(evaluator.workload, provenance, space)
     return TrialStore(url, study_name(identity), values, fresh=settings.force, about=about)
@@ -434,7 +430,7 @@ def _stored_here(
     settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
 ) -> dict[str, Any] | None:
     """Return the result that an earlier search stored; None if none did, or only elsewhere."""
-    entry, differences = search_results.stored_answer(
+    entry, differences = stored_answer(
         Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
     )
     if entry is None and differences:

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, fields
 from accel_search.cli.completion import Words
 from accel_search.cli.options import (
     MAX_SECONDS,
+    MAX_WHOLE,
     build_parser,
     check_text,
+    check_value,
     declare,
     given_options,
+    is_real,
     parse_limit,
     parse_seconds,
     refuse,
@@ -32,6 +35,9 @@ UPPER_BOUND = "upbound_speedup"
 
 PIPELINES = ("demo", "SD1.5", "SD2.1", "SDXL")
 """What a shell completes; folders and hub ids are taken too."""
+MAX_PIXELS = 2**16
+"""Largest height and width that are taken."""
+PIXELS = f"a multiple of 8 in pixels, at most {MAX_PIXELS}"
 
 
 def target_names() -> list[str]:
@@ -51,136 +57,134 @@ def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
 class Settings:
     """Everything that decides what a search does. Values are checked on construction."""
 
+    # `device` and `latency_only` matter too: a result's provenance and its label tell them.
+    # fmt: off
     # Workload
-    pipe: str = declare(
-        "demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id", words=PIPELINES
-    )
-    sched: str = declare(
-        "DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler, words=tuple(SCHEDULERS)
-    )
-    steps: int = declare(20, "denoising steps", parse=int)
-    revision: str | None = declare(None, "branch, tag or commit of the hub repository")
-    vae: str | None = declare(None, "VAE in place of the pipeline's own: a hub id or a folder")
-    device: str = declare(
-        "auto", "auto (CUDA if there is one), cpu, cuda or cuda:N", words=("auto", "cpu", "cuda")
-    )
-    dtype: str = declare(
-        "auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16", words=DTYPES
-    )
-    guidance_scale: float | None = declare(
-        None, "classifier-free guidance scale (default: the model's own)", parse=float
-    )
-    height: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int)
-    width: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int)
-    batch_size: int = declare(4, "images a pipeline call", parse=int)
-    threads: int | None = declare(
-        None, "CPU threads (default: all cores but one, left to the rest)", parse=int
-    )
-    attention: str = declare(
-        "auto",
-        "attention kernel: auto (torch's choice), flash, efficient, cudnn or math",
-        words=ATTENTION,
-    )
-    compile: bool = declare(
-        False, "compile the UNet's blocks, for baseline and candidates alike", parse=bool
-    )
-    memory_limit: float | None = declare(
-        None, "GiB of GPU memory to use, as on a smaller GPU (default: all there is)", parse=float
-    )
-    offload: bool = declare(
-        False, "keep parts in main memory until they are called, for small GPUs", parse=bool
-    )
+    pipe: str = declare("demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id",
+        words=PIPELINES, affects="timing", sweep=False)
+    sched: str = declare("DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler,
+        words=tuple(SCHEDULERS), affects="timing", sweep=False, only=True)
+    steps: int = declare(20, "denoising steps", parse=int, affects="timing", sweep=False, least=1)
+    revision: str | None = declare(None, "branch, tag or commit of the hub repository",
+        affects="timing")
+    vae: str | None = declare(None, "VAE in place of the pipeline's own: a hub id or a folder",
+        affects="timing")
+    device: str = declare("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N",
+        words=("auto", "cpu", "cuda"), affects=None)
+    dtype: str = declare("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16",
+        words=DTYPES, affects="timing", only=True)
+    guidance_scale: float | None = declare(None,
+        "classifier-free guidance scale (default: the model's own)", parse=float, affects="timing",
+        least=0.0, most=1000.0, expected="a number of 0 or more (1 or less: no guidance)")
+    height: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int,
+        affects="timing", least=8, most=MAX_PIXELS, multiple=8, expected=PIXELS)
+    width: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int,
+        affects="timing", least=8, most=MAX_PIXELS, multiple=8, expected=PIXELS)
+    batch_size: int = declare(4, "images a pipeline call", parse=int, affects="timing", least=1)
+    threads: int | None = declare(None,
+        "CPU threads (default: all cores but one, left to the rest)", parse=int, affects="timing",
+        least=1)
+    attention: str = declare("auto",
+        "attention kernel: auto (torch's choice), flash, efficient, cudnn or math", words=ATTENTION,
+        affects="timing", only=True)
+    compile: bool = declare(False, "compile the UNet's blocks, for baseline and candidates alike",
+        parse=bool, affects="timing")
+    memory_limit: float | None = declare(None,
+        "GiB of GPU memory to use, as on a smaller GPU (default: all there is)", parse=float,
+        affects="timing", least=0.1, most=1e6, expected="GiB, 0.1 or more, e.g. 8")
+    offload: bool = declare(False,
+        "keep parts in main memory until they are called, for small GPUs", parse=bool,
+        affects="timing")
 
     # What is searched
-    targets: tuple[str, ...] = declare(
-        ("deepcache",),
+    targets: tuple[str, ...] = declare(("deepcache",),
         "what is searched jointly, comma-separated: deepcache, tome, tgate, steps",
-        parse=parse_targets,
-        metavar="A,B",
-        aliases=("search_targets",),
-        words=target_names,
-    )
-    strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random")
-    sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)", words=("tpe", "gp"))
-    req_score_loss: float = declare(0.02, "largest loss of CLIP score, as a fraction", parse=float)
-    req_speedup: float | None = declare(
-        None, "stop at the first candidate this fast (default: find the fastest)", parse=float
-    )
-    min_psnr: float | None = declare(
-        None, "least likeness to the baseline's pictures, in dB (default: none)", parse=float
-    )
-    min_ssim: float | None = declare(
-        None, "least structural similarity to them, 0 to 1 (default: none)", parse=float
-    )
-    max_trials: int | None = declare(None, "begin no more than this many candidates", parse=int)
-    time_budget: float | None = declare(
-        None, "stop after this long, e.g. 90s, 30m, 2h", parse=parse_seconds, metavar="TIME"
-    )
-    trial_timeout: float | None = declare(
-        None,
+        parse=parse_targets, metavar="A,B", aliases=("search_targets",), words=target_names,
+        affects="timing", sweep=False)
+    strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random",
+        affects="search")
+    sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)", words=("tpe", "gp"),
+        affects="search")
+    req_score_loss: float = declare(0.02, "largest loss of CLIP score, as a fraction", parse=float,
+        affects="search", least=0.0, most=1.0, expected="a fraction from 0 to 1, e.g. 0.02 for 2 %")
+    req_speedup: float | None = declare(None,
+        "stop at the first candidate this fast (default: find the fastest)", parse=float,
+        affects="search", sweep=False, least=1.0, most=1000.0,
+        expected="a factor of 1 or more, e.g. 1.8")
+    min_psnr: float | None = declare(None,
+        "least likeness to the baseline's pictures, in dB (default: none)", parse=float,
+        affects="search", least=0.0, most=100.0, expected="decibels from 0 to 100, e.g. 25")
+    min_ssim: float | None = declare(None,
+        "least structural similarity to them, 0 to 1 (default: none)", parse=float,
+        affects="search", least=-1.0, most=1.0, expected="a similarity up to 1, e.g. 0.9")
+    max_trials: int | None = declare(None, "begin no more than this many candidates", parse=int,
+        affects="search", least=1)
+    time_budget: float | None = declare(None, "stop after this long, e.g. 90s, 30m, 2h",
+        parse=parse_seconds, metavar="TIME", affects="search", least=0.0, most=MAX_SECONDS,
+        expected="a duration, e.g. 30m")
+    trial_timeout: float | None = declare(None,
         "give up a candidate that hangs for so long; 0: never (default: by the baseline's pace)",
-        parse=parse_limit,
-        metavar="TIME",
-    )
-    seed: int = declare(0, "seed of the prompts' noise and of random strategies", parse=int)
+        parse=parse_limit, metavar="TIME", affects=None, least=0.0, most=MAX_SECONDS,
+        expected="a duration, e.g. 90s or 30m, or 0 for none")
+    seed: int = declare(0, "seed of the prompts' noise and of random strategies", parse=int,
+        affects="score", least=0)
 
     # Scoring
-    latency_only: bool = declare(
-        False, "speed alone: random weights at full size, nothing fetched or scored", parse=bool
-    )
-    prompts: str = declare(
-        "auto",
-        "builtin, coco, or a file; auto: builtin for demo, else coco",
-        metavar="FILE",
-    )
-    num_samples: int = declare(32, "prompts each candidate is scored on", parse=int)
-    held_out_samples: int | None = declare(
-        None, "further prompts that confirm the winner (default: as num_samples)", parse=int
-    )
-    timing_pairs: int = declare(3, "baseline calls timed beside each candidate's own", parse=int)
-    clip_model: str | None = declare(
-        None, "open_clip model name or folder (default: the demo's, else ViT-L-14)"
-    )
-    clip_pretrained: str | None = declare(
-        None, "open_clip weights tag or file (default: openai for ViT-L-14)"
-    )
+    latency_only: bool = declare(False,
+        "speed alone: random weights at full size, nothing fetched or scored", parse=bool,
+        affects=None)
+    prompts: str = declare("auto", "builtin, coco, or a file; auto: builtin for demo, else coco",
+        metavar="FILE", affects="score")
+    num_samples: int = declare(32, "prompts each candidate is scored on", parse=int,
+        affects="score", least=2)
+    held_out_samples: int | None = declare(None,
+        "further prompts that confirm the winner (default: as num_samples)", parse=int,
+        affects="score", least=0)
+    timing_pairs: int = declare(3, "baseline calls timed beside each candidate's own", parse=int,
+        affects="timing", least=1)
+    clip_model: str | None = declare(None,
+        "open_clip model name or folder (default: the demo's, else ViT-L-14)", affects="score")
+    clip_pretrained: str | None = declare(None,
+        "open_clip weights tag or file (default: openai for ViT-L-14)", affects="score")
 
     # Files
-    output: str = declare("search_params.json", "result file", metavar="FILE")
-    bounds: str = declare(
-        "speedup_bounds.json", "result file of bounds on speed (--latency_only)", metavar="FILE"
-    )
-    run_dir: str = declare("accel_search_runs", "folder of the trials' database", metavar="DIR")
-    storage: str | None = declare(
-        None, "Optuna storage URL (default: SQLite in run_dir)", metavar="URL"
-    )
-    mlflow: str | None = declare(
-        None, "follow the search in MLflow too: its tracking URI", metavar="URI"
-    )
-    trials_out: str | None = declare(None, "write every trial with raw samples", metavar="FILE")
-    replay: str | None = declare(None, "search such a file in place of a pipeline", metavar="FILE")
-    report: str | None = declare(
-        None,
-        "write a page to read in a browser (alone: report.html in run_dir)",
-        metavar="FILE",
-        alone="auto",
-    )
-    pictures: int | None = declare(
-        None, "prompts that the report shows pictures of (default: 4 with --report)", parse=int
-    )
-    export: str | None = declare(None, "write a Python script that uses the result", metavar="FILE")
-    log_file: str = declare("traversal_search.log", "log, flushed line by line", metavar="FILE")
+    output: str = declare("search_params.json", "result file", metavar="FILE", affects=None)
+    bounds: str = declare("speedup_bounds.json", "result file of bounds on speed (--latency_only)",
+        metavar="FILE", affects=None)
+    run_dir: str = declare("accel_search_runs", "folder of the trials' database", metavar="DIR",
+        affects=None)
+    storage: str | None = declare(None, "Optuna storage URL (default: SQLite in run_dir)",
+        metavar="URL", affects=None)
+    mlflow: str | None = declare(None, "follow the search in MLflow too: its tracking URI",
+        metavar="URI", affects=None)
+    trials_out: str | None = declare(None, "write every trial with raw samples", metavar="FILE",
+        affects=None, sweep=False)
+    replay: str | None = declare(None, "search such a file in place of a pipeline", metavar="FILE",
+        affects=None, sweep=False)
+    report: str | None = declare(None,
+        "write a page to read in a browser (alone: report.html in run_dir)", metavar="FILE",
+        alone="auto", affects=None, sweep=False)
+    pictures: int | None = declare(None,
+        "prompts that the report shows pictures of (default: 4 with --report)", parse=int,
+        affects=None, least=0)
+    export: str | None = declare(None, "write a Python script that uses the result", metavar="FILE",
+        affects=None, sweep=False)
+    log_file: str = declare("traversal_search.log", "log, flushed line by line", metavar="FILE",
+        affects=None, sweep=False)
 
     # Behaviour
-    force: bool = declare(False, "search again though a result or trials are stored", parse=bool)
-    verify: bool = declare(
-        False, "measure the stored result again; exit code 0 holds, 3 not, 7 open", parse=bool
-    )
-    json: bool = declare(False, "print one JSON object on stdout and nothing else", parse=bool)
-    quiet: bool = declare(False, "print nothing but errors and the result", parse=bool)
-    log_level: str = declare(
-        "INFO", "DEBUG, INFO, WARNING or ERROR", parse=str.upper, words=LOG_LEVELS
-    )
+    force: bool = declare(False, "search again though a result or trials are stored", parse=bool,
+        affects=None)
+    verify: bool = declare(False,
+        "measure the stored result again; exit code 0 holds, 3 not, 7 open", parse=bool,
+        affects=None, sweep=False)
+    json: bool = declare(False, "print one JSON object on stdout and nothing else", parse=bool,
+        affects=None, sweep=False)
+    quiet: bool = declare(False, "print nothing but errors and the result", parse=bool,
+        affects=None, sweep=False)
+    log_level: str = declare("INFO", "DEBUG, INFO, WARNING or ERROR", parse=str.upper,
+        words=LOG_LEVELS, affects=None, only=True)
+    # fmt: on
 
     space: Mapping[str, Mapping[str, tuple[int | float, ...]]] = field(default_factory=dict)
     """Values that replace an accelerator's own: accelerator -> parameter -> values (TOML only)."""
@@ -188,9 +192,10 @@ class Settings:
     def __post_init__(self) -> None:
         _check(self)
         # A whole number, as a file may hold, is the same search and has the same key.
-        for name in _REAL:
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else float(value))
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if is_real(option) and value is not None:
+                object.__setattr__(self, option.name, float(value))
 
     @property
     def scheduler_class(self) -> str:
@@ -215,54 +220,21 @@ class Settings:
         return UPPER_BOUND if self.req_speedup is None else self.req_speedup
 
 
-_WHOLE = {
-    "steps": 1,
-    "batch_size": 1,
-    "num_samples": 2,
-    "held_out_samples": 0,
-    "timing_pairs": 1,
-    "max_trials": 1,
-    "threads": 1,
-    "seed": 0,
-    "pictures": 0,
+AFFECTING = {
+    option.name: option.metadata["affects"]
+    for option in fields(Settings)
+    if option.metadata and option.metadata["affects"] and option.metadata["sweep"]
 }
-"""Whole numbers, each with the least value allowed."""
-
-_REAL = {
-    "req_score_loss": (0.0, 1.0, "a fraction from 0 to 1, e.g. 0.02 for 2 %"),
-    "req_speedup": (1.0, 1000.0, "a factor of 1 or more, e.g. 1.8"),
-    "min_psnr": (0.0, 100.0, "decibels from 0 to 100, e.g. 25"),
-    "min_ssim": (-1.0, 1.0, "a similarity up to 1, e.g. 0.9"),
-    "guidance_scale": (0.0, 1000.0, "a number of 0 or more (1 or less: no guidance)"),
-    "time_budget": (0.0, MAX_SECONDS, "a duration, e.g. 30m"),
-    "trial_timeout": (0.0, MAX_SECONDS, "a duration, e.g. 90s or 30m, or 0 for none"),
-    "memory_limit": (0.1, 1e6, "GiB, 0.1 or more, e.g. 8"),
-}
-"""Real numbers, each with the least and greatest value allowed and how to say it."""
-
-
-MAX_PIXELS = 2**16
-"""Largest height and width that are taken."""
-MAX_VALUE = 2**31 - 1
-"""Largest value of a parameter that has no limit of its own."""
+"""Option that a stored result depends on -> what it affects; those of its key are left out."""
 
 
 def _check(settings: Settings) -> None:
     """Raise ConfigurationError for the first value that is out of range."""
-    _check_numbers(settings)
-    for each in fields(settings):
-        value = getattr(settings, each.name)
+    for option in fields(settings):
+        value = getattr(settings, option.name)
         if isinstance(value, str):
-            check_text(each.name, value, is_path=each.name != "storage")
-    choices = {
-        "attention": ATTENTION,
-        "dtype": DTYPES,
-        "log_level": LOG_LEVELS,
-        "sched": tuple(SCHEDULERS),
-    }
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            refuse(name, getattr(settings, name), f"one of {', '.join(allowed)}")
+            check_text(option.name, value, is_path=option.name != "storage")
+        check_value(option, value)
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", settings.device):
         refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
     if settings.offload and settings.device == "cpu":
@@ -307,24 +279,6 @@ def _check_revision(settings: Settings) -> None:
         )
 
 
-def _check_numbers(settings: Settings) -> None:
-    for name, least in _WHOLE.items():
-        value = getattr(settings, name)
-        if value is not None and (type(value) is not int or not least <= value < 2**31):
-            refuse(name, value, f"a whole number, {least} or more")
-    for name in ("height", "width"):
-        value = getattr(settings, name)
-        if value is not None and (
-            type(value) is not int or not 8 <= value <= MAX_PIXELS or value % 8
-        ):
-            refuse(name, value, f"a multiple of 8 in pixels, at most {MAX_PIXELS}")
-    for name, (low, high, allowed) in _REAL.items():
-        value = getattr(settings, name)
-        # Written so that NaN, which is in no range, is refused too.
-        if value is not None and not (type(value) in (int, float) and low <= value <= high):
-            refuse(name, value, allowed)
-
-
 def _check_names(settings: Settings) -> None:
     """Check the names of accelerators and parameters against what is installed."""
     from accel_search import accelerators
@@ -345,7 +299,7 @@ def _check_names(settings: Settings) -> None:
             kind = type(parameter.values[0])
             for value in values:
                 of_kind = type(value) is kind or (kind is float and type(value) is int)
-                most = MAX_VALUE if parameter.maximum is None else parameter.maximum
+                most = MAX_WHOLE if parameter.maximum is None else parameter.maximum
                 # Written so that NaN, which is in no range, is refused too.
                 if not of_kind or not parameter.minimum <= value <= most:
                     limit = "" if parameter.maximum is None else f" to {parameter.maximum}"

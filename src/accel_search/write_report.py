@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from accel_search.cli.options import build_parser, declare, given_options
+from accel_search.cli.options import build_parser, check_value, declare, given_options
 from accel_search.cli.program import run_program
 from accel_search.errors import ConfigurationError, ExitCode
 from accel_search.report.html.script import write_script
@@ -33,32 +33,25 @@ class ReportSettings:
     run: str | None = None
     """The run folder, file of trials or file of bounds; None, with a storage, is the default run
     folder."""
-    output: str | None = declare(
-        None, "the page (default: report.html in a run folder, else beside the file)",
-        metavar="FILE",
-    )  # fmt: skip
-    export: str | None = declare(
-        None, "write a Python script that uses the winner instead", metavar="FILE"
-    )
-    study: str | None = declare(
-        None, "which study of a run folder (default: the one that ended last)"
-    )
-    storage: str | None = declare(
-        None, "Optuna storage URL of the search, where it had one", metavar="URL"
-    )
-    req_score_loss: float = declare(
-        DEFAULT_BOUND, "loss of score that is allowed, where the run does not say", parse=float
-    )
-    run_dir: str = declare(
-        Settings.run_dir, "of a sweep: its run folder, for each configuration's report",
-        metavar="DIR",
-    )  # fmt: skip
+    # fmt: off
+    output: str | None = declare(None,
+        "the page (default: report.html in a run folder, else beside the file)", metavar="FILE")
+    export: str | None = declare(None, "write a Python script that uses the winner instead",
+        metavar="FILE")
+    study: str | None = declare(None,
+        "which study of a run folder (default: the one that ended last)")
+    storage: str | None = declare(None, "Optuna storage URL of the search, where it had one",
+        metavar="URL")
+    req_score_loss: float = declare(DEFAULT_BOUND,
+        "loss of score that is allowed, where the run does not say", parse=float, least=0.0,
+        most=1.0, expected="a fraction from 0 to 1")
+    run_dir: str = declare(Settings.run_dir,
+        "of a sweep: its run folder, for each configuration's report", metavar="DIR")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        if not 0 <= self.req_score_loss <= 1:
-            raise ConfigurationError(
-                f"--req_score_loss {self.req_score_loss}: expected a fraction from 0 to 1"
-            )
+        for option in fields(self):
+            check_value(option, getattr(self, option.name))
         if self.storage is None and (self.run is None or not Path(self.run).exists()):
             raise ConfigurationError(
                 f"{self.run or 'RUN'}: no such file or folder; give the --run_dir of a search, a "

@@ -27,7 +27,7 @@ from accel_search.report.html.script import script
 from accel_search.runtime.loading.prompts import SUFFIXES, choose, load_prompts
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, from_command_line, search_parser
-from accel_search.storage import search_results, speedup_bounds
+from accel_search.storage import answers, search_results, speedup_bounds
 from accel_search.storage.keys import Configuration, parse_key, search_key
 from accel_search.storage.lookup import Wanted, find_settings
 from accel_search.storage.run_reader import read_run
@@ -308,7 +308,7 @@ def a_result_file():
     entry = entry | {"provenance": PROVENANCE.as_dict()}
     key = search_key(WORKLOAD, "upbound_speedup", 0.02, ["deepcache"])
     other = entry | {"provenance": PROVENANCE.as_dict() | {"model_id": "other"}}
-    entry["evidence"]["search"] = search_results._search_identity(SEARCHED, SPACE.values())
+    entry["evidence"]["search"] = search_results.search_identity(SEARCHED, SPACE.values())
     return key, {key: entry | {"by_model": {"demo": entry, "other": other}}}
 
 
@@ -317,14 +317,12 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
     key, sound = a_result_file()
     entry = sound[key]["by_model"]["demo"]
     path = written(tmp_path / "search_params.json", sound)
-    found, _ = search_results.stored_answer(path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE)
+    found, _ = answers.stored_answer(path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE)
     assert found is not None and find_settings(path, Wanted(model="demo")) == entry["settings"]
 
     def check(content):
         written(path, content)
-        found, _ = search_results.stored_answer(
-            path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE
-        )
+        found, _ = answers.stored_answer(path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE)
         if found is not None:
             from accel_search.report.console.summary import stored_summary
 

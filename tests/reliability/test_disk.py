@@ -23,10 +23,11 @@ from accel_search.report.console.summary import stored_summary
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
+from accel_search.storage.answers import stored_answer
 from accel_search.storage.json_files import read_json, update_json
 from accel_search.storage.lookup import Wanted, find_settings
 from accel_search.storage.run_reader import read_run
-from accel_search.storage.search_results import save_winner, stored_answer
+from accel_search.storage.search_results import save_winner
 from accel_search.storage.trials_db import TrialStore, default_url
 from accel_search.storage.trials_file import read_trials
 from accel_search.sweep.progress import said, table

@@ -11,8 +11,9 @@ from accel_search.errors import ConfigurationError
 from accel_search.runtime.demo import demo_folder
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
+from accel_search.storage.answers import stored_answer
 from accel_search.storage.lookup import Wanted, find_settings
-from accel_search.storage.search_results import save_winner, stored_answer
+from accel_search.storage.search_results import save_winner
 from tests.support.fakes import PROVENANCE, WORKLOAD
 from tests.support.results import GRID, Halved, searched
 

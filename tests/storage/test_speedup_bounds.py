@@ -11,6 +11,7 @@ from accel_search.report.console.summary import bound_summary
 from accel_search.session import explore
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
+from accel_search.storage.lookup import other_options
 from tests.support.fakes import FakeEvaluator
 from tests.support.timer import Timer
 
@@ -117,15 +118,19 @@ def test_no_secret_gets_into_a_failure(tmp_path, monkeypatch):
     assert kept == "401 for *** at postgresql://me:***@host/db"
 
 
+def otherwise(settings, entry):
+    return other_options(entry.get("asked"), speedup_bounds.asked(settings))
+
+
 def test_options_that_came_later_had_their_default_when_an_entry_was_made():
     entry = {"asked": speedup_bounds.asked(Settings())}
-    assert speedup_bounds.asked_otherwise(Settings(), entry) == []
-    assert speedup_bounds.asked_otherwise(Settings(compile=True, steps=25), entry) == ["compile"]
+    assert otherwise(Settings(), entry) == []
+    assert otherwise(Settings(compile=True, steps=25), entry) == ["compile"]
     for name in ("vae", "attention", "compile", "offload"):
         del entry["asked"][name]
-    assert speedup_bounds.asked_otherwise(Settings(), entry) == []
-    assert speedup_bounds.asked_otherwise(Settings(attention="math"), entry) == ["attention"]
-    assert speedup_bounds.asked_otherwise(Settings(), {}) == list(speedup_bounds.asked(Settings()))
+    assert otherwise(Settings(), entry) == []
+    assert otherwise(Settings(attention="math"), entry) == ["attention"]
+    assert otherwise(Settings(), {}) == list(speedup_bounds.asked(Settings()))
 
 
 def test_a_configuration_whose_picture_cannot_be_made_keeps_its_result(

@@ -8,10 +8,17 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from accel_search.cli.completion import Words, add_completion
 from accel_search.errors import ConfigurationError, first_line
+
+MAX_WHOLE = 2**31 - 1
+"""Largest whole number that is taken where an option has no limit of its own."""
+UNKNOWN: Any = "unknown"
+"""What an option affects that does not say it."""
+Affects = Literal["timing", "score", "search"]
+"""Part of a result: what was measured, what was scored, or what was searched and how far."""
 
 
 def declare(
@@ -23,6 +30,13 @@ def declare(
     aliases: tuple[str, ...] = (),
     alone: Any = None,
     words: Words | None = None,
+    only: bool = False,
+    least: float | None = None,
+    most: float | None = None,
+    multiple: int | None = None,
+    expected: str | None = None,
+    affects: Affects | None = UNKNOWN,
+    sweep: bool = True,
 ) -> Any:
     """Declare an option.
 
@@ -34,16 +48,17 @@ def declare(
         aliases: Other names that are understood.
         alone: Its value where it is given without one; None asks for a value.
         words: Values that a shell completes it with; others may be allowed too.
+        only: Whether no value but `words`, and the default, is allowed.
+        least: Least number that is allowed; None for what is no number.
+        most: Greatest number that is allowed.
+        multiple: What a whole number has to be a multiple of.
+        expected: How a message names the numbers that are allowed.
+        affects: What a stored result would not be the same in, were the option another; None where
+            it would. An option of `Settings` says so.
+        sweep: Whether every search of a sweep takes it, too.
     """
-    metadata = {
-        "help": help_text,
-        "parse": parse,
-        "metavar": metavar,
-        "aliases": aliases,
-        "alone": alone,
-        "words": words,
-    }
-    return field(default=default, metadata=metadata)
+    metadata = dict(locals())
+    return field(default=metadata.pop("default"), metadata=metadata | {"help": help_text})
 
 
 MAX_SECONDS = 10_000 * 86_400.0
@@ -88,6 +103,32 @@ def refuse(name: str, value: Any, allowed: str) -> NoReturn:
     shown = repr(value)
     shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
     raise ConfigurationError(f"--{name} {shown}: expected {allowed}")
+
+
+def is_real(option: Field[Any]) -> bool:
+    """Return whether an option is a number that may have a fraction."""
+    metadata = option.metadata
+    return metadata.get("least") is not None and metadata["parse"] is not int
+
+
+def check_value(option: Field[Any], value: Any) -> None:
+    """Refuse a number out of an option's range, and a name that is none of its names.
+
+    Raises:
+        ConfigurationError: It is one of these.
+    """
+    allowed = option.metadata
+    if value is None or not allowed:
+        return
+    if allowed["only"] and value not in allowed["words"]:
+        refuse(option.name, value, f"one of {', '.join(allowed['words'])}")
+    if allowed["least"] is None:
+        return
+    least, most, multiple = allowed["least"], allowed["most"] or MAX_WHOLE, allowed["multiple"]
+    kinds = (int, float) if is_real(option) else (int,)
+    # Written so that NaN, which is in no range, is refused too.
+    if type(value) not in kinds or not least <= value <= most or (multiple and value % multiple):
+        refuse(option.name, value, allowed["expected"] or f"a whole number, {least} or more")
 
 
 def parse_seconds(text: str) -> float:

@@ -61,7 +61,7 @@ class Provenance:
     driver: str | None
     """GPU driver version; None on a CPU or where it cannot be read."""
     threads: int | None
-    """CPU threads torch used; None on a GPU."""
+    """CPU threads torch used; of a GPU's run those asked for, or None."""
     versions: Mapping[str, str]
     """Package -> version, of every package that can change a picture or a timing."""
     dtype: str
@@ -87,20 +87,12 @@ class Provenance:
     offload: str | None = None
     """`model` if parts wait in main memory until they are called, which every timing includes;
     None if all are on the device."""
+    memory_limit: float | None = None
+    """GiB of the GPU's memory that were used, as on a smaller one; None is all there is."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Name each field in which a stored provenance differs from this one.
-
-        Args:
-            other: A provenance as read from a result file; fields that it lacks differ, but
-                for those that came later and have their default.
-        """
-        defaults = {each.name: each.default for each in fields(self)}
-        return [
-            name
-            for name, mine in self.as_dict().items()
-            if name != "date" and mine != other.get(name, defaults[name])
-        ]
+        """Name each field in which a stored provenance differs from this one."""
+        return differences(self.as_dict(), other)
 
     def identity(self) -> dict[str, Any]:
         """Return all but the fields that may differ between two runs that measure the same.
@@ -117,6 +109,19 @@ class Provenance:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return asdict(self) | {"versions": dict(self.versions)}
+
+
+def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Name each field, but the date, in which a stored provenance is another than one wanted.
+
+    Fields that it lacks differ, but for those that came later and have their default.
+    """
+    defaults = {each.name: each.default for each in fields(Provenance)}
+    return [
+        name
+        for name, value in wanted.items()
+        if name != "date" and value != stored.get(name, defaults.get(name))
+    ]
 
 
 @dataclass(frozen=True)

@@ -76,12 +76,12 @@ def set_threads(threads: int | None, device: torch.device) -> int | None:
         device: On a GPU the default is left to torch.
 
     Returns:
-        The threads set; None where the CPU does not compute.
+        The threads set; None where the CPU does not compute and none were asked for.
     """
     if device.type != "cpu":
         if threads is not None:
             torch.set_num_threads(threads)
-        return None
+        return threads
     torch.set_num_threads(threads or max(1, available_cores() - 1))
     return torch.get_num_threads()
 

@@ -41,6 +41,7 @@ def describe(
     attention: str = "auto",
     compiled: bool = False,
     vae: str | None = None,
+    memory_limit: float | None = None,
 ) -> Provenance:
     """Return the provenance of what is measured from now on.
 
@@ -50,11 +51,12 @@ def describe(
         prompts: What it is scored on.
         revision: Commit of the hub repository it came from, if it did.
         clip_model: What identifies the scorer and its weights; None where nothing is scored.
-        threads: CPU threads; None on a GPU.
+        threads: CPU threads; on a GPU those asked for.
         weights: What is special about the weights, e.g. `RANDOM_WEIGHTS`.
         attention: The kernel that was asked for.
         compiled: Whether the UNet is compiled.
         vae: What identifies a VAE that replaces the pipeline's own.
+        memory_limit: GiB of the device's memory that are used; None is all.
     """
     device = torch.device(workload.device)
     least = min(workload.attention_downsamples, default=1)
@@ -75,6 +77,7 @@ def describe(
         clip_model=clip_model,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         vae=vae,
+        memory_limit=memory_limit,
         offload="model" if getattr(pipe, "_all_hooks", None) else None,
     )
 

@@ -115,6 +115,7 @@ class Workbench:
             threads=self._threads,
             attention=settings.attention,
             compiled=settings.compile,
+            memory_limit=settings.memory_limit,
         )
         return PipelineEvaluator(
             pipe,

@@ -35,8 +35,8 @@ from accel_search.errors import ConfigurationError
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.settings import Settings
-from accel_search.storage import speedup_bounds
-from accel_search.storage.search_results import answering, model_of
+from accel_search.storage.answers import answering
+from accel_search.storage.search_results import model_of
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def check_stored(settings: Settings) -> None:
             scheduler, targets and bound.
     """
     content = _read(settings)
-    if settings.replay is None and not _entries(content, settings, None):
+    if settings.replay is None and not answering(content, settings, None):
         raise _nothing(settings)
 
 
@@ -124,7 +124,7 @@ def find_stored(settings: Settings, workload: Workload, provenance: Provenance |
     Raises:
         ConfigurationError: There is none; or there are some of other models.
     """
-    found = _entries(_read(settings), settings, workload)
+    found = answering(_read(settings), settings, workload)
     if not found:
         raise _nothing(settings)
     models = sorted({model_of(each) for each in found})
@@ -257,24 +257,6 @@ def _read(settings: Settings) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"--verify: {path}: cannot be read: {error}") from error
     return content
-
-
-def _entries(
-    content: Mapping[str, Any], settings: Settings, workload: Workload | None
-) -> list[dict[str, Any]]:
-    """Return the entries of the options' key, the fastest first; without a workload, of any model.
-
-    A bound on speed has its model's name beside its key.
-    """
-    if not settings.latency_only:
-        return answering(content, settings, workload)
-    scheduler = settings.scheduler_class if workload is None else workload.scheduler_class
-    steps = settings.steps if workload is None else workload.steps
-    found = speedup_bounds.entries(
-        content, scheduler, steps, settings.req_score_loss, settings.targets
-    )
-    entry = found.get(speedup_bounds.label_of(settings.pipe, True))
-    return [] if entry is None else [entry]
 
 
 def _nothing(settings: Settings) -> ConfigurationError:

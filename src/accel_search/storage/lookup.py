@@ -1,20 +1,23 @@
-"""Which of the results in `search_params.json` a pipeline is accelerated with."""
+"""Which stored result answers: a search, a sweep, `accelerate`, `--verify`; one rule for all."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import scheduler_name
+from accel_search.core.workload import differences
 from accel_search.errors import ConfigurationError
+from accel_search.settings import UPPER_BOUND, Settings
+from accel_search.storage import speedup_bounds
 from accel_search.storage.json_files import are_numbers, is_interval, part_of, read_json
 from accel_search.storage.keys import parse_key
 from accel_search.storage.search_results import by_model, device_of, model_of
@@ -40,16 +43,14 @@ class Wanted:
     """Bound on the loss of score that was searched under, a fraction."""
     model: str | None = None
     """Hub id or folder."""
-
-    def fits(self, key: tuple[Any, ...]) -> bool:
-        """Tell whether a key of the file, as `parse_key` returns it, is of what is wanted."""
-        steps = None if self.steps is None else str(self.steps)
-        parts = zip((self.pipeline_class, self.scheduler_class, steps), key[:3], strict=True)
-        return (
-            all(want in (None, got) for want, got in parts)
-            and self.req_score_loss in (None, key[4])
-            and (self.targets is None or sorted(self.targets) == key[5])
-        )
+    label: str | None = None
+    """Of a bound on speed, from `speedup_bounds.label_of`."""
+    goal: str | float | None = None
+    """`upbound_speedup`, or the least speedup."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options that it is to have been asked for with."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a provenance that it is to have."""
 
     def __str__(self) -> str:
         steps = None if self.steps is None else f"{self.steps} steps"
@@ -71,6 +72,23 @@ class Fitting:
     entry: dict[str, Any]
     key: tuple[Any, ...] = ()
     """As `parse_key` returns it."""
+    label: str | None = None
+    """Of a bound on speed; None of a search's result."""
+
+    @property
+    def options(self) -> Any:
+        """Return the options that it was asked for with; no mapping where it does not say."""
+        if self.label is not None:
+            return self.entry.get("asked")
+        evidence = part_of(self.entry, "evidence")
+        told = {"req_score_loss": self.bound, "strategy": evidence.get("strategy")}
+        return told | part_of(evidence, "search")
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether nothing that its search left out could win."""
+        evidence = part_of(self.entry, "evidence")
+        return bool(evidence.get("settled" if self.label is None else "search_settled"))
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -112,6 +130,86 @@ class Fitting:
     def date(self) -> str:
         """Return when, in ISO 8601; empty where it does not say."""
         return str(part_of(self.entry, "provenance").get("date", ""))
+
+
+class Reason(NamedTuple):
+    """In what a stored result is another than the one that is wanted."""
+
+    part: Literal["key", "options", "provenance"]
+    name: str
+
+
+HOW_FAR = ("strategy", "sampler", "max_trials", "time_budget")
+"""Options that no longer matter once a search is settled."""
+_DEFAULTS = {option.name: option.default for option in fields(Settings)}
+
+
+def why_not(entry: Fitting, query: Wanted) -> list[Reason]:
+    """Return why a stored result does not answer a query; nothing where it does.
+
+    Once its key is another, the rest is not looked at.
+    """
+    cls, scheduler, count, goal, bound, searched = entry.key
+    key = {
+        "pipeline_class": (query.pipeline_class, cls),
+        "scheduler_class": (query.scheduler_class, scheduler),
+        "steps": (None if query.steps is None else str(query.steps), count),
+        "req_score_loss": (query.req_score_loss, bound),
+        "targets": (None if query.targets is None else sorted(query.targets), searched),
+        "label": (query.label, entry.label),
+    }
+    others = [name for name, (wanted, stored) in key.items() if wanted not in (None, stored)]
+    if query.goal is not None:
+        is_other_kind = (goal == UPPER_BOUND) != (query.goal == UPPER_BOUND)
+        # The speedup in a key is rounded: a name, and not what was reached.
+        if is_other_kind or (goal != UPPER_BOUND and entry.entry["speedup"] < query.goal):
+            others.append("req_speedup")
+    if not others and query.model is not None and not is_same_model(query.model, entry.model):
+        others.append("model")
+    if others:
+        return [Reason("key", name) for name in others]
+    asked = other_options(entry.options, query.options, settled=entry.is_settled)
+    elsewhere = differences(query.provenance, part_of(entry.entry, "provenance"))
+    options = [Reason("options", name) for name in asked]
+    return options + [Reason("provenance", name) for name in elsewhere]
+
+
+def other_options(asked: Any, wanted: Mapping[str, Any], *, settled: bool = False) -> list[str]:
+    """Name the options by which what was asked for does not answer what is wanted.
+
+    More timing pairs will do, for an unsteady machine is told to ask for them. How far a search
+    went does not matter once it is settled; but a grid, which measures everything, is answered by
+    none but its like. An option that `asked` does not name is younger, and had its default.
+    """
+    if not isinstance(asked, Mapping):
+        return list(wanted)
+    kept = {name: asked.get(name, _DEFAULTS.get(name)) for name in wanted}
+    others = [name for name, value in wanted.items() if kept[name] != value]
+    if settled:
+        is_grid = wanted.get("strategy") == "grid"
+        others = [n for n in others if n not in HOW_FAR or (is_grid and n == "strategy")]
+    pairs = kept.get("timing_pairs")
+    if are_numbers(pairs) and pairs >= wanted["timing_pairs"]:
+        others = [name for name in others if name != "timing_pairs"]
+    return others
+
+
+def results(content: Mapping[str, Any]) -> Iterator[Fitting]:
+    """Yield the entries of a result file; what is none, since it was edited, is passed over."""
+    for key, value in _keyed(content):
+        yield from (Fitting(key[4], entry, key) for entry in by_model(value).values())
+
+
+def bounds(content: Mapping[str, Any]) -> Iterator[Fitting]:
+    """Yield the entries of a file of bounds."""
+    for key, value in _keyed(content):
+        for label, entry in speedup_bounds.by_label(value).items():
+            yield Fitting(key[4], entry, key, label)
+
+
+def _keyed(content: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    keys = ((parse_key(text), value) for text, value in content.items())
+    return ((key, value) for key, value in keys if key is not None)
 
 
 def _with_interval(figures: Mapping[str, Any], name: str, form: str) -> str:
@@ -165,7 +263,7 @@ def find_result(
 
 def holds_any(path: Path, wanted: Wanted) -> bool:
     """Return whether a file holds a result of what is wanted."""
-    return bool(_fitting(read_json(path), wanted))
+    return bool(matching(read_json(path), wanted))
 
 
 def _warn_of_devices(path: Path, fitting: Sequence[Fitting], chosen: str) -> None:
@@ -211,7 +309,8 @@ def arguments_for(
     known: dict[str, float | list[str]] = {"req_score_loss": bound, "targets": list(targets)}
     for count in range(len(known) + 1):
         for left_out in combinations(known, len(known) - count):
-            asked = replace(wanted, **dict.fromkeys(left_out))
+            unsaid: dict[str, Any] = dict.fromkeys(left_out)
+            asked = replace(wanted, **unsaid)
             if _is_found(path, content, asked, entry):
                 return {name: value for name, value in known.items() if name not in left_out}
     return None
@@ -235,7 +334,7 @@ def _candidates(
     path: Path, content: Mapping[str, Any], wanted: Wanted, loaded_from: str | None
 ) -> list[Fitting]:
     """Return the results that fit, of one model and one bound; raises as `find_settings`."""
-    fitting = _fitting(content, wanted)
+    fitting = matching(content, wanted)
     if not fitting:
         raise ConfigurationError(f"{path}: {_nothing(content, wanted)}")
     fitting = _of_model(path, fitting, loaded_from)
@@ -253,17 +352,9 @@ def _fastest(fitting: Sequence[Fitting]) -> Fitting:
     return max(fitting, key=lambda each: float(each.entry["speedup"]))
 
 
-def _fitting(content: Mapping[str, Any], wanted: Wanted) -> list[Fitting]:
-    found: list[Fitting] = []
-    for text, value in content.items():
-        key = parse_key(text)
-        if key is not None and wanted.fits(key):
-            found += [
-                Fitting(key[4], each, key)
-                for each in by_model(value).values()
-                if wanted.model is None or is_same_model(wanted.model, model_of(each))
-            ]
-    return found
+def matching(content: Mapping[str, Any], wanted: Wanted) -> list[Fitting]:
+    """Return the entries of a result file that are of what is wanted."""
+    return [stored for stored in results(content) if not why_not(stored, wanted)]
 
 
 def _of_device(fitting: list[Fitting], device: str | None) -> list[Fitting]:
@@ -284,7 +375,7 @@ def _nothing(content: Mapping[str, Any], wanted: Wanted) -> str:
         {
             scheduler_name(key[1])
             for text, key in keys
-            if key is not None and _fitting({text: content[text]}, anyhow)
+            if key is not None and matching({text: content[text]}, anyhow)
         }
     )
     if not others:

@@ -11,13 +11,12 @@ from accel_search.core.candidate import Value
 from accel_search.core.intervals import Estimate, Verdict, prompts_needed
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
-from accel_search.settings import UPPER_BOUND, Settings
+from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
 from accel_search.storage.json_files import (
     are_numbers,
     as_object,
     is_interval,
     part_of,
-    read_json,
     update_json,
 )
 from accel_search.storage.keys import parse_key, search_key
@@ -72,7 +71,7 @@ def entry_of(
         "baseline_score": rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
         "refuted_on_held_out": [each.as_dict() for each in outcome.refuted],
         "strategy": settings.strategy,
-        "search": _search_identity(settings, space.values),
+        "search": search_identity(settings, space.values),
         "space_points": space.points,
         "space_distinct": space.distinct,
         "trials_measured": sum(each.assessment is not None for each in outcome.trials),
@@ -236,106 +235,14 @@ def device_of(entry: Mapping[str, Any]) -> str:
     return str(part_of(entry, "provenance").get("device_name", ""))
 
 
-def stored_answer(
-    path: Path,
-    workload: Workload,
-    settings: Settings,
-    values: Values,
-    provenance: Provenance | None,
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """Look for a finished search that answers this one.
-
-    For a required speedup any stored result that reached it will do, the fastest first.
-
-    Args:
-        path: The result file.
-        workload: What is measured.
-        settings: What is asked.
-        values: What is searched: accelerator -> parameter -> values.
-        provenance: Where and with what; None of recorded trials.
-
-    Returns:
-        The entry, or None; and the fields in which the entries that were passed over differ
-        from this machine, so that the user can be told that they were measured elsewhere.
-    """
-    content = read_json(path)
-    passed_over: list[str] = []
-    for entry in answering(content, settings, workload):
-        stored = entry.get("provenance")
-        if provenance is None or not isinstance(stored, dict):
-            continue
-        differences = provenance.differences(stored)
-        if not differences and _same_search(entry, settings, values):
-            return entry, []
-        passed_over = passed_over or differences
-    return None, passed_over
-
-
-def answering(
-    content: Mapping[str, Any], settings: Settings, workload: Workload | None
-) -> list[dict[str, Any]]:
-    """Return the entries whose key is this search's and that reach its goal, the fastest first.
-
-    Args:
-        content: A result file's object.
-        settings: What is asked.
-        workload: What is measured; None, before a pipeline is loaded, takes any pipeline's class
-            and the settings' scheduler and steps.
-    """
-    if workload is None:
-        cls, scheduler, steps = None, settings.scheduler_class, settings.steps
-    else:
-        cls, scheduler, steps = workload.pipeline_class, workload.scheduler_class, workload.steps
-    wanted = (scheduler, str(steps), settings.req_score_loss, sorted(settings.targets))
-    found: list[dict[str, Any]] = []
-    for text, value in content.items():
-        key = parse_key(text)
-        if key is None or cls not in (None, key[0]) or (*key[1:3], *key[4:]) != wanted:
-            continue
-        if (key[3] == UPPER_BOUND) != (settings.req_speedup is None):
-            continue
-        # The speedup in a key is rounded: a name, and not what was reached.
-        least = settings.req_speedup or 0.0
-        found += [each for each in by_model(value).values() if each["speedup"] >= least]
-    return sorted(found, key=lambda entry: -float(entry["speedup"]))
-
-
-def _search_identity(settings: Settings, values: Values) -> dict[str, Any]:
+def search_identity(settings: Settings, values: Values) -> dict[str, Any]:
     """Return what was searched and how far: two upper bounds that differ in it are not one."""
+    searched = [name for name, affected in AFFECTING.items() if affected == "search"]
     return {
         "values": values,
-        "min_psnr": settings.min_psnr,
-        "min_ssim": settings.min_ssim,
-        "max_trials": settings.max_trials,
-        "time_budget": settings.time_budget,
         "timing_pairs": settings.timing_pairs,
+        **{name: getattr(settings, name) for name in searched},
     }
-
-
-def _same_search(entry: Mapping[str, Any], settings: Settings, values: Values) -> bool:
-    """Tell whether an entry's search went at least as far as this one asks for.
-
-    A requirement is met by any result that meets it under the same bounds, timed by as many pairs
-    at least. An upper bound answers only if it is of the same space, too, and of all of it unless
-    this search has the same budget; a grid search, which measures everything, is answered by none
-    but its like.
-    """
-    evidence = part_of(entry, "evidence")
-    found, wanted = part_of(evidence, "search"), _search_identity(settings, values)
-    if any(found.get(bound) != wanted[bound] for bound in ("min_psnr", "min_ssim")):
-        return False
-    # More of them are what an unsteady machine is told to ask for.
-    pairs = found.get("timing_pairs", Settings.timing_pairs)
-    if not are_numbers(pairs) or pairs < settings.timing_pairs:
-        return False
-    if settings.req_speedup is not None:
-        return True
-    if found.get("values") != wanted["values"]:
-        return False
-    if settings.strategy == "grid" and evidence.get("strategy") != "grid":
-        return False
-    is_as_far = found | {"timing_pairs": settings.timing_pairs} == wanted
-    return bool(evidence.get("settled")) or is_as_far
 
 
 def figures(assessment: Assessment) -> dict[str, Any]:

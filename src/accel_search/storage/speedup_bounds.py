@@ -7,8 +7,7 @@ were scored, if there are any, the one with the largest bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Outcome, SpeedBound
 from accel_search.core.secrets import without_secrets
 from accel_search.core.workload import Provenance, SpaceSummary
-from accel_search.settings import UPPER_BOUND, Settings
+from accel_search.settings import AFFECTING, Settings
 from accel_search.storage.json_files import are_numbers, as_object, is_interval, update_json
-from accel_search.storage.keys import parse_key
 from accel_search.storage.search_results import rounded
 
 FAILED = "failed_configs"
@@ -28,15 +26,6 @@ MARGIN = 1.1
 MAX_MESSAGE = 1000
 """Characters of a failure's message."""
 
-_TIMED = (
-    *("batch_size", "height", "width", "dtype", "guidance_scale", "timing_pairs", "revision"),
-    *("vae", "attention", "compile", "offload"),
-)
-_SCORED = (
-    *("num_samples", "held_out_samples", "prompts", "clip_model", "clip_pretrained", "seed"),
-    *("req_score_loss", "min_psnr", "min_ssim", "strategy", "sampler", "max_trials", "time_budget"),
-)
-
 
 def label_of(model: str, latency_only: bool) -> str:
     """Return what tells a model's entry from others under one key."""
@@ -44,27 +33,18 @@ def label_of(model: str, latency_only: bool) -> str:
 
 
 def asked(settings: Settings) -> dict[str, Any]:
-    """Return the options that a result hangs on, as plain JSON types."""
-    names = _TIMED if settings.latency_only else _TIMED + _SCORED
-    values = {name: getattr(settings, name) for name in names}
+    """Return the options that a result depends on, as plain JSON types."""
+    values = {
+        name: getattr(settings, name)
+        for name, affected in AFFECTING.items()
+        if affected == "timing" or not settings.latency_only
+    }
     space = {
         target: {name: list(each) for name, each in settings.space[target].items()}
         for target in settings.targets
         if target in settings.space
     }
     return values | {"space": space}
-
-
-def asked_otherwise(settings: Settings, entry: Mapping[str, Any]) -> list[str]:
-    """Name the options that an entry was asked for with and that are others now.
-
-    One that the entry does not name is younger than it, and had its default.
-    """
-    wanted, kept = asked(settings), entry.get("asked")
-    if not isinstance(kept, dict):
-        return list(wanted)
-    defaults = {each.name: each.default for each in fields(Settings)}
-    return [name for name in wanted if kept.get(name, defaults[name]) != wanted[name]]
 
 
 def entry_of(
@@ -180,23 +160,6 @@ def save_failure(path: Path, failed: str, failure: Mapping[str, Any]) -> None:
     update_json(path, change)
 
 
-def entries(
-    content: Mapping[str, Any],
-    scheduler_class: str,
-    steps: int,
-    req_score_loss: float,
-    targets: Sequence[str],
-) -> dict[str, dict[str, Any]]:
-    """Return label -> entry of everything that is stored of a scheduler, steps and targets."""
-    wanted = (scheduler_class, str(steps), UPPER_BOUND, req_score_loss, sorted(targets))
-    found: dict[str, dict[str, Any]] = {}
-    for text, value in content.items():
-        key = parse_key(text)
-        if key is not None and key[1:] == wanted:
-            found |= _by_model(value)
-    return found
-
-
 def failures(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return everything that is stored of configurations that failed, by its key."""
     return {
@@ -206,7 +169,7 @@ def failures(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _by_model(value: Any) -> dict[str, dict[str, Any]]:
+def by_label(value: Any) -> dict[str, dict[str, Any]]:
     """Return label -> entry; what is none, edited or of another version, is passed over."""
     models = as_object(as_object(value).get("by_model"))
     return {label: each for label, each in models.items() if _is_entry(each)}

@@ -8,7 +8,13 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from accel_search.cli.options import build_parser, declare, given_options, parse_seconds, refuse
+from accel_search.cli.options import (
+    build_parser,
+    check_value,
+    declare,
+    given_options,
+    parse_seconds,
+)
 from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
 from accel_search.errors import ConfigurationError
 from accel_search.report import trackers
@@ -103,70 +109,43 @@ def parse_bytes(text: str) -> int:
 class SweepSettings:
     """Everything that decides what a sweep does. Values are checked on construction."""
 
+    # fmt: off
     # Table
-    models: tuple[str, ...] = declare(
-        ("SD1.5", "SD2.1", "SDXL"),
-        "pipelines: the names that accel-search --pipe takes",
-        parse=parse_names,
-        metavar="A,B",
-        aliases=("pipe", "pipes"),
-        words=PIPELINES,
-    )
-    scheds: tuple[str, ...] = declare(
-        tuple(SCHEDULERS),
-        "schedulers",
-        parse=parse_schedulers,
-        metavar="A,B",
-        aliases=("sched",),
-        words=tuple(SCHEDULERS),
-    )
-    steps: tuple[int, ...] = declare(
-        (20, 25, 50), "denoising steps", parse=parse_step_counts, metavar="N,M"
-    )
-    methods: tuple[str, ...] = declare(
-        ("deepcache", "tgate", "tome"),
+    models: tuple[str, ...] = declare(("SD1.5", "SD2.1", "SDXL"),
+        "pipelines: the names that accel-search --pipe takes", parse=parse_names, metavar="A,B",
+        aliases=("pipe", "pipes"), words=PIPELINES)
+    scheds: tuple[str, ...] = declare(tuple(SCHEDULERS), "schedulers", parse=parse_schedulers,
+        metavar="A,B", aliases=("sched",), words=tuple(SCHEDULERS))
+    steps: tuple[int, ...] = declare((20, 25, 50), "denoising steps", parse=parse_step_counts,
+        metavar="N,M")
+    methods: tuple[str, ...] = declare(("deepcache", "tgate", "tome"),
         "accelerators; several of one search are joined by +, e.g. deepcache+tome",
-        parse=parse_methods,
-        metavar="A,B",
-        aliases=("targets",),
-        words=target_names,
-    )
+        parse=parse_methods, metavar="A,B", aliases=("targets",), words=target_names)
 
     # Execution
     dry_run: bool = declare(False, "print the table, what is done and an estimate", parse=bool)
-    retry_failed: str | None = declare(
-        None,
+    retry_failed: str | None = declare(None,
         f"explore failed configurations again: all, or one kind of {', '.join(FAILURES)}",
-        metavar="KIND",
-        alone=ALL,
-        words=(ALL, *FAILURES),
-    )
-    isolation: str = declare(
-        "model", "a process for each model, or for each config", words=ISOLATIONS
-    )
-    timeout: float = declare(
-        3600, "longest that one configuration may take", parse=parse_seconds, metavar="TIME"
-    )
-    gpus: str | tuple[int, ...] | None = declare(
-        None, "all, or 0,1: a worker on each (default: one worker)", parse=parse_gpus, metavar="A,B"
-    )
-    workers: int | None = declare(
-        None, "workers on the CPU, each with its share of the cores (default: 1)", parse=int
-    )
-    executor: str = declare("local", "local processes, or ray for a cluster", words=EXECUTORS)
-    ray_address: str | None = declare(
-        None, "address of a Ray cluster (default: one started here)", metavar="ADDRESS"
-    )
-    report: str | None = declare(
-        None,
-        "write a page to read in a browser (alone: beside the file of bounds)",
-        metavar="FILE",
-        alone="auto",
-    )
+        metavar="KIND", alone=ALL, words=(ALL, *FAILURES), only=True)
+    isolation: str = declare("model", "a process for each model, or for each config",
+        words=ISOLATIONS, only=True)
+    timeout: float = declare(3600, "longest that one configuration may take", parse=parse_seconds,
+        metavar="TIME")
+    gpus: str | tuple[int, ...] | None = declare(None,
+        "all, or 0,1: a worker on each (default: one worker)", parse=parse_gpus, metavar="A,B")
+    workers: int | None = declare(None,
+        "workers on the CPU, each with its share of the cores (default: 1)", parse=int, least=1)
+    executor: str = declare("local", "local processes, or ray for a cluster", words=EXECUTORS,
+        only=True)
+    ray_address: str | None = declare(None, "address of a Ray cluster (default: one started here)",
+        metavar="ADDRESS")
+    report: str | None = declare(None,
+        "write a page to read in a browser (alone: beside the file of bounds)", metavar="FILE",
+        alone="auto")
     log_file: str = declare("exploration.log", "log, flushed line by line", metavar="FILE")
-    log_rotate: int | None = declare(
-        None, "size at which the log is begun anew, e.g. 50MB (default: never)", parse=parse_bytes
-    )
+    log_rotate: int | None = declare(None,
+        "size at which the log is begun anew, e.g. 50MB (default: never)", parse=parse_bytes)
+    # fmt: on
 
     common: dict[str, Any] = field(default_factory=dict)
     """Options of `accel-search` that every configuration gets."""
@@ -224,17 +203,8 @@ class SweepSettings:
         )
 
     def _check(self) -> None:
-        choices: dict[str, Sequence[str | None]] = {
-            "isolation": ISOLATIONS,
-            "executor": EXECUTORS,
-            "retry_failed": (None, ALL, *FAILURES),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                refuse(name, value, f"one of {', '.join(each for each in allowed if each)}")
-        if self.workers is not None and (type(self.workers) is not int or self.workers < 1):
-            refuse("workers", self.workers, "a whole number, 1 or more")
+        for option in fields(self):
+            check_value(option, getattr(self, option.name))
         if self.workers is not None and self.gpus is not None:
             raise ConfigurationError(
                 "--workers and --gpus: choose one; --gpus runs one worker on each GPU"
@@ -243,27 +213,13 @@ class SweepSettings:
             raise ConfigurationError("--ray_address: needs --executor ray")
 
 
-_OWN = (
-    "pipe",
-    "sched",
-    "steps",
-    "targets",
-    "req_speedup",
-    "trials_out",
-    "replay",
-    "report",
-    "export",
-    "verify",
-)
-"""Options of `accel-search` that the table sets, or that mean nothing for a sweep."""
-_UNFIT = ("json", "quiet", "log_file")
 _GROUPS = GROUPS | {"models": "table", "dry_run": "running", "revision": "each search"}
 
 
 def options() -> list[Field[Any]]:
     """Return the fields that `accel-explore` takes: a sweep's own, then those of every search."""
     own = [each for each in fields(SweepSettings) if each.metadata]
-    return own + [each for each in fields(Settings) if each.name not in (*_OWN, *_UNFIT)]
+    return own + [each for each in fields(Settings) if each.metadata.get("sweep", True)]
 
 
 def sweep_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
-from accel_search.storage.json_files import part_of
+from accel_search.storage.answers import stored_bound
 from accel_search.storage.keys import Configuration
+from accel_search.storage.lookup import Reason, other_options
 
 
 @dataclass(frozen=True)
@@ -40,36 +41,26 @@ def status_of(
         content: Of the file.
         configuration: Which one.
         settings: Its search's.
-        machine: The fields of a provenance that hang on the machine; None takes any machine's.
+        machine: The fields of a provenance that depend on the machine; None takes any machine's.
     """
-    entries = speedup_bounds.entries(
-        content,
-        settings.scheduler_class,
-        settings.steps,
-        settings.req_score_loss,
-        settings.targets,
-    )
-    entry = entries.get(speedup_bounds.label_of(configuration.model, settings.latency_only))
-    note = ""
-    if entry is not None:
-        note = _why_not(entry, settings, machine)
-        if not note:
-            return Status("done", entry=entry)
+    entry, reasons = stored_bound(content, settings, machine)
+    if entry is not None and not reasons:
+        return Status("done", entry=entry)
+    note = _said(reasons)
     failure = speedup_bounds.failures(content).get(configuration.failed_key)
     if failure is not None and bool(failure.get("latency_only")) == settings.latency_only:
-        others = speedup_bounds.asked_otherwise(settings, failure) if "asked" in failure else []
+        wanted = speedup_bounds.asked(settings)
+        others = other_options(failure["asked"], wanted) if "asked" in failure else []
         if not others:
             return Status("failed", failure=failure)
         note = f"failed when asked for with another {', '.join(others)}"
     return Status("open", note=note)
 
 
-def _why_not(
-    entry: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
-) -> str:
-    """Return why a stored result is none of this sweep; empty where it is."""
-    if others := speedup_bounds.asked_otherwise(settings, entry):
-        return f"was asked for with another {', '.join(others)}"
-    where = part_of(entry, "provenance")
-    differing = [name for name, value in (machine or {}).items() if where.get(name) != value]
-    return f"was measured elsewhere (other {', '.join(differing)})" if differing else ""
+def _said(reasons: Sequence[Reason]) -> str:
+    """Say why a stored result is none of this sweep; the options first."""
+    names = ", ".join(reason.name for reason in reasons if reason.part == "options")
+    if names:
+        return f"was asked for with another {names}"
+    names = ", ".join(reason.name for reason in reasons)
+    return f"was measured elsewhere (other {names})" if names else ""

@@ -1,0 +1,117 @@
+"""What a search, a sweep and `--verify` look for among stored results, by the rule of `lookup`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accel_search.core.workload import Provenance, Workload
+from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
+from accel_search.storage import speedup_bounds
+from accel_search.storage.json_files import read_json
+from accel_search.storage.lookup import HOW_FAR, Fitting, Reason, Wanted, bounds, matching, why_not
+from accel_search.storage.search_results import Values, search_identity
+
+
+def measured_as(
+    settings: Settings, workload: Workload, values: Values, provenance: Provenance | None
+) -> dict[str, Any]:
+    """Return what trials share that are taken for one another's: all that a sample depends on."""
+    searched = search_identity(settings, values)
+    return {
+        "workload": asdict(workload),
+        "provenance": None if provenance is None else provenance.identity(),
+        **{name: each for name, each in searched.items() if AFFECTING.get(name) != "search"},
+    }
+
+
+def stored_answer(
+    path: Path,
+    workload: Workload,
+    settings: Settings,
+    values: Values,
+    provenance: Provenance | None,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Look for a finished search that answers this one.
+
+    For a required speedup any stored result that reached it will do, the fastest first.
+
+    Args:
+        path: The result file.
+        workload: What is measured.
+        settings: What is asked.
+        values: What is searched: accelerator -> parameter -> values.
+        provenance: Where and with what; None of recorded trials.
+
+    Returns:
+        The entry, or None; and the fields in which the entries that were passed over differ
+        from this machine, so that the user can be told that they were measured elsewhere.
+    """
+    options = search_identity(settings, values)
+    if settings.req_speedup is not None:  # Met by any result that meets it under the same bounds.
+        options = {n: each for n, each in options.items() if n not in ("values", *HOW_FAR)}
+    passed_over: list[str] = []
+    key = _key_of(settings, workload)
+    for stored in _by_speed(read_json(path), key):
+        if provenance is None or not isinstance(stored.entry.get("provenance"), dict):
+            continue
+        reasons = why_not(stored, replace(key, options=options, provenance=provenance.as_dict()))
+        if not reasons:
+            return stored.entry, []
+        elsewhere = [reason.name for reason in reasons if reason.part == "provenance"]
+        passed_over = passed_over or elsewhere
+    return None, passed_over
+
+
+def answering(
+    content: Mapping[str, Any], settings: Settings, workload: Workload | None
+) -> list[dict[str, Any]]:
+    """Return the entries whose key is this search's and that reach its goal, the fastest first.
+
+    Args:
+        content: Object of a file of results, or with `latency_only` of bounds.
+        settings: What is asked.
+        workload: What is measured; None, before a pipeline is loaded, takes any pipeline's class
+            and the settings' scheduler and steps.
+    """
+    key = _key_of(settings, workload)
+    if settings.latency_only:
+        return [stored.entry for stored in bounds(content) if not why_not(stored, key)]
+    return [stored.entry for stored in _by_speed(content, key)]
+
+
+def stored_bound(
+    content: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
+) -> tuple[dict[str, Any] | None, list[Reason]]:
+    """Return what a file of bounds holds of a configuration, and why that does not answer.
+
+    Args:
+        content: Of the file.
+        settings: The configuration.
+        machine: The fields of a provenance that depend on the machine; None takes any machine's.
+    """
+    label = speedup_bounds.label_of(settings.pipe, settings.latency_only)
+    key = replace(_key_of(settings, None), goal=UPPER_BOUND, label=label)
+    query = replace(key, options=speedup_bounds.asked(settings), provenance=machine or {})
+    for stored in bounds(content):
+        if not why_not(stored, key):
+            return stored.entry, why_not(stored, query)
+    return None, []
+
+
+def _key_of(settings: Settings, workload: Workload | None) -> Wanted:
+    return Wanted(
+        pipeline_class=None if workload is None else workload.pipeline_class,
+        scheduler_class=settings.scheduler_class if workload is None else workload.scheduler_class,
+        steps=settings.steps if workload is None else workload.steps,
+        targets=settings.targets,
+        req_score_loss=settings.req_score_loss,
+        label=speedup_bounds.label_of(settings.pipe, True) if settings.latency_only else None,
+        goal=UPPER_BOUND if settings.latency_only else settings.goal_key,
+    )
+
+
+def _by_speed(content: Mapping[str, Any], query: Wanted) -> list[Fitting]:
+    return sorted(matching(content, query), key=lambda stored: -float(stored.entry["speedup"]))
