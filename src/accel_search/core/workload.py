@@ -48,7 +48,7 @@ class Workload:
 
     @property
     def has_guidance(self) -> bool:
-        """Tell whether each UNet call carries an unconditional half."""
+        """Return whether each UNet call carries an unconditional half."""
         return self.guidance_scale > 1.0
 
 
@@ -95,7 +95,7 @@ class Provenance:
             other: A provenance as read from a result file; fields that it lacks differ, but
                 for those that came later and have their default.
         """
-        defaults = {each.name: each.default for each in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
         return [
             name
             for name, mine in self.as_dict().items()
@@ -107,7 +107,7 @@ class Provenance:
 
         Defaults are left out too, so that a field added later forgets no trial of before.
         """
-        defaults = {each.name: each.default for each in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
         return {
             key: value
             for key, value in self.as_dict().items()
