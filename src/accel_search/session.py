@@ -404,15 +404,11 @@ class Session:
         if settings.pictured and settings.replay is None and outcome is not None:
             from accel_search.runtime import pictures
 
+            evaluator = cast("PipelineEvaluator", self.evaluator)
             folder = pictures_path(settings.run_dir, self.store.name)
+            count, shown = settings.pictured, to_picture(outcome)
             try:
-                pictures.write_pictures(
-                    cast("PipelineEvaluator", self.evaluator),
-                    to_picture(outcome),
-                    settings.pictured,
-                    folder,
-                    self.logger,
-                )
+                pictures.write_pictures(evaluator, shown, count, folder, self.logger)
             except Exception as error:  # The result is saved: it is worth more than its pictures.
                 self.logger.warning(
                     "no pictures (%s): the result is stored, the report is without them",

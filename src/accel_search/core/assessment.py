@@ -33,11 +33,11 @@ class Assessment:
 
     @property
     def is_gain(self) -> bool:
-        """Tell whether it is faster beyond its interval and beyond the noise floor."""
+        """Return whether it is faster beyond its interval and beyond the noise floor."""
         return is_gain(self.speedup, self.noise_floor)
 
     def is_within(self, goal: Goal) -> bool:
-        """Tell whether it keeps the goal's bounds on score and likeness."""
+        """Return whether it keeps the goal's bounds on score and likeness."""
         return (
             self.score_loss.value <= goal.max_score_loss
             and _is_at_least(self.psnr, goal.min_psnr)
@@ -46,7 +46,7 @@ class Assessment:
 
 
 def _is_at_least(value: float | None, least: float | None) -> bool:
-    """Tell whether a likeness keeps a bound, if there is one; an unknown one is not shown to."""
+    """Return whether a likeness keeps a bound, if there is one; an unknown one is not shown to."""
     return least is None or (value is not None and value >= least)
 
 
@@ -59,33 +59,37 @@ class AssessedTrial:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether scoring it on more prompts could still make it pass."""
-        found = self.assessment
-        return found is not None and not found.is_complete and found.verdict is not Verdict.FAIL
+        """Return whether scoring it on more prompts could still make it pass."""
+        assessment = self.assessment
+        return (
+            assessment is not None
+            and not assessment.is_complete
+            and assessment.verdict is not Verdict.FAIL
+        )
 
     def is_feasible(self, goal: Goal) -> bool:
-        """Tell whether it may be the winner: scored on all prompts, truly faster, within bounds."""
-        found = self.assessment
-        return found is not None and found.is_gain and self._is_good_enough(goal)
+        """Return whether it may be the winner: scored on all prompts, faster, within bounds."""
+        assessment = self.assessment
+        return assessment is not None and assessment.is_gain and self._is_good_enough(goal)
 
     def is_refused_for_noise(self, goal: Goal) -> bool:
-        """Tell whether it would be the winner, were its timing less noisy."""
-        found = self.assessment
+        """Return whether it would be the winner, were its timing less noisy."""
+        assessment = self.assessment
         return (
-            found is not None
-            and found.speedup.value > 1.0
-            and not found.is_gain
+            assessment is not None
+            and assessment.speedup.value > 1.0
+            and not assessment.is_gain
             and self._is_good_enough(goal)
         )
 
     def _is_good_enough(self, goal: Goal) -> bool:
-        """Tell whether it meets the goal by its figures, whatever their noise."""
-        found = self.assessment
+        """Return whether it meets the goal by its figures, whatever their noise."""
+        assessment = self.assessment
         return (
-            found is not None
-            and found.is_complete
-            and found.is_within(goal)
-            and (goal.min_speedup is None or found.speedup.value >= goal.min_speedup)
+            assessment is not None
+            and assessment.is_complete
+            and assessment.is_within(goal)
+            and (goal.min_speedup is None or assessment.speedup.value >= goal.min_speedup)
         )
 
 
@@ -125,10 +129,10 @@ def assess(
     )
 
 
-def retimed(found: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:
+def retimed(assessment: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:
     """Return an assessment whose timing is judged by what is known of the noise by now."""
     return replace(
-        found,
+        assessment,
         speedup=speedup(measurement, noise),
         noise_floor=noise.floor(len(measurement.baseline_seconds_per_image)),
     )

@@ -54,7 +54,7 @@ class Candidate(Mapping[str, Params]):
 
     def without(self, name: str) -> Candidate:
         """Return the same with one accelerator less."""
-        return Candidate({each: params for each, params in self.items() if each != name})
+        return Candidate({key: params for key, params in self.items() if key != name})
 
     def as_dict(self) -> dict[str, dict[str, Value]]:
         """Return plain JSON types: `{"deepcache": {"cache_interval": 2, ...}}`."""

@@ -29,15 +29,15 @@ def rungs(prompts: int, chunk: int) -> tuple[int, ...]:
         prompts: Prompts that a candidate is fully scored on.
         chunk: Prompts that can be scored at a time; every rung but the last is a multiple.
     """
-    found = [prompts]
-    while len(found) <= LOOKS:
-        half = found[-1] / 2
+    rungs = [prompts]
+    while len(rungs) <= LOOKS:
+        half = rungs[-1] / 2
         # Rounded to whole chunks, at least one; a rung that would not be smaller is none.
         rung = max(1, round(half / chunk)) * chunk
-        if rung >= found[-1]:
+        if rung >= rungs[-1]:
             break
-        found.append(rung)
-    return tuple(reversed(found))
+        rungs.append(rung)
+    return tuple(reversed(rungs))
 
 
 def next_rung(prompts: int, chunk: int, scored: int) -> int:
@@ -48,7 +48,7 @@ def next_rung(prompts: int, chunk: int, scored: int) -> int:
 def is_lost(
     baseline: Sequence[float], candidate: Sequence[float], bound: float, prompts: int
 ) -> bool:
-    """Tell whether a loss is beyond the bound, as far as an early look may say so.
+    """Return whether a loss is beyond the bound, as far as an early look may say so.
 
     Args:
         baseline: Scores of the first `[n]` prompts, fewer than `prompts`.

@@ -35,11 +35,11 @@ class Estimate:
 
     @property
     def is_bounded(self) -> bool:
-        """Tell whether it is known how far off the value may be; if not, an end is infinite."""
+        """Return whether it is known how far off the value may be; if not, an end is infinite."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def agrees_with(self, other: Estimate) -> bool:
-        """Tell whether the two intervals overlap: if not, one of them is not what it claims."""
+        """Return whether the two intervals overlap: if not, one of them is not what it claims."""
         return self.low <= other.high and other.low <= self.high
 
 

@@ -21,7 +21,7 @@ class Rival:
     assessment: Assessment
 
     def rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> bool:
-        """Tell whether it does as well as the winner, as far as these prompts can tell.
+        """Return whether it does as well as the winner, as far as these prompts can tell.
 
         It must be as fast, noise apart, and its scores must not be shown to be lower than the
         winner's, prompt by prompt.
@@ -83,8 +83,12 @@ def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:
     It won by the first of them, which of several near-equals are mostly the lucky ones; the second
     were made when it had won, as many of them, and count as much.
     """
-    found = [each for each in (winner.assessment, held_out) if each is not None]
-    return math.prod(each.speedup.value for each in found) ** (1 / len(found))
+    assessments = [
+        assessment for assessment in (winner.assessment, held_out) if assessment is not None
+    ]
+    return math.prod(assessment.speedup.value for assessment in assessments) ** (
+        1 / len(assessments)
+    )
 
 
 @dataclass(frozen=True)
@@ -108,5 +112,5 @@ class SpeedBound:
 
     @property
     def is_gain(self) -> bool:
-        """Tell whether it is faster than the baseline beyond its interval and the noise floor."""
+        """Return whether it is faster than the baseline beyond its interval and the noise floor."""
         return is_gain(self.speedup, self.noise_floor)

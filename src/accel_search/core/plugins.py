@@ -24,18 +24,18 @@ def discover(package: ModuleType, base: type[T], group: str) -> dict[str, type[T
         group: Entry-point group through which other installed packages add theirs.
 
     Raises:
-        ConfigurationError: A plug-in cannot be loaded, is none, or takes a name that is in use.
+        ConfigurationError: A plug-in cannot be loaded, is of another class, or takes a name in use.
     """
-    found: dict[str, type[T]] = {}
+    classes: dict[str, type[T]] = {}
     for cls in (*_own(package, base), *_plugged_in(base, group)):
         name: str = cls.name  # type: ignore[attr-defined]
-        if name in found:
+        if name in classes:
             raise ConfigurationError(
                 f"{base.__name__.lower()} {name!r} of {cls.__module__} takes a name in use by "
-                f"{found[name].__module__}: rename it or uninstall its package"
+                f"{classes[name].__module__}: rename it or uninstall its package"
             )
-        found[name] = cls
-    return dict(sorted(found.items()))
+        classes[name] = cls
+    return dict(sorted(classes.items()))
 
 
 def _own(package: ModuleType, base: type[T]) -> Iterator[type[T]]:

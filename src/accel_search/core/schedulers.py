@@ -32,4 +32,4 @@ def scheduler_class(name: str) -> str:
 
 def scheduler_name(class_name: str) -> str:
     """Return the short name of a scheduler's class; of one that has none, the class's own."""
-    return {each: name for name, each in SCHEDULERS.items()}.get(class_name, class_name)
+    return {cls: name for name, cls in SCHEDULERS.items()}.get(class_name, class_name)

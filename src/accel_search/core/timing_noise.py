@@ -16,7 +16,7 @@ from accel_search.core.trial import Measurement
 
 
 def is_gain(speedup: Estimate, noise_floor: float) -> bool:
-    """Tell whether a speedup is one beyond its interval and beyond the noise floor.
+    """Return whether a speedup is one beyond its interval and beyond the noise floor.
 
     Args:
         speedup: Of a candidate over the baseline.
@@ -64,13 +64,16 @@ class TimingNoise:
     def __init__(
         self, baselines: Sequence[Measurement], trials: Sequence[Measurement] = ()
     ) -> None:
-        groups = [(_pairs_of(each), squares_of(paired_log_ratios(each), 0.0)) for each in baselines]
-        groups += [(_pairs_of(each), squares_of(paired_log_ratios(each))) for each in trials]
+        groups = [
+            (_pairs_of(baseline), squares_of(paired_log_ratios(baseline), 0.0))
+            for baseline in baselines
+        ]
+        groups += [(_pairs_of(trial), squares_of(paired_log_ratios(trial))) for trial in trials]
         # What is stored twice, under two names, is one group.
-        found = {key: (squares, free) for key, (squares, free) in groups if free > 0}
-        squares = np.array([each[0] for each in found.values()])
-        free = np.array([each[1] for each in found.values()], float)
-        kept = np.ones(len(found), dtype=bool)
+        pooled = {key: (squares, free) for key, (squares, free) in groups if free > 0}
+        squares = np.array([sums[0] for sums in pooled.values()])
+        free = np.array([sums[1] for sums in pooled.values()], float)
+        kept = np.ones(len(pooled), dtype=bool)
         while kept.sum() > 2:
             rest, left = squares[kept].sum() - squares, free[kept].sum() - free
             chance = np.where(kept, _chance(squares, free, rest, left), 1.0)
@@ -78,7 +81,7 @@ class TimingNoise:
             if chance[worst] * kept.sum() >= OUTLIER:
                 break
             kept[worst] = False
-        self._pooled = {key for key, keep in zip(found, kept, strict=True) if keep}
+        self._pooled = {key for key, keep in zip(pooled, kept, strict=True) if keep}
         self._squares = float(squares[kept].sum())
         self._free = float(free[kept].sum())
 
@@ -121,9 +124,9 @@ def timing_noises(
     """
     baselines: dict[int, list[Measurement]] = {}
     others: dict[int, list[Measurement]] = {}
-    for name, each in beside.items():
+    for name, measurement in beside.items():
         part = baselines if is_baseline(name) else others
-        part.setdefault(each.batch_size, []).append(each)
+        part.setdefault(measurement.batch_size, []).append(measurement)
     for measured in trials:
         if measured is not None:
             others.setdefault(measured.batch_size, []).append(measured)

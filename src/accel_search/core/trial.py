@@ -92,15 +92,15 @@ class Failure:
 
 def commonest(failures: Sequence[Failure]) -> Failure:
     """Return the first failure of the kind that most are of; of equals, of the earlier kind."""
-    kinds = [each.kind for each in failures]
+    kinds = [failure.kind for failure in failures]
     kind = max(kinds, key=kinds.count)
-    return next(each for each in failures if each.kind == kind)
+    return next(failure for failure in failures if failure.kind == kind)
 
 
 def said_of(failures: Sequence[Failure]) -> str:
     """Return in a line how many failed, and why most of them did."""
     most = commonest(failures)
-    like_it = sum(each.kind == most.kind for each in failures)
+    like_it = sum(failure.kind == most.kind for failure in failures)
     share = "" if like_it == len(failures) else f", {like_it:,} of them"
     return f"{len(failures):,} failed{share or ':'} {most.kind}: {most.message}"
 
@@ -120,9 +120,9 @@ class Trial:
     @property
     def seconds(self) -> float:
         """Return the wall seconds that it took, a failed one until it failed."""
-        found = self.measurement or self.failure
-        assert found is not None
-        return found.seconds
+        result = self.measurement or self.failure
+        assert result is not None
+        return result.seconds
 
 
 @dataclass(frozen=True)

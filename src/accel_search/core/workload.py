@@ -48,7 +48,7 @@ class Workload:
 
     @property
     def has_guidance(self) -> bool:
-        """Tell whether each UNet call carries an unconditional half."""
+        """Return whether each UNet call carries an unconditional half."""
         return self.guidance_scale > 1.0
 
 
@@ -99,7 +99,7 @@ class Provenance:
 
         Defaults are left out too, so that a field added later forgets no trial of before.
         """
-        defaults = {each.name: each.default for each in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
         return {
             key: value
             for key, value in self.as_dict().items()

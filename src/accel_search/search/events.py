@@ -78,6 +78,3 @@ def warn(logger: logging.Logger, name: str, error: Exception) -> None:
     logger.warning(
         "%s: %s; the search goes on without it", without_secrets(name), first_line(error)
     )
-
-
-Listener = Observer

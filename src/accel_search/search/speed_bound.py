@@ -13,7 +13,7 @@ from accel_search.core.timing_noise import TimingNoise, speedup
 from accel_search.core.trial import Failure, Measurement, Trial, commonest, said_of
 from accel_search.errors import NothingMeasured
 from accel_search.search.evaluator import Evaluator
-from accel_search.search.events import Listener
+from accel_search.search.events import Observer
 from accel_search.search.space import ALL_BARE, JointSpace
 from accel_search.search.step_plans import plans_in
 from accel_search.search.stored_evaluator import StoredEvaluator
@@ -65,7 +65,7 @@ class SpeedBoundSearch:
         evaluator: Evaluator,
         space: JointSpace,
         store: TrialStore,
-        listener: Listener,
+        listener: Observer,
         pairs: int,
         watchdog: Watchdog | None = None,
     ) -> None:
