@@ -266,7 +266,7 @@ def test_a_files_result_is_named_in_one_line(
     accelerate(pipe, results, steps=20, model="demo").remove()
     line = capsys.readouterr().err
     for part in (
-        "speedup 2.04 [1.98, 2.11]", "score loss -0.4% [-1.0%, 0.3%]", "2026-11-28",
+        "speedup 2.04 [1.98, 2.11]", "score loss -0.4 % [-1.0, 0.3]", "2026-11-28",
         "demo, StableDiffusionPipeline, DDIM, 20 steps, 512 x 768 px, batch size 4",
         r"NVIDIA\x1b[31m H200",
     ):  # fmt: skip

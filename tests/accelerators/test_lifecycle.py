@@ -29,6 +29,7 @@ from tests.support.tiny import (
     STEPS,
     assert_same,
     inputs,
+    make_img2img,
     make_pipe,
     make_scheduler,
     render,
@@ -452,18 +453,19 @@ def test_what_is_kept_is_copied_only_where_it_is_changed() -> None:
         assert torch.equal(kept.get(), torch.ones(2))
 
 
-def own_loop(pipe: Any, steps: int) -> torch.Tensor:
+def own_loop(pipe: Any, steps: int, scheduler: Any = None) -> torch.Tensor:
     """A denoising loop as users write it."""
+    scheduler = scheduler or pipe.scheduler
     arguments = inputs("SD", (0,))
     latents = arguments["latents"]
     text = torch.cat([arguments["negative_prompt_embeds"], arguments["prompt_embeds"]])
-    pipe.scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps)
     with torch.no_grad():
-        for timestep in pipe.scheduler.timesteps:
+        for timestep in scheduler.timesteps:
             noise = pipe.unet(torch.cat([latents] * 2), timestep, encoder_hidden_states=text)[0]
             uncond, cond = noise.chunk(2)
             noise = uncond + 5.0 * (cond - uncond)
-            latents = pipe.scheduler.step(noise, timestep, latents).prev_sample
+            latents = scheduler.step(noise, timestep, latents).prev_sample
     return latents  # type: ignore[no-any-return]
 
 
@@ -523,6 +525,130 @@ def test_unet_calls_that_belong_to_no_loop_are_each_the_first(candidate: dict[st
             alone[image, float(timestep)] = once(image, timestep)
         for image, timestep in ((0, 5), (1, torch.tensor(700)), (1, 700), (1, torch.tensor(700))):
             assert torch.equal(once(image, timestep), alone[image, float(timestep)])
+
+
+def test_a_method_of_a_pipeline_beside_its_call_counts_its_own_steps() -> None:
+    """As DiffEdit's `invert`: another scheduler, whose timesteps rise, and no number of steps."""
+    base = make_pipe()
+    scheduler = make_scheduler("DDIMInverseScheduler")
+
+    class Inverting(type(base)):  # type: ignore[misc]
+        @torch.no_grad()
+        def invert(self, steps: int) -> torch.Tensor:
+            given = inputs("SD", (0,))
+            latents, text = given["latents"], given["prompt_embeds"]
+            scheduler.set_timesteps(steps)
+            for timestep in scheduler.timesteps:
+                noise = self.unet(latents, timestep, encoder_hidden_states=text)[0]
+                latents = scheduler.step(noise, timestep, latents).prev_sample
+            return latents
+
+    pipe = Inverting(**base.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    for candidate in (DEEPCACHE, TOME):
+        with accelerate(pipe, candidate):
+            first = pipe.invert(5)
+            pipe.invert(4)
+            assert torch.equal(pipe.invert(5), first)
+            render(pipe, (0,), steps=3)
+            assert torch.equal(pipe.invert(5), first)
+
+
+@pytest.mark.parametrize("candidate", [DEEPCACHE, TOME], ids=str)
+def test_a_loop_with_a_scheduler_that_is_not_the_pipelines(candidate: dict[str, Any]) -> None:
+    pipe = make_pipe()
+    scheduler = make_scheduler("DDIMScheduler")
+    with accelerate(pipe, candidate):
+        reference = render(pipe, (0,), steps=8)
+        for _ in range(3):
+            assert torch.allclose(own_loop(pipe, 8, scheduler), reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("candidate", [DEEPCACHE, TGATE, TOME], ids=str)
+def test_a_sharing_pipeline_whose_scheduler_is_exchanged(candidate: dict[str, Any]) -> None:
+    pipe = make_pipe()
+    other = shared(pipe)
+    with accelerate(pipe, candidate):
+        first = render(other, (0,), steps=STEPS)
+        for _ in range(2):
+            other.scheduler = make_scheduler("DDIMScheduler")
+            assert torch.equal(render(other, (0,), steps=STEPS), first)
+            with pytest.raises(ZeroDivisionError):
+                render(other, (0,), steps=STEPS, callback_on_step_end=broken)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_pipelines_are_made_from_an_accelerated_one(kind: str) -> None:
+    import diffusers
+
+    pipe = make_pipe(kind)
+    accelerate(pipe, TOGETHER)
+    for task in ("Img2Img", "Inpaint"):
+        name = type(pipe).__name__.replace("Pipeline", f"{task}Pipeline")
+        other = getattr(diffusers, name).from_pipe(pipe)
+        assert other.unet is pipe.unet
+    assert type(pipe).from_pipe(pipe).unet is pipe.unet
+    restore(pipe)
+    assert torch.equal(tried(pipe, None), expected(kind, None, None))
+
+
+def test_halves_that_differ_in_more_than_the_text_are_refused() -> None:
+    from accel_search.accelerators.tgate import check_halves
+
+    same = torch.tensor([3, 3])
+    check_halves(2, {"class_labels": same, "timestep_cond": None, "cross_attention_kwargs": None})
+    for arguments in (
+        {"class_labels": torch.tensor([3, 4])},
+        {"timestep_cond": torch.eye(2)},
+        {"cross_attention_kwargs": {"gligen": {}}},
+    ):
+        with pytest.raises(AcceleratorError, match="more than the text"):
+            check_halves(2, arguments)
+
+
+def test_a_unet_that_is_called_by_its_forward_keeps_nothing() -> None:
+    pipe = make_pipe()
+    given = inputs("SD", (0,))
+    with accelerate(pipe, TRIPLE), torch.no_grad():
+        tried(pipe, None)
+        before = sum(torch.is_tensor(each) for each in gc.get_objects())
+        pipe.unet.forward(given["latents"], 5, encoder_hidden_states=given["prompt_embeds"])
+        gc.collect()
+        assert sum(torch.is_tensor(each) for each in gc.get_objects()) <= before
+
+
+def test_fewer_steps_of_a_subclass_and_of_a_share_of_them() -> None:
+    base = make_pipe()
+
+    class Own(type(base)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    pipe = Own(**base.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    expected_picture = render(pipe, (0,), steps=4)
+    with accelerate(pipe, {"steps": {"num_inference_steps": 4}}):
+        assert torch.equal(render(pipe, (0,), steps=12), expected_picture)
+    pipe = make_img2img()
+    arguments = inputs("SD", (0,)) | {"image": torch.zeros(1, 3, 32, 32), "strength": 0.15}
+    arguments.pop("latents")
+    with accelerate(pipe, {"steps": {"num_inference_steps": 4}}):
+        latents = pipe(**arguments, num_inference_steps=20, output_type="latent").images
+    assert latents.shape == (1, 4, 16, 16)  # One step of seven, where four would leave none.
+
+
+def test_tokens_that_tomesd_merges_are_not_merged_again() -> None:
+    import tomesd
+
+    pipe = make_pipe()
+    accelerate(pipe, TOME)
+    tomesd.apply_patch(pipe, ratio=0.5, max_downsample=4)
+    with pytest.raises(AcceleratorError, match="tomesd"):
+        tried(pipe, None)
+    restore(pipe)
+    assert torch.isfinite(tried(pipe, None)).all()
+    tomesd.remove_patch(pipe)
+    assert torch.equal(tried(pipe, None), expected("SD", None, None))
 
 
 def test_training_is_refused_where_values_are_kept() -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
-from accel_search.accelerators.patching import Layer, layered, layers_of
+from accel_search.accelerators.patching import Layer, layered
 from accel_search.accelerators.pipeline_call import (
     PipelineCall,
     caller,
@@ -65,8 +65,8 @@ class StepClock:
         self._restarts: list[int] = []
         self._pipe: weakref.ref[Any] | None = None
         """The accelerated pipeline."""
-        self._watched = ExitStack()
-        """Layers on schedulers."""
+        self._watched: weakref.WeakKeyDictionary[Any, layered] = weakref.WeakKeyDictionary()
+        """Schedulers that have a layer of this clock."""
         self._lock = threading.Lock()
         self._thread: int | None = None
         """The thread whose call is in progress; None between calls."""
@@ -76,8 +76,8 @@ class StepClock:
         """Of the frame of another pipeline's call, or of a loop."""
         self._is_counting = False
         """Whether a UNet call has been made, and further ones are to come."""
-        self._spent: weakref.ref[Any] | None = None
-        """A pipeline that has made all UNet calls of its call, until timesteps are set again."""
+        self._is_spent = False
+        """Whether a call of the accelerated pipeline has made all its UNet calls."""
         self._kind: Any = None
         """Rows, dtype and device of the latest UNet call's input."""
         self._timestep: Any = None
@@ -120,7 +120,7 @@ class StepClock:
         self._pipe = weakref.ref(pipe)
         with ExitStack() as stack:
             stack.callback(self._end_call)
-            stack.push(self._watched)
+            stack.callback(self._stop_watching)
             stack.enter_context(layered(pipe, _PipelineLayer(self)))
             stack.enter_context(layered(pipe.unet, _UNetLayer(self)))
             self._watch(pipe.scheduler)
@@ -141,7 +141,7 @@ class StepClock:
         Raises:
             AcceleratorError: Another call of it is in progress.
         """
-        if self._is_mine() and self._is_pipelines_own:
+        if self._is_mine() and self._is_pipelines_own and self._is_listened_to():
             raise AcceleratorError(NESTED)
         self.restart()
         self._take(is_pipelines_own=True)
@@ -149,7 +149,7 @@ class StepClock:
             yield
         finally:
             self._end_call()
-            self._spent = self._thread = None
+            self._is_spent, self._thread = False, None
 
     def before_unet_call(self, sample: Any, timestep: Any) -> None:
         """Count a UNet call, and tell the listeners.
@@ -178,14 +178,14 @@ class StepClock:
     def after_unet_call(self) -> None:
         """End the pipeline call if that was its last UNet call."""
         if self.index + 1 >= self.total:
-            self._spent = None if self.call is None else self.call.pipe
             self.finish()
+            self._is_spent = True
 
     def restart(self) -> None:
         """Expect the first UNet call of another pipeline call: timesteps have been set."""
         if self._thread is None or self._is_mine():
             self.finish()
-            self._spent = None
+            self._is_spent = False
 
     def finish(self) -> None:
         """End the pipeline call in progress, unless it is another thread's."""
@@ -197,7 +197,11 @@ class StepClock:
     def _begin_call(self, size: tuple[int, int], pipe: Any, frame: FrameType) -> None:
         if not self._is_mine():
             self._take(frame_id=id(frame))
-        elif self._is_pipelines_own and pipe is not (self._pipe and self._pipe()):
+        elif (
+            self._is_pipelines_own
+            and self._is_listened_to()
+            and pipe is not (self._pipe and self._pipe())
+        ):
             raise AcceleratorError(NESTED)
         self._end_call()
         if self._step and pipe is None:
@@ -206,7 +210,7 @@ class StepClock:
         scheduler = getattr(pipe or (self._pipe and self._pipe()), "scheduler", None)
         if scheduler is not None:
             self._watch(scheduler)
-        if self._step and pipe is not None and self._spent is not None and self._spent() is pipe:
+        if self._step and self._is_pipelines_own and self._is_spent:
             raise AcceleratorError(
                 f"{type(pipe).__name__} makes more UNet calls than it has timesteps, so that steps "
                 "cannot be counted: leave out deepcache and tgate there"
@@ -243,10 +247,15 @@ class StepClock:
                 "the UNet is called twice at one timestep: give it both parts of the guidance in "
                 "one batch, [unconditional, text], or leave out deepcache and tgate"
             )
-        return pipe is not None or _follows(timestep, self._timestep)
+        if self._is_pipelines_own:
+            return True
+        return _follows(timestep, self._timestep, is_pipelines=pipe is not None)
 
     def _pipe_of_call(self) -> Any:
         return None if self.call is None else self.call.pipe()
+
+    def _is_listened_to(self) -> bool:
+        return bool(self._begin or self._step or self._end)
 
     def _is_mine(self) -> bool:
         return self._thread == threading.get_ident()
@@ -259,7 +268,7 @@ class StepClock:
 
     def _take(self, is_pipelines_own: bool = False, frame_id: int = 0) -> None:
         with self._lock:
-            if (self._begin or self._step or self._end) and self._is_busy_elsewhere():
+            if self._is_listened_to() and self._is_busy_elsewhere():
                 raise AcceleratorError(
                     "two threads call one accelerated pipeline at a time: use a pipeline of its "
                     "own, with a UNet of its own, in each thread"
@@ -269,22 +278,35 @@ class StepClock:
 
     def _watch(self, scheduler: Any) -> None:
         """Hear when a scheduler's timesteps are set: the pipeline's can be exchanged."""
-        layers = layers_of(scheduler, "set_timesteps")
-        if all(getattr(layer, "clock", None) is not self for layer in layers):
-            layer = _SchedulerLayer(self)
-            self._watched.enter_context(layered(scheduler, layer, "set_timesteps"))
+        if scheduler not in self._watched:
+            layer = layered(scheduler, _SchedulerLayer(self), "set_timesteps")
+            layer.__enter__()
+            self._watched[scheduler] = layer
+
+    def _stop_watching(self) -> None:
+        for layer in list(self._watched.values()):
+            layer.__exit__()
+        self._watched.clear()
 
 
-def _follows(timestep: Any, before: Any) -> bool:
-    """Return whether a timestep comes after another in a denoising loop.
+def _follows(timestep: Any, before: Any, is_pipelines: bool) -> bool:
+    """Return whether a timestep comes after another in a loop.
 
-    Loops go through the scheduler's timesteps, of which each is a view: then nothing has to be
-    asked of the device.
+    Loops go through a scheduler's timesteps, of which each is a view, so that nothing has to be
+    asked of the device. The next loop has timesteps of its own.
+
+    Args:
+        timestep: A UNet call's.
+        before: That of the call before.
+        is_pipelines: Whether the loop is a pipeline's (`__call__` of one that shares the UNet, or
+            DiffEdit's `invert`, whose timesteps rise); a user's may hand on copies that fall.
     """
     if hasattr(timestep, "untyped_storage") and hasattr(before, "untyped_storage"):
         storages = [value.untyped_storage().data_ptr() for value in (timestep, before)]
         if storages[0] == storages[1] and timestep.data_ptr() != before.data_ptr():
             return bool(timestep.data_ptr() > before.data_ptr())
+    if is_pipelines:
+        return False
     values = [
         float(value.reshape(-1)[0] if hasattr(value, "reshape") else value)
         for value in (timestep, before)

@@ -89,10 +89,11 @@ class DeepCache(Accelerator):
         layers = [_Skipped(state) for _ in modules]
 
         def on_step() -> None:
+            state.is_on = True
             state.is_partial = not is_full(clock.index, clock.phase_start, interval)
 
         def on_end() -> None:
-            state.is_partial = False
+            state.is_on = state.is_partial = False
             for layer in layers:
                 layer.kept.drop()
 
@@ -157,6 +158,8 @@ def skipped_modules(unet: Any, branch: int) -> list[Any]:
 class _State:
     """What the layers of one application share."""
 
+    is_on = False
+    """Whether a pipeline call is in progress."""
     is_partial = False
 
 
@@ -171,5 +174,6 @@ class _Skipped(Layer):
         if self.state.is_partial:
             return self.kept.get()
         output = self.inner(module, *args, **kwargs)
-        self.kept.store(output)
+        if self.state.is_on:
+            self.kept.store(output)
         return output

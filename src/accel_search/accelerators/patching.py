@@ -137,7 +137,18 @@ def _layered_class(plain: type, methods: frozenset[str]) -> type:
         "__deepcopy__": _deep_copy,
         "__reduce_ex__": _refuse_to_pickle,
     }
-    return type(plain)(plain.__name__, (plain,), namespace)
+    made: type = _equal_class(type(plain))(plain.__name__, (plain,), namespace)
+    return made
+
+
+@functools.cache
+def _equal_class(metaclass: type) -> Any:
+    """Return a metaclass whose classes equal the plain ones: `from_pipe` compares types by `==`."""
+    namespace = {
+        "__eq__": lambda cls, other: other is cls or other is vars(cls)[_PLAIN],
+        "__hash__": lambda cls: hash(vars(cls)[_PLAIN]),
+    }
+    return type(metaclass.__name__, (metaclass,), namespace)
 
 
 def _layered_method(plain: type, method: str) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -60,6 +61,19 @@ def caller() -> tuple[Any, FrameType]:
     return None, loop or sys._getframe(1)
 
 
+def _variables(pipe: Any, frame: FrameType, name: str) -> Mapping[str, Any]:
+    """Return the variables of the nearest method of a pipeline in progress that has one `name`.
+
+    The loop may lie in one method, and the UNet be called in another.
+    """
+    outer: FrameType | None = frame
+    while outer is not None:
+        if outer.f_locals.get("self") is pipe and name in outer.f_locals:
+            return outer.f_locals
+        outer = outer.f_back
+    return frame.f_locals
+
+
 def take_back_processors(unet: Any) -> None:
     """Put back the attention processors that the pipeline's call in progress has exchanged.
 
@@ -69,7 +83,7 @@ def take_back_processors(unet: Any) -> None:
     Source:
         diffusers 0.42, `pipeline_pag_sd.py` and its like: the variable `original_attn_proc`.
     """
-    own = caller()[1].f_locals.get("original_attn_proc")
+    own = _variables(*caller(), "original_attn_proc").get("original_attn_proc")
     if own is not None:
         unet.set_attn_processor(own)
 
@@ -84,13 +98,7 @@ def is_running(thread: int, frame_id: int) -> bool:
 
 def describe(pipe: Any, frame: FrameType) -> PipelineCall:
     """Return what the variables of a pipeline's running call say of it."""
-    variables = frame.f_locals
-    # The loop may lie in one method of the pipeline, and the UNet be called in another.
-    outer = frame.f_back
-    while "latents" not in variables and outer is not None:
-        if outer.f_locals.get("self") is pipe:
-            variables = outer.f_locals
-        outer = outer.f_back
+    variables = _variables(pipe, frame, "latents")
     shape = getattr(variables.get("latents"), "shape", None)
     guided = variables.get("do_classifier_free_guidance")
     return PipelineCall(

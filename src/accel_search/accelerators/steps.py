@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -75,11 +76,22 @@ class _FewerSteps(Layer):
         self.most = most
 
     def run(self, pipe: Any, /, *args: Any, **kwargs: Any) -> Any:
-        call = inspect.signature(type(pipe).__call__).bind(pipe, *args, **kwargs)
+        call = _signature(type(pipe)).bind(pipe, *args, **kwargs)
         call.apply_defaults()
         arguments = call.arguments
         asked = arguments.get("num_inference_steps")
         if asked is None or any(arguments.get(own) is not None for own in ("timesteps", "sigmas")):
             return self.inner(pipe, *args, **kwargs)
-        arguments["num_inference_steps"] = min(asked, self.most)
+        # Image-to-image and a refiner make a share of the steps: one at least has to be left.
+        share = (arguments.get("strength") or 1) * (arguments.get("denoising_end") or 1)
+        most = max(self.most, math.ceil(1 / share))
+        arguments["num_inference_steps"] = min(asked, most)
         return self.inner(*call.args, **call.kwargs)
+
+
+def _signature(pipeline: type) -> inspect.Signature:
+    """Return the signature of a pipeline's call; a subclass may but hand its arguments on."""
+    signatures = [inspect.signature(cls.__call__) for cls in pipeline.__mro__[:-1]
+                  if "__call__" in vars(cls)]  # fmt: skip
+    own = signatures[0]
+    return next((each for each in signatures if "num_inference_steps" in each.parameters), own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -241,6 +241,28 @@ def is_guided_in_halves(call: PipelineCall | None, batch: int) -> bool:
     return guided
 
 
+def check_halves(batch: int, arguments: Mapping[str, Any]) -> None:
+    """Raise AcceleratorError where the halves of a guided batch differ in more than the text.
+
+    Args:
+        batch: Rows of the UNet's input.
+        arguments: Of the UNet's call, by name. What a ControlNet adds differs by the text alone,
+            as do SDXL's pooled prompt and sizes.
+    """
+    others = ["gligen"] if "gligen" in (arguments.get("cross_attention_kwargs") or {}) else []
+    for name in ("class_labels", "timestep_cond"):
+        value: Any = arguments.get(name)
+        has_rows = getattr(value, "shape", (0,))[:1] == (batch,)
+        # Waits for the device, once in a pipeline call.
+        if has_rows and not bool((value[: batch // 2] == value[batch // 2 :]).all()):
+            others.append(name)
+    if others:
+        raise AcceleratorError(
+            f"tgate: the two halves of the guidance differ in more than the text ({others[0]}), so "
+            "that one cannot stand for both: leave tgate out there"
+        )
+
+
 class _State:
     """What the layers of one application share; set before every UNet call."""
 
@@ -251,7 +273,7 @@ class _State:
     def rest(self) -> None:
         """Do nothing, until the next pipeline call."""
         self.self_attention = self.cross_attention = COMPUTE
-        self.mean = self.half = False
+        self.mean = self.half = self.is_checked = False
 
     def set(self, step: int, guided: bool) -> None:
         """Do what the schedule has for a step."""
@@ -300,6 +322,9 @@ class _HalvingLayer(Layer):
         import torch
 
         batch = (args[0] if args else kwargs["sample"]).shape[0]
+        if not self.state.is_checked:
+            check_halves(batch, kwargs)
+            self.state.is_checked = True
         output = self.inner(
             unet,
             *(_first_half(value, batch) for value in args),

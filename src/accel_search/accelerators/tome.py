@@ -16,6 +16,7 @@ from accel_search.accelerators.base import (
     StepType,
 )
 from accel_search.accelerators.patching import Layer, layered, transformers
+from accel_search.errors import AcceleratorError
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
@@ -204,6 +205,11 @@ class _MergingLayer(Layer):
         metric, state.block_input = state.block_input, None
         if self.plan is None:
             return self.inner(attn, hidden_states, *args, **kwargs)
+        if metric is None or metric.shape[1] != hidden_states.shape[1]:
+            raise AcceleratorError(
+                "tome: the tokens that a self-attention gets are not those of its block: another "
+                "patch (tomesd?) has merged them already; take one of the two off"
+            )
         matching = Matching(metric, *self.plan, self.destinations)
         merged = matching.merge(hidden_states)
         return matching.unmerge(self.inner(attn, merged, *args, **kwargs))

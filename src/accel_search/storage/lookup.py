@@ -101,9 +101,9 @@ class Fitting:
         evidence, where = part_of(self.entry, "evidence"), part_of(self.entry, "provenance")
         # On prompts that the search did not choose by, where there are such.
         figures = part_of(evidence, "held_out") or {**evidence, **self.entry}
-        expected = ["expected speedup " + _with_interval(figures, "speedup", "{:.2f}")]
+        expected = ["expected speedup " + _with_interval(figures, "speedup", 2)]
         if are_numbers(figures.get("score_loss")):
-            expected.append("score loss " + _with_interval(figures, "score_loss", "{:.1%}"))
+            expected.append("score loss " + _with_interval(figures, "score_loss", 1, 100, " %"))
         measured = [str(where[name]) for name in ("device_name", "date") if where.get(name)]
         names = [self.model, *map(str, self.key[:1]), *map(scheduler_name, self.key[1:2])]
         workload = [name for name in names if name] + [f"{steps} steps" for steps in self.key[2:3]]
@@ -212,11 +212,14 @@ def _keyed(content: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     return ((key, value) for key, value in keys if key is not None)
 
 
-def _with_interval(figures: Mapping[str, Any], name: str, form: str) -> str:
-    text, interval = form.format(figures[name]), figures.get(f"{name}_interval")
+def _with_interval(
+    figures: Mapping[str, Any], name: str, digits: int, scale: float = 1, unit: str = ""
+) -> str:
+    text = f"{figures[name] * scale:.{digits}f}{unit}"
+    interval = figures.get(f"{name}_interval")
     if not is_interval(interval):
         return text
-    low, high = (form.format(end) for end in interval)
+    low, high = (f"{end * scale:.{digits}f}" for end in interval)
     return f"{text} [{low}, {high}]"
 
 
