@@ -155,6 +155,9 @@ def run_in_child(script):
         _, status = os.waitpid(child, 0)
         script.with_name("code").write_text(str(os.waitstatus_to_exitcode(status)))
         return None
+    # Torch replaces its thread pool in a forked process at the next use, and two threads that load
+    # weights may both find none there: replace it while there is one thread.
+    torch.set_num_threads(torch.get_num_threads())
     os.chdir(script.parent)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
