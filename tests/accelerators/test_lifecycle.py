@@ -13,7 +13,7 @@ import gc
 import pickle
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -46,15 +46,18 @@ COUNTING = {"deepcache": DEEPCACHE, "tgate": TGATE}
 """Accelerators that count steps."""
 
 every_candidate = pytest.mark.parametrize("name", CANDIDATES)
-together_or_slow = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "together" else pytest.mark.slow)
-        for name in CANDIDATES
-    ],
-)
-"""All accelerators at once, and, among the slow tests, each alone."""
 every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def sampled(names: Iterable[str], *quick: str) -> list[Any]:
+    """All names as parameters; those that are not named as quick are among the slow tests."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+together_or_slow = pytest.mark.parametrize("name", sampled(CANDIDATES, "together"))
+"""All accelerators at once, and, among the slow tests, each alone."""
+QUICK_CHANGES = ("ip-adapter", "model offload", "freeu", "wrapped forward")
+"""One of each kind: a processor's slot, hooks, values changed in place, another `forward`."""
 
 
 def tried(pipe: Any, change: Change | None, **options: Any) -> torch.Tensor:
@@ -75,11 +78,12 @@ def expected(kind: str, change: str | None, candidate: str | None) -> torch.Tens
 
 
 def cells() -> list[Any]:
-    """All changes under all accelerators at once, and, among the slow tests, under each."""
+    """Some changes under all accelerators at once, and, among the slow tests, all under each."""
+    quick = {("SD", "together", change) for change in QUICK_CHANGES}
     return [
         pytest.param(
             kind, name, change, id=f"{kind}-{name}-{change}",
-            marks=() if (kind, name) == ("SD", "together") else pytest.mark.slow,
+            marks=() if (kind, name, change) in quick else pytest.mark.slow,
         )
         for kind in KINDS for name in CANDIDATES for change in CHANGES
     ]  # fmt: skip
@@ -233,7 +237,9 @@ def shared(pipe: Any, cls: str = "StableDiffusionPipeline", **more: Any) -> Any:
     return other
 
 
-@pytest.mark.parametrize("name", [name for name in CANDIDATES if name not in ("steps", "together")])
+@pytest.mark.parametrize(
+    "name", sampled([n for n in CANDIDATES if n not in ("steps", "together")], "tgate")
+)
 def test_a_pipeline_that_shares_the_unet_is_accelerated_as_its_own_calls_ask(name: str) -> None:
     """Without guidance, right after a guided call of the accelerated one, at one image and two."""
     pipe = make_pipe()
@@ -270,7 +276,7 @@ def test_a_call_that_raises_between_two_steps_leaves_the_next_one_alone(name: st
 # What T-GATE asks of a call before it halves the batch
 
 
-@pytest.mark.parametrize("images", [(0,), pytest.param((0, 1), marks=pytest.mark.slow), (0, 1, 2)])
+@pytest.mark.parametrize("images", [pytest.param((0, 1), marks=pytest.mark.slow), (0, 1, 2)])
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_pag_is_refused(images: tuple[int, ...], guidance: float) -> None:
     pipe = shared(make_pipe(), "StableDiffusionPAGPipeline", pag_applied_layers="mid")
@@ -319,7 +325,7 @@ def control_net(pipe: Any) -> Any:
 
 
 @pytest.mark.parametrize("images", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["deepcache", "tome", "tgate", "steps"])
+@pytest.mark.parametrize("name", sampled(("deepcache", "tome", "tgate", "steps"), "tgate"))
 def test_controlnet_and_its_guess_mode(name: str, images: int) -> None:
     base = make_pipe()
     pipe = shared(base, "StableDiffusionControlNetPipeline", controlnet=control_net(base))
@@ -469,7 +475,7 @@ def own_loop(pipe: Any, steps: int, scheduler: Any = None) -> torch.Tensor:
     return latents  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("candidate", [DEEPCACHE, TOME, DEEPCACHE | TOME], ids=str)
+@pytest.mark.parametrize("candidate", [DEEPCACHE, DEEPCACHE | TOME], ids=str)
 def test_a_loop_of_ones_own_counts_its_own_steps(candidate: dict[str, Any]) -> None:
     pipe = make_pipe()
     with accelerate(pipe, candidate):
@@ -731,7 +737,7 @@ def test_other_sizes_and_numbers_of_pictures_one_after_the_other(name: str) -> N
 # Threads
 
 
-@every_candidate
+@pytest.mark.parametrize("name", sampled(CANDIDATES, "deepcache"))
 def test_two_threads_get_right_pictures_or_one_line(name: str) -> None:
     pipe = make_pipe()
     with accelerate(pipe, CANDIDATES[name]):
