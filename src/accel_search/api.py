@@ -15,7 +15,7 @@ from accel_search.cli.program import in_one_line
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.schedulers import SCHEDULERS, scheduler_class
 from accel_search.errors import ConfigurationError
-from accel_search.storage.lookup import Fitting, Wanted, find_result, holds_any
+from accel_search.storage.lookup import Result, Wanted, find_result, holds_any, in_a_line
 
 if TYPE_CHECKING:
     from accel_search.accelerators.compose import Patch
@@ -159,11 +159,12 @@ def accelerate(
                 "one, or leave them out"
             )
         return Acceleration(pipe, Candidate(settings), scheduler)
-    found = _find(settings, pipe, scheduler=scheduler, **choice)
-    applied = Acceleration(pipe, Candidate(found.settings), scheduler)
+    result = _find(settings, pipe, scheduler=scheduler, **choice)
+    applied = Acceleration(pipe, result.entry.candidate, scheduler)
     _warn_of_sampler(settings, pipe.scheduler)
     if not quiet:
-        print(in_one_line(f"accel-search: {settings}: applied {found}"), file=sys.stderr)
+        line = f"accel-search: {settings}: applied {in_a_line(result)}"
+        print(in_one_line(line), file=sys.stderr)
     return applied
 
 
@@ -241,10 +242,10 @@ def load_best(
         targets=targets,
         req_score_loss=req_score_loss,
         model=model,
-    ).settings
+    ).entry.settings
 
 
-def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) -> Fitting:
+def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) -> Result:
     """Return the result that `load_best` takes its settings from."""
     if not Path(path).exists():
         raise ConfigurationError(f"{path}: no such file; accel-search writes it")
@@ -256,10 +257,10 @@ def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) 
         Wanted(pipeline_class=searched, scheduler_class=_class_of(name), **choice)
         for searched in _searched_as(pipe)
     ]
-    taken = next((each for each in wanted if holds_any(Path(path), each)), wanted[-1])
+    taken = next((query for query in wanted if holds_any(Path(path), query)), wanted[-1])
     # A path, where that was what it was loaded by; None where by nothing.
     loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
-    found = find_result(Path(path), taken, loaded_from, _gpu_of(pipe))
+    result = find_result(Path(path), taken, loaded_from, _gpu_of(pipe))
     if taken.pipeline_class != own:
         _logger.warning(
             "%s: searched on %s and applied to %s: speed and loss can differ there, so compare a "
@@ -268,7 +269,7 @@ def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) 
             taken.pipeline_class,
             own,
         )
-    return found
+    return result
 
 
 def _class_of(scheduler: str | None) -> str | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from accel_search.cli.restart import RESUME, Carried, end, restart_process
 from accel_search.cli.restart import carried as inherited
@@ -32,17 +32,17 @@ from accel_search.search.watchdog import Watchdog, restarting_watchdog
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.answers import measured_as, stored_answer
+from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.keys import search_key
 from accel_search.storage.run_folder import (
-    begun_story,
     pictures_path,
-    reopen_story,
-    story_of,
+    reopen_record,
     to_picture,
-    write_story,
+    write_record,
 )
 from accel_search.storage.run_reader import of_outcome, read_run
+from accel_search.storage.run_record import RunRecord, begun_record, ended_record
 from accel_search.storage.trials_db import TrialStore, default_url, study_name
 from accel_search.storage.trials_file import write_trials
 
@@ -84,10 +84,10 @@ class Exploration:
     """Of `speedup_bounds.json`."""
     label: str
     """Tells its model from others of the same pipeline class."""
-    entry: dict[str, Any]
+    entry: BoundEntry
     is_gain: bool
     """Whether anything in the space is faster than the baseline beyond the noise."""
-    winner: Mapping[str, Any] | None
+    winner: SearchEntry | None
     """Entry of `search_params.json`; None where no candidate keeps the bound on the loss, or none
     was scored."""
 
@@ -135,7 +135,7 @@ def explore(
             winner,
             of_bound(bound, space.targets, evaluator.provenance),
         )
-        found = Exploration(
+        exploration = Exploration(
             key=search_key(
                 evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets
             ),
@@ -144,10 +144,10 @@ def explore(
             is_gain=bound.is_gain,
             winner=winner,
         )
-        save(found)
+        save(exploration)
         session.finish(outcome)
-        session.tracking.end(dict(entry) | dict(winner or {}), outcome, ())
-    return found
+        session.tracking.end(winner, outcome, (), entry)
+    return exploration
 
 
 def bound_speed(
@@ -169,7 +169,7 @@ def bound_speed(
         logger,
         show_bar=show_bar,
         watchdog=watchdog,
-        save=lambda found: speedup_bounds.save(path, found.key, found.label, found.entry),
+        save=lambda bound: speedup_bounds.save(path, bound.key, bound.label, bound.entry),
     )
 
 
@@ -178,15 +178,14 @@ class Searched:
     """What a search came to."""
 
     workload: Workload
-    entry: dict[str, Any] | None
-    """Its result, as the result file holds it; None where nothing is within the goal."""
+    entry: SearchEntry | None
+    """Its result; None where nothing is within the goal."""
     space: JointSpace
     outcome: Outcome | None = None
     """None where the result is an earlier search's."""
     no_gain: str | None = None
     """What is to be said of targets that gain nothing."""
-    story: Mapping[str, Any] = field(default_factory=dict)
-    """What the run folder tells of it."""
+    record: RunRecord = field(default_factory=RunRecord)
     written: Sequence[Path] = ()
     """The page and the script that were asked for."""
 
@@ -214,7 +213,7 @@ def search(
         written: Sequence[Path] = ()
         if settings.report is not None or settings.export is not None:
             run_dir = None if settings.replay is not None else settings.run_dir
-            run = of_outcome(outcome, dict(searched.story), store.remembered(), run_dir)
+            run = of_outcome(outcome, searched.record, store.remembered(), run_dir)
             written = write_of(run, settings)
         stored = [settings.output] if searched.entry and settings.replay is None else []
         files = [Path(file) for file in (*stored, settings.trials_out) if file is not None]
@@ -223,7 +222,7 @@ def search(
 
 
 def report_on_stored(
-    settings: Settings, logger: logging.Logger, entry: Mapping[str, Any]
+    settings: Settings, logger: logging.Logger, entry: SearchEntry
 ) -> Sequence[Path]:
     """Report on what an earlier search left in the run folder; return the files written."""
     if settings.trials_out is not None:
@@ -236,8 +235,8 @@ def report_on_stored(
         )
     if settings.report is None and settings.export is None:
         return ()
-    study = (entry.get("evidence") or {}).get("study")
     try:
+        study = entry.evidence.study or None
         run = read_run(Path(settings.run_dir), study, storage=settings.storage)
     except AccelSearchError as error:  # The result may be all that is left of that run.
         logger.warning("nothing to report on (%s): --force searches again", error)
@@ -333,8 +332,8 @@ class Session:
         settings, space, evaluator = self.settings, self.space, self.evaluator
         if settings.replay is None:
             load, where = evaluator.workload, evaluator.provenance
-            begun = begun_story(settings, space.summary(), load, where, self.store.name)
-            reopen_story(settings.run_dir, begun)
+            begun = begun_record(settings, space.summary(), load, where, self.store.name)
+            reopen_record(settings.run_dir, begun)
         cls = strategies.get(settings.strategy)
         task = Task(
             space,
@@ -380,10 +379,10 @@ class Session:
                 keys = search_results.save(Path(output), load, settings, entry)
                 self.logger.debug("written to %s under %s", output, " and ".join(keys))
         where = self.evaluator.provenance
-        story = story_of(outcome, settings, space.summary(), load, where, store.name, no_gain)
+        record = ended_record(outcome, settings, space.summary(), load, where, store.name, no_gain)
         if settings.replay is None:
-            write_story(settings.run_dir, story)
-        return Searched(load, entry, space, outcome, no_gain, story)
+            write_record(settings.run_dir, record)
+        return Searched(load, entry, space, outcome, no_gain, record)
 
     def bound_speed(self) -> SpeedBound:
         """Find the fastest candidate, quality aside."""
@@ -424,7 +423,7 @@ def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
 
 def _stored_here(
     settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
-) -> dict[str, Any] | None:
+) -> SearchEntry | None:
     """Return the result that an earlier search stored; None if none did, or only elsewhere."""
     entry, differences = stored_answer(
         Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance

@@ -79,7 +79,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         return _answer_from(found, settings, logger)
     if settings.json:
         nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": found.no_gain}
-        print(json.dumps(entry or nothing, allow_nan=False))
+        print(json.dumps(entry.as_dict() if entry else nothing, allow_nan=False))
     else:
         use = [] if entry is None else snippet(entry, settings, found.workload)
         colour, no_gain = takes_colour(sys.stdout), found.no_gain
@@ -97,7 +97,7 @@ def _answer_from(found: Searched, settings: Settings, logger: logging.Logger) ->
     entry = found.entry
     assert entry is not None  # It is what answers.
     if settings.json:
-        print(json.dumps(entry, allow_nan=False))
+        print(json.dumps(entry.as_dict(), allow_nan=False))
     else:
         print(stored_summary(entry, settings, snippet(entry, settings, found.workload)))
     _say_written(report_on_stored(settings, logger, entry), settings)
@@ -133,7 +133,7 @@ def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog)
         print(json.dumps(nothing) if settings.json else f"\n{nothing_timed(error)}")
         return ExitCode.NOTHING_FOUND
     if settings.json:
-        print(json.dumps(found.entry, allow_nan=False))
+        print(json.dumps(found.entry.as_dict(), allow_nan=False))
     else:
         print("\n" + bound_summary(found.entry, settings))
     return ExitCode.DONE if found.is_gain else ExitCode.NOTHING_FOUND

@@ -14,10 +14,10 @@ from accel_search.errors import ConfigurationError, ExitCode
 from accel_search.report.html.script import write_script
 from accel_search.report.html.write import PAGE, write_search
 from accel_search.settings import Settings
-from accel_search.storage.keys import parse_key
+from accel_search.storage.json_files import Unreadable, load_json
 from accel_search.storage.run import DEFAULT_BOUND
 from accel_search.storage.run_reader import read_run
-from accel_search.storage.speedup_bounds import FAILED
+from accel_search.storage.speedup_bounds import is_bounds
 from accel_search.sweep.page import write_sweep
 
 DESCRIPTION = (
@@ -130,18 +130,10 @@ def write_report(settings: ReportSettings) -> list[Path]:
 
 
 def _is_bounds(path: Path) -> bool:
-    """Tell by its beginning whether a file is one of bounds, not of trials."""
-    import json
-
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return is_bounds(load_json(path))
+    except Unreadable:
         return False  # The reader of trials says what is wrong with it.
-    return (
-        isinstance(content, dict)
-        and "format" not in content
-        and (FAILED in content or any(parse_key(text) is not None for text in content))
-    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from accel_search.core.workload import Provenance, Workload
 from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
 from accel_search.storage import speedup_bounds
+from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.json_files import read_json
-from accel_search.storage.lookup import HOW_FAR, Fitting, Reason, Wanted, bounds, matching, why_not
+from accel_search.storage.lookup import HOW_FAR, Reason, Result, Wanted, bounds, matching, why_not
 from accel_search.storage.search_results import Values, search_identity
 
 
@@ -23,7 +24,7 @@ def measured_as(
     return {
         "workload": asdict(workload),
         "provenance": None if provenance is None else provenance.identity(),
-        **{name: each for name, each in searched.items() if AFFECTING.get(name) != "search"},
+        **{name: value for name, value in searched.items() if AFFECTING.get(name) != "search"},
     }
 
 
@@ -33,7 +34,7 @@ def stored_answer(
     settings: Settings,
     values: Values,
     provenance: Provenance | None,
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> tuple[SearchEntry | None, list[str]]:
     """Look for a finished search that answers this one.
 
     For a required speedup any stored result that reached it will do, the fastest first.
@@ -51,11 +52,11 @@ def stored_answer(
     """
     options = search_identity(settings, values)
     if settings.req_speedup is not None:  # Met by any result that meets it under the same bounds.
-        options = {n: each for n, each in options.items() if n not in ("values", *HOW_FAR)}
+        options = {n: value for n, value in options.items() if n not in ("values", *HOW_FAR)}
     passed_over: list[str] = []
     key = _key_of(settings, workload)
     for stored in _by_speed(read_json(path), key):
-        if provenance is None or not isinstance(stored.entry.get("provenance"), dict):
+        if provenance is None or stored.entry.provenance is None:
             continue
         reasons = why_not(stored, replace(key, options=options, provenance=provenance.as_dict()))
         if not reasons:
@@ -67,7 +68,7 @@ def stored_answer(
 
 def answering(
     content: Mapping[str, Any], settings: Settings, workload: Workload | None
-) -> list[dict[str, Any]]:
+) -> Sequence[SearchEntry | BoundEntry]:
     """Return the entries whose key is this search's and that reach its goal, the fastest first.
 
     Args:
@@ -84,7 +85,7 @@ def answering(
 
 def stored_bound(
     content: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
-) -> tuple[dict[str, Any] | None, list[Reason]]:
+) -> tuple[BoundEntry | None, list[Reason]]:
     """Return what a file of bounds holds of a configuration, and why that does not answer.
 
     Args:
@@ -113,5 +114,5 @@ def _key_of(settings: Settings, workload: Workload | None) -> Wanted:
     )
 
 
-def _by_speed(content: Mapping[str, Any], query: Wanted) -> list[Fitting]:
-    return sorted(matching(content, query), key=lambda stored: -float(stored.entry["speedup"]))
+def _by_speed(content: Mapping[str, Any], query: Wanted) -> list[Result]:
+    return sorted(matching(content, query), key=lambda stored: -stored.entry.speedup)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from msgspec import ValidationError, convert
 
 from accel_search.errors import ConfigurationError, first_line
 
@@ -23,6 +26,12 @@ DEPTH = 64
 """Levels that a file may be nested; ours have seven."""
 
 _logger = logging.getLogger(__name__)
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class Unreadable(ValueError):
+    """A file, or a part of one, is not what it should be; the message says in a line why."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,24 +120,52 @@ def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
         write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def load_json(path: Path) -> Any:
+    """Return the content of a JSON file, compressed if its name ends in `.gz`.
+
+    Raises:
+        Unreadable: It cannot be read, or is no JSON, or one that `parse_json` refuses.
+    """
+    try:
+        raw = path.read_bytes()
+        return parse_json((gzip.decompress(raw) if path.suffix == ".gz" else raw).decode())
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise Unreadable(first_line(error)) from error
+
+
+def as_type(value: Any, kind: type[T]) -> T:
+    """Return a value of a file as a typed one, each of its fields checked.
+
+    Raises:
+        Unreadable: It is none.
+    """
+    try:
+        return convert(value, kind)
+    except ValidationError as error:
+        raise Unreadable(str(error).splitlines()[0]) from error
+
+
+def readable(values: Mapping[K, Any], kind: type[T], *, strict: bool = False) -> dict[K, T]:
+    """Return those values that are of a type, by their names.
+
+    Others, which someone edited or a later version wrote, are passed over.
+
+    Raises:
+        Unreadable: With `strict`, for the first that is not.
+    """
+    typed = {}
+    for name, value in values.items():
+        try:
+            typed[name] = as_type(value, kind)
+        except Unreadable:
+            if strict:
+                raise
+    return typed
+
+
 def as_object(value: Any) -> dict[str, Any]:
     """Return a JSON object as it is, and an empty one in place of anything else."""
     return value if isinstance(value, dict) else {}
-
-
-def part_of(value: Any, name: str) -> dict[str, Any]:
-    """Return an object within an object of a file; empty where there is none."""
-    return as_object(as_object(value).get(name))
-
-
-def are_numbers(*values: Any) -> bool:
-    """Tell whether all values are numbers to compute with; true and false are none."""
-    return all(type(each) in (int, float) and abs(each) < 1e300 for each in values)
-
-
-def is_interval(value: Any) -> TypeGuard[list[float]]:
-    """Tell whether a value is a list of two numbers."""
-    return isinstance(value, list) and len(value) == 2 and are_numbers(*value)
 
 
 def ensure_writable(path: Path) -> None:

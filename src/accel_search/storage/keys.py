@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from accel_search.core.schedulers import SCHEDULERS
 from accel_search.core.workload import Workload
@@ -58,19 +58,29 @@ class Configuration:
         return f"{self.model} {self.sched} {self.steps} {self.method}"
 
 
+class Key(NamedTuple):
+    """A key of a result file, which holds it as the text of a Python tuple."""
+
+    pipeline_class: str
+    scheduler_class: str
+    steps: str
+    goal: str | float
+    """`upbound_speedup`, or the speedup that was reached."""
+    req_score_loss: float
+    """The bound on the loss of score, a fraction."""
+    targets: list[str]
+    """Names of the accelerators searched, sorted."""
+
+    def __str__(self) -> str:
+        return str(tuple(self))
+
+
 def search_key(
     workload: Workload, goal: str | float, req_score_loss: float, targets: Sequence[str]
 ) -> str:
-    """Return the key of a result in `search_params.json`: the text of a Python tuple.
-
-    Args:
-        workload: Gives the class names of pipeline and scheduler, and the steps.
-        goal: `upbound_speedup`, or the speedup that was reached.
-        req_score_loss: The bound on the loss of score, a fraction.
-        targets: Names of the accelerators searched.
-    """
+    """Return the key of a search's result; `goal` and `req_score_loss` as in `Key`."""
     return str(
-        (
+        Key(
             workload.pipeline_class,
             workload.scheduler_class,
             str(workload.steps),
@@ -81,26 +91,26 @@ def search_key(
     )
 
 
-def parse_key(text: str) -> tuple[Any, ...] | None:
-    """Return such a key as a tuple, None where it is not one; literals only, nothing is run."""
+def parse_key(text: str) -> Key | None:
+    """Return such a text as a key, None where it is not one; literals only, nothing is run."""
     try:
-        key = ast.literal_eval(text)
+        parts = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-    return key if isinstance(key, tuple) and _is_key(key) else None
+    return Key(*parts) if isinstance(parts, tuple) and _is_key(parts) else None
 
 
-def _is_key(key: tuple[Any, ...]) -> bool:
-    """Tell whether the parts are those of `search_key`; a file may hold anything."""
-    if len(key) != 6:
+def _is_key(parts: tuple[Any, ...]) -> bool:
+    """Return whether the parts are those of a key; a file may hold anything."""
+    if len(parts) != 6:
         return False
-    pipeline, scheduler, steps, goal, loss, targets = key
+    pipeline, scheduler, steps, goal, loss, targets = parts
     return (
-        all(isinstance(each, str) for each in (pipeline, scheduler, steps))
+        all(isinstance(name, str) for name in (pipeline, scheduler, steps))
         and steps.isdecimal()
         and len(steps) < 10
         and type(goal) in (str, int, float)
         and type(loss) in (int, float)
         and isinstance(targets, list)
-        and all(isinstance(each, str) for each in targets)
+        and all(isinstance(name, str) for name in targets)
     )

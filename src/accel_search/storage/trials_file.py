@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,7 +21,8 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.storage.json_files import are_numbers, parse_json, write_atomically
+from accel_search.storage.entries import Params, StoredWorkload
+from accel_search.storage.json_files import Unreadable, as_type, load_json, write_atomically
 
 FORMAT = "accel-search-trials/1"
 
@@ -33,8 +33,8 @@ class TrialsFile:
 
     workload: Workload | None
     """None where the file does not give every field; then no two points are taken as one."""
-    workload_fields: Mapping[str, Any]
-    """The workload as written."""
+    given: StoredWorkload
+    """The workload as far as the file gives it."""
     baseline: Measurement
     held_out_baseline: Measurement | None
     trials: tuple[Trial, ...]
@@ -104,9 +104,8 @@ def read_trials(path: Path) -> TrialsFile:
         ConfigurationError: It cannot be read, is of another format, or lacks a field.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        content = parse_json(raw.decode())
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        content = load_json(path)
+    except Unreadable as error:
         raise ConfigurationError(f"--replay {path}: cannot be read: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -127,13 +126,8 @@ def read_trials(path: Path) -> TrialsFile:
 
 
 def _parse(content: Mapping[str, Any]) -> TrialsFile:
-    given = _workload(content["workload"])
-    names = {each.name for each in fields(Workload)}
-    workload = None
-    if names <= set(given):
-        values = {name: given[name] for name in names}
-        values["attention_downsamples"] = tuple(values["attention_downsamples"])
-        workload = Workload(**values)
+    given = as_type(content["workload"], StoredWorkload)
+    is_whole = {option.name for option in fields(Workload)} <= set(content["workload"])
     baseline = _baseline(content["baseline"], given)
     beside = content.get("beside", {})
     held_out = [each for name, each in beside.items() if extras.is_baseline(name, "held_out")]
@@ -147,8 +141,8 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
         if value["scores"]  # A part without prompts has no samples.
     }
     return TrialsFile(
-        workload=workload,
-        workload_fields=given,
+        workload=given if is_whole else None,
+        given=given,
         baseline=baseline,
         held_out_baseline=_checked(Measurement.from_dict(held_out[-1]), "held out", is_paired=False)
         if held_out and held_out[-1]["scores"]
@@ -165,36 +159,6 @@ def _parse(content: Mapping[str, Any]) -> TrialsFile:
             if kind == extras.Kind.STEPS
         },
     )
-
-
-MOST = 100_000
-"""Largest whole number of a workload: every step of it is gone through."""
-
-
-def _workload(given: Any) -> Mapping[str, Any]:
-    """Return the fields of a workload, each of its type and none beyond all measure.
-
-    Raises:
-        ValueError: One is not.
-    """
-    if not isinstance(given, dict):
-        raise ValueError("workload: expected an object")
-    kinds = {each.name: str(each.type) for each in fields(Workload)}
-    for name, value in given.items():
-        kind = kinds.get(name)
-        if kind == "int":
-            fits = type(value) is int and 0 <= value <= MOST
-        elif kind == "float":
-            fits = are_numbers(value)
-        elif kind == "str":
-            fits = isinstance(value, str)
-        else:
-            fits = kind is None or (
-                isinstance(value, list) and all(type(e) is int and 0 < e <= MOST for e in value)
-            )
-        if not fits:
-            raise ValueError(f"workload: {name} cannot be {value!r}")
-    return given
 
 
 def _checked(measured: Measurement, name: object, *, is_paired: bool = True) -> Measurement:
@@ -215,32 +179,29 @@ def _checked(measured: Measurement, name: object, *, is_paired: bool = True) -> 
         raise ValueError(f"{name}: seconds_per_image holds no positive samples, or others beside")
     if len(beside) > len(own):
         raise ValueError(f"{name}: {len(beside)} baseline samples beside {len(own)}")
-    if not are_numbers(*measured.scores, *measured.psnr, *measured.ssim):
+    if not all(abs(value) < 1e300 for value in (*measured.scores, *measured.psnr, *measured.ssim)):
         raise ValueError(f"{name}: a score is no number")
-    if not 0 < measured.batch_size <= MOST or not 0 <= measured.seconds < 1e12:
+    if not 0 < measured.batch_size <= 100_000 or not 0 <= measured.seconds < 1e12:
         raise ValueError(f"{name}: batch_size or seconds is out of range")
     return measured
 
 
 def _candidate(given: Any) -> Candidate:
-    """Return a candidate of a file; raises ValueError or ConfigurationError where it is none."""
-    if not isinstance(given, dict) or not all(
-        isinstance(params, dict) and are_numbers(*params.values()) for params in given.values()
-    ):
-        raise ValueError("candidate: expected accelerator -> parameter -> number")
+    """Return a candidate of a file; raises Unreadable or ConfigurationError where it is none."""
+    settings = as_type(given, Params)
     known = all_accelerators()
-    for name, params in given.items():
+    for name, params in settings.items():
         if name in known:  # A report can be made of what a plug-in did that is not here.
             check_params(known[name], params)
-    return Candidate(given)
+    return Candidate(settings)
 
 
-def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurement:
+def _baseline(given: Mapping[str, Any], workload: Workload) -> Measurement:
     """Return the baseline; without pairs of its own, neighbouring samples are paired."""
     seconds = [float(each) for each in given["seconds_per_image"]]
     if not seconds or not given["scores"]:
         raise ValueError("the baseline has no samples")
-    batch_size = int(given.get("batch_size", workload.get("batch_size", 1)))
+    batch_size = int(given.get("batch_size", workload.batch_size or 1))
     beside = given.get("baseline_seconds_per_image")
     if beside is None:
         # Sample 0 beside 1, 2 beside 3, …; a single one tells nothing of the noise.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,28 +105,30 @@ class Sweep:
 
     def statuses(self) -> dict[Configuration, Status]:
         """Return what became of each configuration so far."""
-        found = self._statuses(None)
-        if self._ask_machine is not None and any(each.state == "done" for each in found.values()):
+        statuses = self._statuses(None)
+        is_any_done = any(status.state == "done" for status in statuses.values())
+        if self._ask_machine is not None and is_any_done:
             self._machine, self._ask_machine = self._ask_machine(), None
-        return found if self._machine is None else self._statuses(self._machine)
+        return statuses if self._machine is None else self._statuses(self._machine)
 
     def _statuses(self, machine: Mapping[str, Any] | None) -> dict[Configuration, Status]:
         settings = self._settings
-        found = {}
+        statuses = {}
         content: dict[str, dict[str, Any]] = {}
         for configuration in settings.table:
             search = settings.search_settings(configuration)
             if search.bounds not in content:
                 content[search.bounds] = read_json(Path(search.bounds))
-            found[configuration] = status_of(content[search.bounds], configuration, search, machine)
-        return found
+            stored = content[search.bounds]
+            statuses[configuration] = status_of(stored, configuration, search, machine)
+        return statuses
 
     def _is_skipped(self, status: Status) -> bool:
         if self._settings.common.get("force"):
             return False
         if status.failure is None:
             return status.state == "done"
-        return self._settings.retry_failed not in (ALL, status.failure.get("error"))
+        return self._settings.retry_failed not in (ALL, status.failure.error)
 
     def _work(
         self, worker: Worker, statuses: Mapping[Configuration, Status], observer: Observer
@@ -173,10 +176,11 @@ class Sweep:
         path, failed = Path(search.bounds), configuration.failed_key
         if answer.entry is None:
             assert answer.failure is not None
-            failure = dict(answer.failure) | {
-                "latency_only": search.latency_only,
-                "asked": speedup_bounds.asked(search),
-            }
+            failure = replace(
+                answer.failure,
+                latency_only=search.latency_only,
+                asked=speedup_bounds.asked(search),
+            )
             speedup_bounds.save_failure(path, failed, failure)
             with self._lock:
                 self._failed += 1

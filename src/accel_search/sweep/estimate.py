@@ -45,9 +45,9 @@ class Estimate:
         expected = actual = left = 0.0
         for configuration, status in statuses.items():
             seconds = self.seconds(configuration)
-            taken = ((status.entry or {}).get("evidence") or {}).get("seconds")
+            taken = status.entry.evidence.seconds if status.entry else 0.0
             if taken:
-                expected, actual = expected + seconds, actual + float(taken)
+                expected, actual = expected + seconds, actual + taken
             if status.state == "open":
                 left += seconds
         return (left * actual / expected, True) if expected else (left, False)

@@ -103,7 +103,7 @@ class LocalWorker:
             answer = self._ask({"probe": True, "options": asdict(settings)}, stop)
         except (Died, TimedOut):
             return None
-        return answer.entry
+        return answer.machine
 
     def close(self) -> None:
         """End the process in hand, if there is one."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from accel_search.report.console.bar import WithBar
-from accel_search.report.format import duration
+from accel_search.report.format import duration, factor
+from accel_search.storage.entries import BoundEntry, estimate_of
 from accel_search.storage.keys import Configuration
 from accel_search.sweep.answer import Answer
 from accel_search.sweep.status import Status
@@ -46,7 +46,7 @@ class SweepProgress(WithBar):
         super().__init__(total, "  {desc}", show=show_bar)
 
     def expect(self, configurations: Sequence[Configuration], workers: int) -> None:
-        """Say what there is to do, for the time left."""
+        """Set what there is to do, for the time left."""
         self._left = set(configurations)
         self._workers = max(1, workers)
 
@@ -57,7 +57,7 @@ class SweepProgress(WithBar):
             self._logger.info(
                 "skipped: %s  failed before: %s; --retry_failed explores it again",
                 configuration,
-                status.failure.get("error"),
+                status.failure.error,
             )
         else:
             self.done += 1
@@ -65,7 +65,7 @@ class SweepProgress(WithBar):
             self._logger.info(
                 "skipped: %s  done: speedup: %.2f",
                 configuration,
-                status.entry["measured_max_speedup"],
+                status.entry.measured_max_speedup,
             )
         self._left.discard(configuration)
         self._advance(1)
@@ -100,15 +100,15 @@ class SweepProgress(WithBar):
                 self._earned += self._expected(configuration)
         if answer.entry is not None:
             self._logger.info(
-                "done: %s  %s  in %s", configuration, said(answer.entry), duration(seconds)
+                "done: %s  %s  in %s", configuration, in_a_line(answer.entry), duration(seconds)
             )
         else:
             assert answer.failure is not None
             self._logger.error(
                 "failed: %s  %s: %s",
                 configuration,
-                answer.failure["error"],
-                answer.failure["message"],
+                answer.failure.error,
+                answer.failure.message,
             )
         self._advance(1)
 
@@ -116,38 +116,34 @@ class SweepProgress(WithBar):
         with self._lock:
             parts = [f"{self.done} done", f"{self.failed} failed", f"{len(self._running)} running"]
             if self._earned and self._left:
-                left = sum(self._expected(each) for each in self._left) / self._workers
+                left = sum(map(self._expected, self._left)) / self._workers
                 parts.append(f"{duration(left * self._spent / self._earned)} left")
         self._bar.set_description_str(", ".join(parts), refresh=False)
         self._bar.update(count)
         self._bar.refresh()
 
 
-def said(entry: Mapping[str, Any]) -> str:
+def in_a_line(entry: BoundEntry) -> str:
     """Write an entry in the words that scripts look for: `speedup: 1.83`."""
-    low, high = entry["measured_max"]["speedup_interval"]
+    low, high = entry.measured_max.speedup_interval
     text = (
-        f"speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]  "
-        f"bound: {entry['max_speedup']:.2f}"
+        f"speedup: {entry.measured_max_speedup:.2f} [{low:.2f}, {high:.2f}]  "
+        f"bound: {entry.max_speedup:.2f}"
     )
-    feasible = entry["best_feasible"]
+    feasible = entry.best_feasible
     if feasible is not None:
-        low, high = feasible["speedup_interval"]
-        text += (
-            f"  within the loss: {feasible['speedup']:.2f} [{low:.2f}, {high:.2f}] at a score loss "
-            f"of {100 * feasible['score_loss']:.1f} %"
-        )
-    elif entry["latency_only"]:
+        within = factor(estimate_of(feasible.speedup, feasible.speedup_interval))
+        text += f"  within the loss: {within} at a score loss of {100 * feasible.score_loss:.1f} %"
+    elif entry.latency_only:
         text += "  (latency only: nothing was scored)"
     else:
         text += "  nothing within the loss"
-    # Entries of before do not say.
-    return f"{text}  {entry['no_gain']}" if entry.get("no_gain") else text
+    return f"{text}  {entry.no_gain}" if entry.no_gain else text
 
 
 def table(statuses: Mapping[Configuration, Status]) -> str:
     """Return the sweep's table: a line a model, scheduler and steps, a column a method."""
-    methods = list(dict.fromkeys(each.method for each in statuses))
+    methods = list(dict.fromkeys(configuration.method for configuration in statuses))
     rows: dict[tuple[str, str, int], dict[str, str]] = {}
     for configuration, status in statuses.items():
         place = (configuration.model, configuration.sched, configuration.steps)
@@ -166,18 +162,18 @@ def table(statuses: Mapping[Configuration, Status]) -> str:
 
 def _cell(status: Status) -> str:
     if status.entry is not None:
-        feasible = status.entry["best_feasible"]
-        measured = f"{status.entry['measured_max_speedup']:.2f}"
-        if status.entry["latency_only"]:
+        feasible = status.entry.best_feasible
+        measured = f"{status.entry.measured_max_speedup:.2f}"
+        if status.entry.latency_only:
             return measured
-        return f"{'–' if feasible is None else format(feasible['speedup'], '.2f')} ({measured})"
+        return f"{'–' if feasible is None else format(feasible.speedup, '.2f')} ({measured})"
     if status.failure is not None:
-        return str(status.failure.get("error"))
+        return status.failure.error
     return "to run"
 
 
 def legend(latency_only: bool) -> str:
-    """Say what the table's figures are."""
+    """Return what the table's figures are."""
     if latency_only:
         return "Largest measured speedup; latency only, nothing was scored."
     return "Best speedup within the loss of score, and in brackets the largest measured at all."

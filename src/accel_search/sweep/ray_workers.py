@@ -144,7 +144,7 @@ class RayWorker:
                 # Only what was asked for after the end has the last lines.
                 for line in ray.get(lines):
                     on_line(line)
-                return Answer(**ray.get(task))
+                return Answer.from_dict(ray.get(task))
             if stop.is_set():
                 self.close()
                 raise Stopped

@@ -120,8 +120,8 @@ class Session:
             # Nothing of it depends on scheduler, steps or method.
             of_model = self._bench is None
             reason = failure_of(error, time.perf_counter() - began)
-            if of_model and reason["error"] == "unknown_error":
-                reason["error"] = "model_load"
+            if of_model and reason.error == "unknown_error":
+                reason = replace(reason, error="model_load")
             return Answer(failure=reason, is_of_model=of_model)
         path = Path(job["answer"])
 
@@ -164,7 +164,7 @@ class Session:
         from accel_search.runtime.devices import resolve_device
         from accel_search.runtime.provenance import machine
 
-        return Answer(entry=machine(resolve_device(job["options"]["device"])))
+        return Answer(machine=machine(resolve_device(job["options"]["device"])))
 
 
 def _leave(path: Path, answer: Answer) -> NoReturn:

@@ -109,8 +109,7 @@ class Child:
         while True:
             ended = self._process.poll()  # Before the look at the file, which may come in between.
             if path.exists():
-                content = json.loads(path.read_text(encoding="utf-8"))
-                return Answer(**content)
+                return Answer.from_dict(json.loads(path.read_text(encoding="utf-8")))
             if ended is not None:
                 self.end()
                 raise Died(ended, self._tail)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, verdict
@@ -32,7 +31,7 @@ from accel_search.report.format import (
 )
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.storage.json_files import is_interval
+from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.lookup import Wanted, arguments_for
 
 SHOWN = 5
@@ -284,62 +283,53 @@ def _use(lines: Sequence[str]) -> str:
     return "Use it:\n" + textwrap.indent("\n".join(lines), "  ") if lines else ""
 
 
-def stored_summary(entry: Mapping[str, Any], settings: Settings, use: Sequence[str] = ()) -> str:
+def stored_summary(entry: SearchEntry, settings: Settings, use: Sequence[str] = ()) -> str:
     """Return the text that answers from a stored result; `use` is from `snippet`."""
-    evidence = entry.get("evidence") or {}
-    date = (entry.get("provenance") or {}).get("date", "an unknown date")
-    interval = evidence.get("score_loss_interval")
-    shown = f"{100 * entry['score_loss']:.1f} %" if "score_loss" in entry else "not stored"
-    if is_interval(interval):
-        low, high = interval
-        shown += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    evidence, date = entry.evidence, entry.where.date or "an unknown date"
+    loss = "not stored" if entry.score_loss is None else f"{100 * entry.score_loss:.1f} %"
+    if evidence.score_loss_interval is not None:
+        low, high = evidence.score_loss_interval
+        loss += f" [{100 * low:.1f}, {100 * high:.1f}]"
     lines = [
         f"{settings.output} holds this search's result, measured on this machine on {date}:",
         "",
-        *(f"  {line}" for line in settings_lines(Candidate(entry["settings"]))),
+        *(f"  {line}" for line in settings_lines(entry.candidate)),
         "",
-        f"  speedup: {entry['speedup']:.2f}",
-        f"  score loss: {shown}  {evidence.get('verdict', '')}",
+        f"  speedup: {entry.speedup:.2f}",
+        f"  score loss: {loss}  {evidence.verdict}",
         "",
-        *_paragraph(entry.get("no_gain")),
+        *_paragraph(entry.no_gain),
         *([_use(use), ""] if use else []),
         "--verify measures it again, --force searches again.",
     ]
     return "\n".join(lines)
 
 
-def _paragraph(text: object) -> list[str]:
-    """Return a stored text's lines and an empty one; nothing where nothing is to be said."""
-    return [*textwrap.wrap(str(text), WIDTH), ""] if text else []
+def _paragraph(text: str | None) -> list[str]:
+    """Return a stored text's lines and an empty one; nothing where there is no text."""
+    return [*textwrap.wrap(text, WIDTH), ""] if text else []
 
 
-def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
+def bound_summary(entry: BoundEntry, settings: Settings) -> str:
     """Return the text that ends a search for speed alone."""
-    found, evidence = entry["measured_max"], entry["evidence"]
-    low, high = found["speedup_interval"]
-    where = entry["provenance"]
-    targets = " + ".join(settings.targets)
+    fastest, evidence, where = entry.measured_max, entry.evidence, entry.where
+    low, high = fastest.speedup_interval
     lines = [
-        f"Latency only: {where['model_id']}, {where['height']} × {where['width']} pixels, "
-        f"batch size {where['batch_size']}, {settings.steps} steps, {where['dtype']}.",
+        f"Latency only: {where.model_id}, {where.height} × {where.width} pixels, "
+        f"batch size {where.batch_size}, {settings.steps} steps, {where.dtype}.",
         "Nothing was scored: this says how fast these settings can be, not whether to use them.",
         "",
-        f"The fastest of {targets}:",
+        f"The fastest of {' + '.join(settings.targets)}:",
         "",
-        *(f"  {line}" for line in settings_lines(Candidate(found["settings"]))),
+        *(f"  {line}" for line in settings_lines(Candidate(fastest.settings))),
         "",
-        f"  speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]",
-        f"  taken as the bound, with a margin of 10 %: {entry['max_speedup']:.2f}",
+        f"  speedup: {entry.measured_max_speedup:.2f} [{low:.2f}, {high:.2f}]",
+        f"  taken as the bound, with a margin of 10 %: {entry.max_speedup:.2f}",
         "",
-        *_paragraph(entry["no_gain"]),
-        f"{evidence['space_points']:,} points, {evidence['space_distinct']:,} distinct; "
-        f"{evidence['trials_measured']} timed, in {duration(evidence['seconds'])}, the rest "
-        "predicted."
-        + (
-            ""
-            if evidence["speed_settled"]
-            else " Others may still be faster: the runs were used up."
-        ),
+        *_paragraph(entry.no_gain),
+        f"{evidence.space_points:,} points, {evidence.space_distinct:,} distinct; "
+        f"{evidence.trials_measured} timed, in {duration(evidence.seconds)}, the rest predicted."
+        + ("" if evidence.speed_settled else " Others may still be faster: the runs were used up."),
         f"Written to {settings.bounds}.",
     ]
     return "\n".join(lines)
@@ -350,14 +340,14 @@ def nothing_timed(error: NothingMeasured) -> str:
     return textwrap.fill(shown(f"Latency only: {error}"), WIDTH)
 
 
-def snippet(entry: Mapping[str, Any], settings: Settings, workload: Workload) -> list[str]:
+def snippet(entry: SearchEntry, settings: Settings, workload: Workload) -> list[str]:
     """Return the lines of Python that apply a result, which its file holds already.
 
     They look it up in the file, by as little as tells it from what else is there. Where nothing
     does, or a replay wrote none, its settings stand in the lines.
 
     Args:
-        entry: As `search_results.entry_of` makes it.
+        entry: The result.
         settings: What was asked.
         workload: What was measured.
     """
@@ -373,7 +363,7 @@ def snippet(entry: Mapping[str, Any], settings: Settings, workload: Workload) ->
         )
         choice = arguments_for(Path(settings.output), wanted, entry)
     if choice is None:
-        return python_lines(literal(entry["settings"]), *scheduler, compiled=settings.compile)
+        return python_lines(literal(entry.settings), *scheduler, compiled=settings.compile)
     return python_lines(
         json.dumps(settings.output, ensure_ascii=False),
         *choosing({"steps": workload.steps}),

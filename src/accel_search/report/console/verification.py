@@ -13,7 +13,7 @@ from accel_search.report.console.summary import WIDTH
 from accel_search.report.format import factor, percent, settings_lines
 from accel_search.search.verification import Verification
 from accel_search.settings import Settings
-from accel_search.storage.search_results import interval_of, rounded
+from accel_search.storage.entries import interval_of, rounded
 
 _HEADLINES = {
     Verdict.PASS: "holds here",

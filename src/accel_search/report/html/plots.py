@@ -167,7 +167,7 @@ def sheet_figure(run: Run) -> Figure:
     for column in pictures.columns:
         images = [np.asarray(Image.open(file).convert("RGB")) for file in column.files]
         said = short(column.candidate).replace(") ", ")\n") if column.part != "rival" else (
-            f"{column.candidate['steps']['num_inference_steps']} steps"
+            f"{column.steps} steps"
         )  # fmt: skip
         columns.append((f"{PARTS.get(column.part, column.part)}\n{said}", images))
         if column.part == "winner" and columns[0][0].startswith(PARTS["baseline"]):
@@ -179,16 +179,17 @@ def sheet_figure(run: Run) -> Figure:
     count = len(pictures.prompts)
     figure = Figure(figsize=(2.2 * len(columns), 2.35 * count + 0.6), layout="constrained")
     axes = figure.subplots(count, len(columns), squeeze=False)
-    for place, (said, images) in enumerate(columns):
+    for place, (title, images) in enumerate(columns):
         for line, image in enumerate(images):
-            each = axes[line, place]
-            each.imshow(image)
-            each.set(xticks=[], yticks=[])
-            each.spines[:].set_visible(False)
+            cell = axes[line, place]
+            cell.imshow(image)
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
             if line == 0:
-                each.set_title(said, fontsize=9)
+                cell.set_title(title, fontsize=9)
     for line, prompt in enumerate(pictures.prompts):
-        shown = prompt if len(prompt) <= 70 else prompt[:67] + "…"
+        text = prompt.text
+        shown = text if len(text) <= 70 else text[:67] + "…"
         # A dollar sign would begin a formula.
         axes[line, 0].set_xlabel(shown.replace("$", r"\$"), fontsize=8, loc="left")
     return figure

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError
 from accel_search.search.events import Observer
+from accel_search.storage.entries import BoundEntry, SearchEntry
 
 if TYPE_CHECKING:
     from accel_search.core.assessment import AssessedTrial
@@ -33,14 +34,16 @@ class Subject:
 class Ending:
     """How a search ended."""
 
-    entry: Mapping[str, Any] | None
-    """The result, as the result file holds it; None without one."""
+    entry: SearchEntry | None
+    """The result; None without one."""
     stopped: str
     """Why it ended."""
     trials: Sequence[AssessedTrial]
     """Every trial, with its final intervals."""
     files: Sequence[Path]
     """What was written: the result file, reports, trials."""
+    bound: BoundEntry | None = None
+    """Of a configuration that a sweep explores, or of a search for speed alone."""
 
 
 class Tracker(Observer, ABC):

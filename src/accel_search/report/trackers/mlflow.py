@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement, Trial
 from accel_search.report.trackers.base import Ending, Subject, Tracker
 
 if TYPE_CHECKING:
     from accel_search.core.assessment import AssessedTrial, Assessment
-    from accel_search.core.intervals import Estimate
     from accel_search.core.outcome import Ablation, Rival
 
 EXPERIMENT = "accel-search"
@@ -144,29 +144,30 @@ class MLflow(Tracker):
             if each.assessment is not None:  # By now by all pairs that were timed.
                 run = self._nested_run(each.trial.candidate)
                 self._log(run, _figures(each.assessment), step=each.assessment.prompts)
-        entry = ending.entry or {}
-        evidence = entry.get("evidence") or {}
+        entry, bound = ending.entry, ending.bound
         result: dict[str, float] = {}
-        for name in ("speedup", "score_loss", "measured_max_speedup"):
-            if name in entry:
-                result[f"result.{name}"] = entry[name]
-                interval = evidence.get(f"{name}_interval")
-                if interval:
-                    result |= dict(
-                        zip((f"result.{name}_low", f"result.{name}_high"), interval, strict=True)
-                    )
-        held_out = evidence.get("held_out") or {}
-        for name in ("speedup", "score_loss"):
-            if name in held_out:
-                result[f"result.held_out_{name}"] = held_out[name]
-        settings = entry.get("settings") or (entry.get("measured_max") or {}).get("settings")
+        content: dict[str, Any] = {}
+        fastest = None
+        if bound is not None:
+            content |= bound.as_dict()
+            fastest = Candidate(bound.measured_max.settings)
+            result["measured_max_speedup"] = bound.measured_max_speedup
+        if entry is not None:
+            content |= entry.as_dict()
+            fastest = entry.candidate
+            evidence, held_out = entry.evidence, entry.evidence.held_out
+            result |= _stored("speedup", entry.speedup, evidence.speedup_interval)
+            result |= _stored("score_loss", entry.score_loss, evidence.score_loss_interval)
+            if held_out is not None:
+                result["held_out_speedup"] = held_out.speedup
+                result["held_out_score_loss"] = held_out.score_loss
         tags = {
-            "result": str(Candidate(settings)) if settings else "none",
-            "verdict": str(evidence.get("verdict", "")),
+            "result": str(fastest) if fastest else "none",
+            "verdict": "" if entry is None else entry.evidence.verdict,
             "stopped": ending.stopped,
         }
-        self._log(self._run, result, tags=tags)
-        self._client.log_dict(self._run, dict(entry), "result.json")
+        self._log(self._run, {f"result.{name}": v for name, v in result.items()}, tags=tags)
+        self._client.log_dict(self._run, content, "result.json")
         for file in ending.files:
             self._client.log_artifact(self._run, str(file))
         self._client.set_terminated(self._run, "FINISHED")
@@ -265,6 +266,14 @@ def _figures(found: Assessment) -> dict[str, float]:
 
 def _ends(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _stored(
+    name: str, value: float | None, interval: tuple[float, float] | None
+) -> dict[str, float]:
+    if value is None:
+        return {}
+    return {name: value} if interval is None else _ends(name, Estimate(value, *interval))
 
 
 def _text(value: Any) -> str:

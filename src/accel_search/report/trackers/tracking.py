@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, Workload
@@ -14,6 +13,7 @@ from accel_search.report.trackers import asked_for
 from accel_search.report.trackers.base import Ending, Subject, Tracker
 from accel_search.search.events import Observers, warn
 from accel_search.settings import Settings
+from accel_search.storage.entries import BoundEntry, SearchEntry
 
 ASKED = (
     *("pipe", "sched", "steps", "targets", "strategy", "sampler", "req_score_loss", "req_speedup"),
@@ -27,19 +27,24 @@ class Tracking(Observers):
     """The trackers of one search, each by its option and address as messages name it."""
 
     def end(
-        self, entry: Mapping[str, Any] | None, outcome: Outcome | None, files: Sequence[Path]
+        self,
+        entry: SearchEntry | None,
+        outcome: Outcome | None,
+        files: Sequence[Path],
+        bound: BoundEntry | None = None,
     ) -> None:
         """Tell how the search ended.
 
         Args:
-            entry: Its result, as the result file holds it; None without one.
+            entry: Its result; None without one.
             outcome: What it found; None where speed alone was looked for.
             files: What was written.
+            bound: As in `Ending`.
         """
         stopped = "speed alone" if outcome is None else outcome.stopped
         trials = () if outcome is None else outcome.trials
         there = [path for path in files if path.is_file()]
-        self.tell("end", Ending(entry, stopped, trials, there))
+        self.tell("end", Ending(entry, stopped, trials, there, bound))
         self._observers.clear()
 
 
