@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
-    """Open the study of all searches that measure the same thing; a replay's is in memory.
+    """Open the study shared by all searches that measure the same; a replay's is in memory.
 
     Raises:
         ConfigurationError: The storage cannot be opened.
@@ -67,7 +67,7 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
 
 
 def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> str:
-    """Say what a study is of: its name is a digest."""
+    """Describe a study, whose name is a digest."""
     where = load.device if provenance is None else provenance.device_name
     return (
         f"{load.pipeline}, {' + '.join(space.targets)}: {load.scheduler_class}, "
@@ -78,18 +78,17 @@ def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> 
 
 @dataclass(frozen=True)
 class Exploration:
-    """What one configuration's exploration found, as the result files hold it."""
+    """The result of exploring one configuration."""
 
     key: str
     """Of `speedup_bounds.json`."""
     label: str
-    """Tells its model from others of the same pipeline class."""
+    """Distinguishes its model from others of the same pipeline class."""
     entry: BoundEntry
     is_gain: bool
-    """Whether anything in the space is faster than the baseline beyond the noise."""
+    """Whether any candidate is faster than the baseline beyond the noise."""
     winner: SearchEntry | None
-    """Entry of `search_params.json`; None where no candidate keeps the bound on the loss, or none
-    was scored."""
+    """None where no candidate keeps the bound on the loss, or none was scored."""
 
 
 def explore(
@@ -103,16 +102,15 @@ def explore(
 ) -> Exploration:
     """Search one configuration and find the fastest candidate of its space.
 
-    Everything is stored as it is measured; an exploration that was interrupted goes on.
+    Every trial is stored once measured; an interrupted exploration continues.
 
     Args:
-        settings: The configuration, as a search's settings. With `latency_only` nothing is scored,
-            and the speed alone is looked for.
-        evaluator: Measures it.
-        logger: Gets the lines.
+        settings: The configuration, as a search's settings; `latency_only` scores nothing.
+        evaluator: Measures candidates.
+        logger: Receives a line per trial.
         show_bar: Whether a bar is drawn on standard error.
-        watchdog: Ends what hangs; None lets it hang.
-        save: Writes the result, before any picture is made.
+        watchdog: Ends a measurement that hangs; None waits for it.
+        save: Writes the result, before any image is made.
 
     Raises:
         NothingMeasured: No candidate could be measured.
@@ -153,7 +151,7 @@ def explore(
 def bound_speed(
     settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
 ) -> Exploration:
-    """Find the fastest candidate, quality aside, and write it to the file of bounds.
+    """Find the fastest candidate, whatever its quality, and write it to the file of bounds.
 
     Raises:
         NothingMeasured: No candidate could be timed.
@@ -175,25 +173,25 @@ def bound_speed(
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search came to."""
+    """The result of a search."""
 
     workload: Workload
     entry: SearchEntry | None
     """Its result; None where nothing is within the goal."""
     space: JointSpace
     outcome: Outcome | None = None
-    """None where the result is an earlier search's."""
+    """None where an earlier search's result answers."""
     no_gain: str | None = None
-    """What is to be said of targets that gain nothing."""
+    """Explains targets that gain nothing."""
     record: RunRecord = field(default_factory=RunRecord)
     written: Sequence[Path] = ()
-    """The page and the script that were asked for."""
+    """The requested page and script."""
 
 
 def search(
     settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
 ) -> Searched:
-    """Answer from the result file, or search and write what the settings ask for.
+    """Answer from the result file, or search and write what the settings request.
 
     Raises:
         AccelSearchError: As `Search.run`; or a file cannot be written.
@@ -224,7 +222,7 @@ def search(
 def report_on_stored(
     settings: Settings, logger: logging.Logger, entry: SearchEntry
 ) -> Sequence[Path]:
-    """Report on what an earlier search left in the run folder; return the files written."""
+    """Report on an earlier search's run folder; return the files written."""
     if settings.trials_out is not None:
         is_there = Path(settings.trials_out).exists()
         logger.log(
@@ -238,7 +236,7 @@ def report_on_stored(
     try:
         study = entry.evidence.study or None
         run = read_run(Path(settings.run_dir), study, storage=settings.storage)
-    except AccelSearchError as error:  # The result may be all that is left of that run.
+    except AccelSearchError as error:  # The run folder may be gone.
         logger.warning("nothing to report on (%s): --force searches again", error)
         return ()
     return write_of(run, settings)
@@ -263,7 +261,7 @@ def verify_stored(
 
 
 def open_evaluator(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
-    """Return what measures, a pipeline or a file of recorded trials, and the space searched."""
+    """Return the evaluator, of a pipeline or of recorded trials, and the space to search."""
     if settings.replay is not None:
         return open_replay(Path(settings.replay), settings.targets, settings.goal)
     from accel_search.runtime import workbench
@@ -273,9 +271,9 @@ def open_evaluator(settings: Settings, logger: logging.Logger) -> tuple[Evaluato
 
 
 def open_watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
-    """Return what restarts this process where a candidate hangs, or ends it with one line.
+    """Return the watchdog that restarts this process after a hang, or ends it with one line.
 
-    It goes on from what a process that hung before this one has left to it.
+    It starts from the counts of the processes that hung before this one.
     """
     log = settings.log_file
 
@@ -313,7 +311,7 @@ def _begun(
 
 @dataclass(frozen=True)
 class Session:
-    """A search under way: it is run, saved, pictured and finished, in this order."""
+    """A search in progress; its order: run, save, make images, finish."""
 
     settings: Settings
     logger: logging.Logger
@@ -322,13 +320,13 @@ class Session:
     store: TrialStore
     tracking: Tracking
     provenance: Provenance | None
-    """At the batch size that was asked for."""
+    """At the requested batch size."""
     watchdog: Watchdog | None = None
-    """None lets a candidate hang."""
+    """None waits for a candidate that hangs."""
     show_bar: bool = False
 
     def run(self) -> Outcome:
-        """Run the search that the settings ask for."""
+        """Run the search."""
         settings, space, evaluator = self.settings, self.space, self.evaluator
         if settings.replay is None:
             load, where = evaluator.workload, evaluator.provenance
@@ -359,9 +357,9 @@ class Session:
             yield Observers(observers, self.logger)
 
     def search(self, output: str | None = None) -> Searched:
-        """Search, and save the result: in a file if one is named, and in the run folder.
+        """Search, and save the result in a file, if one is named, and in the run folder.
 
-        A replay leaves nothing in either: it measured nothing.
+        A replay, which measures nothing, writes to neither.
         """
         settings, space, store = self.settings, self.space, self.store
         outcome = self.run()
@@ -385,7 +383,7 @@ class Session:
         return Searched(load, entry, space, outcome, no_gain, record)
 
     def bound_speed(self) -> SpeedBound:
-        """Find the fastest candidate, quality aside."""
+        """Find the fastest candidate, whatever its quality."""
         pairs = 1 if self.settings.latency_only else self.evaluator.pairs
         with self._observers() as observers:
             timing = SpeedBoundSearch(
@@ -393,12 +391,12 @@ class Session:
             )
             try:
                 return timing.run()
-            except NothingMeasured:  # Which is an end, too: what failed is tried again by --force.
+            except NothingMeasured:  # The search has ended: --force tries the failed ones again.
                 self.store.finish()
                 raise
 
     def finish(self, outcome: Outcome | None) -> None:
-        """Make the pictures of a result that is saved, and note that the search has ended."""
+        """Make the images of a saved result, and mark the search as ended."""
         settings = self.settings
         if settings.pictured and settings.replay is None and outcome is not None:
             from accel_search.runtime import pictures
@@ -408,7 +406,7 @@ class Session:
             count, shown = settings.pictured, to_picture(outcome)
             try:
                 pictures.write_pictures(evaluator, shown, count, folder, self.logger)
-            except Exception as error:  # The result is saved: it is worth more than its pictures.
+            except Exception as error:  # The result is saved, and worth more than its images.
                 self.logger.warning(
                     "no pictures (%s): the result is stored, the report is without them",
                     first_line(error),
@@ -417,14 +415,14 @@ class Session:
 
 
 def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
-    """Return the settings of this process: one that began anew goes on, also under --force."""
+    """Return the settings without `force` in a process that was restarted after a hang."""
     return replace(settings, force=False) if watchdog.hangs else settings
 
 
 def _stored_here(
     settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
 ) -> SearchEntry | None:
-    """Return the result that an earlier search stored; None if none did, or only elsewhere."""
+    """Return the result of an earlier search on this machine, if there is one."""
     entry, differences = stored_answer(
         Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
     )
@@ -439,7 +437,7 @@ def _stored_here(
 
 
 def _ensure_writable(settings: Settings) -> None:
-    """Find out before anything is measured whether its result can be written."""
+    """Check before measuring that the results can be written."""
     page = None if settings.report == "auto" else settings.report
     output = None if settings.replay is not None else settings.output
     for path in (output, settings.trials_out, page, settings.export):

@@ -28,11 +28,11 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """Everything that decides what `accel-report` writes. Values are checked on construction."""
+    """The options of `accel-report`, checked on construction."""
 
     run: str | None = None
-    """The run folder, file of trials or file of bounds; None, with a storage, is the default run
-    folder."""
+    """A run folder, a file of trials or a file of bounds; None is the default run folder, whose
+    trials are in `storage`."""
     # fmt: off
     output: str | None = declare(None,
         "the page (default: report.html in a run folder, else beside the file)", metavar="FILE")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(settings: ReportSettings) -> int:
-    """Write a report and say where it is."""
+    """Write a report and print its files."""
     for path in write_report(settings):
         print(path)
     return ExitCode.DONE
@@ -104,7 +104,7 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def write_report(settings: ReportSettings) -> list[Path]:
-    """Write what the settings ask for, and return the files.
+    """Write the requested files and return them.
 
     Raises:
         ConfigurationError: There is nothing to report, or a file cannot be written.
@@ -133,7 +133,7 @@ def _is_bounds(path: Path) -> bool:
     try:
         return is_bounds(load_json(path))
     except Unreadable:
-        return False  # The reader of trials says what is wrong with it.
+        return False  # Reading it as a file of trials raises the error.
 
 
 if __name__ == "__main__":
