@@ -53,7 +53,7 @@ def test_a_search_ends_with_a_result_that_is_reused_and_applied_in_two_lines(fol
         == 2
     )
     assert "on 2 prompts the search never saw" in out
-    assert "bare pipeline at" in out
+    assert "baseline pipeline at" in out
     assert_applied(printed_python(out)[0])
     stamped = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - traversal_search - INFO - trial 1/2 "
     assert any(re.match(stamped, line) for line in log_lines(folder))

@@ -169,7 +169,7 @@ def test_a_bound_on_likeness_is_held_the_stored_one_or_the_one_given(tmp_path):
     assert verified(None, settings, Like()).verdict == "pass"
     found = verified(None, replace(settings, min_ssim=0.9), Like())
     said = verified_text(found, settings)
-    assert found.score_verdict == "fail" and "SSIM to the baseline's pictures: 0.80" in said
+    assert found.score_verdict == "fail" and "SSIM to the baseline's images: 0.80" in said
     content = json.loads((tmp_path / "f.json").read_text())
     for entry in content.values():
         entry["evidence"]["search"]["min_ssim"] = 0.85
@@ -296,7 +296,7 @@ def replay(tmp_path, monkeypatch, capsys):
 def test_the_program_verifies_against_recorded_trials_with_its_three_codes(replay):
     code, out = replay()
     assert code == 0 and "\npass: the result stored in search_params.json holds" in out
-    assert "From recorded trials" in out
+    assert "The trials were recorded" in out
     # A search's own options, those of a configuration file among them, write nothing here.
     code, _ = replay("--report", "page.html", "--trials_out", "out.json", "--export", "fast.py")
     assert code == 0 and not {"page.html", "out.json", "fast.py"} & {

@@ -39,8 +39,8 @@ def read_bounds(path: Path) -> list[Explored]:
     """Read a file of bounds.
 
     Raises:
-        LoadError: It is none.
-        ConfigurationError: There is nothing in it.
+        LoadError: It cannot be read as one.
+        ConfigurationError: It is empty.
     """
     try:
         explored = list(_explored(as_type(load_json(path), dict[str, Any])))
@@ -67,7 +67,7 @@ def sweep_page(explored: Sequence[Explored], links: Mapping[Configuration, str])
 
     Args:
         explored: From `read_bounds`.
-        links: Address of each configuration's own report, of those that have one.
+        links: Configuration -> address of its own report, where there is one.
     """
     methods = list(dict.fromkeys(one.configuration.method for one in explored))
     done = [(one.configuration, one.entry) for one in explored if one.entry is not None]
@@ -82,7 +82,7 @@ def sweep_page(explored: Sequence[Explored], links: Mapping[Configuration, str])
     for one in explored:
         where = one.configuration
         cells = places.setdefault((where.model, where.sched, where.steps), {})
-        # One that succeeded long ago and failed since is shown with what was measured.
+        # A configuration that succeeded once and failed later is shown with its result.
         if where.method not in cells or one.entry is not None:
             cells[where.method] = one
     rows = [
@@ -146,7 +146,7 @@ def _cell(one: Explored, widest: float, link: str | None) -> dict[str, Any]:
 
 
 def _whys(done: Sequence[tuple[Configuration, BoundEntry]]) -> dict[str, list[str]]:
-    """Return why nothing is gained -> the configurations that it is said of."""
+    """Return each explanation of no gain -> its configurations."""
     whys: dict[str, list[str]] = {}
     for configuration, entry in done:
         if entry.no_gain:
@@ -158,7 +158,7 @@ def _top(speedups: Mapping[Configuration, float]) -> dict[str, str] | None:
     if not speedups:
         return None
     configuration = max(speedups, key=lambda known: speedups[known])
-    return {"speedup": f"{speedups[configuration]:.2f}", "said": str(configuration)}
+    return {"speedup": f"{speedups[configuration]:.2f}", "configuration": str(configuration)}
 
 
 def _failure(configuration: Configuration, failure: FailedEntry) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _failure(configuration: Configuration, failure: FailedEntry) -> dict[str, st
 
 
 def _provenance(measured: Sequence[Provenance]) -> Iterator[tuple[str, str]]:
-    """Yield what the entries were measured with; where they differ, each value."""
+    """Yield the names and values of the entries' provenance, every value where they differ."""
     names = {
         "device_name": "Device", "driver": "Driver", "dtype": "Precision", "threads": "CPU threads",
         "batch_size": "Batch size", "guidance_scale": "Guidance scale",
@@ -207,17 +207,17 @@ def write_sweep_of(settings: SweepSettings) -> list[Path]:
 
 
 def write_sweep(file: Path, run_dir: Path, page: Path, storage: str | None = None) -> list[Path]:
-    """Write a sweep's page, and a page for each configuration whose run is there.
+    """Write a sweep's page, and a page for each configuration whose run folder exists.
 
     Args:
-        file: Bounds of what was explored.
+        file: The file of bounds.
         run_dir: Holds the configurations' own run folders.
-        page: Is written.
-        storage: Optuna storage URL that their trials are in, if not in those folders.
+        page: The file to write.
+        storage: Optuna storage URL of their trials, if they are not in those folders.
 
     Raises:
         ConfigurationError: They cannot be written, or nothing was explored.
-        LoadError: The file of bounds is none.
+        LoadError: The file of bounds cannot be read.
     """
     explored = read_bounds(file)
     folder = page.with_name(f"{page.stem}_files")
@@ -251,5 +251,5 @@ def _page_of(
     try:
         return search_page(read_run(folder, study, storage=storage))
     except AccelSearchError:
-        # A sweep's report must not fail for one of its hundred runs.
+        # One corrupt run must not fail the report of a hundred.
         return None

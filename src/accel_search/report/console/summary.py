@@ -52,14 +52,14 @@ def summary(
     no_gain: str | None = None,
     colour: bool = False,
 ) -> str:
-    """Return the text that ends a search: the winner, the best few, the rival, how to use it.
+    """Return the text that ends a search: the winner, the best few, fewer steps, how to use it.
 
     Args:
-        outcome: What was found.
-        settings: What was asked.
+        outcome: The result.
+        settings: The options.
         space: What was searched.
-        use: From `snippet`; empty where there is nothing to use.
-        no_gain: What `explain.of_search` says of it.
+        use: From `snippet`; empty without a result to use.
+        no_gain: From `explain.of_search`.
         colour: Whether verdicts are coloured.
     """
     return "\n\n".join(
@@ -70,7 +70,7 @@ def summary(
             _refused_for_noise(outcome, settings, bool(no_gain) and len(space.targets) == 1),
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
-            _rival(outcome),
+            _fewer_steps(outcome),
             _failures(outcome),
             _coverage(outcome, space),
             _use(use),
@@ -88,14 +88,14 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
     )
     if outcome.winner is None or outcome.winner.assessment is None:
         return f"No candidate meets the goal: {goal} within {bound} of the baseline's score."
-    found = outcome.winner.assessment
+    winner = outcome.winner.assessment
     lines = [
         f"The {goal} within {bound} of the baseline's score:",
         "",
         *(f"  {line}" for line in settings_lines(outcome.winner.trial.candidate)),
         "",
-        f"  speedup: {factor(found.speedup)}",
-        f"  score loss: {percent(found.score_loss)}  {found.verdict}, {found.prompts} prompts",
+        f"  speedup: {factor(winner.speedup)}",
+        f"  score loss: {percent(winner.score_loss)}  {winner.verdict}, {winner.prompts} prompts",
     ]
     if outcome.held_out is not None:
         held = outcome.held_out
@@ -103,7 +103,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"  on {held.prompts} prompts the search never saw: speedup: {factor(held.speedup)}",
             f"    score loss: {percent(held.score_loss)}  {held.verdict}",
         ]
-        if not held.speedup.agrees_with(found.speedup):
+        if not held.speedup.agrees_with(winner.speedup):
             lines += textwrap.wrap(UNSTEADY, WIDTH, initial_indent="  ", subsequent_indent="  ")
     for candidate in outcome.refuted:
         lines += textwrap.wrap(
@@ -116,17 +116,17 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
 
 
 def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
-    """Return the fastest few within the bound, and the fastest of all for comparison."""
-    measured = [each for each in outcome.trials if each.assessment is not None]
+    """Return the fastest few within the bound, then others."""
+    measured = [trial for trial in outcome.trials if trial.assessment is not None]
     if not measured:
         return ""
-    # Those that pass come first, then those that cannot be told from the bound.
+    # Those that pass come first, then the inconclusive ones.
     order = {"pass": 0, "inconclusive": 1, "open": 2, "fail": 3}
     ranked = sorted(
         measured,
-        key=lambda each: (
-            order[verdict(each.assessment)],  # type: ignore[arg-type]
-            -each.assessment.speedup.value,  # type: ignore[union-attr]
+        key=lambda trial: (
+            order[verdict(trial.assessment)],  # type: ignore[arg-type]
+            -trial.assessment.speedup.value,  # type: ignore[union-attr]
         ),
     )
     shown = ranked[:SHOWN]
@@ -135,24 +135,24 @@ def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
     return "\n".join(
         [
             f"  {'speedup':17}  {'score loss':18}  verdict",
-            *(_row(each, outcome, colour) for each in shown),
+            *(_row(trial, outcome, colour) for trial in shown),
             *_why_not_the_first(outcome, settings),
         ]
     )
 
 
-def _refused_for_noise(outcome: Outcome, settings: Settings, is_told: bool) -> str:
-    """Say what would have won but for the noise, where nothing has, and what tells.
+def _refused_for_noise(outcome: Outcome, settings: Settings, is_explained: bool) -> str:
+    """Return which candidate only the timing noise kept from winning, and what would help.
 
     Args:
-        outcome: What was found.
-        settings: What was asked.
-        is_told: Whether it is said elsewhere that the timing is noisy, as of a single target.
+        outcome: The result.
+        settings: The options.
+        is_explained: Whether the summary explains the noise elsewhere.
     """
-    refused = [each for each in outcome.trials if each.is_refused_for_noise(settings.goal)]
+    refused = [trial for trial in outcome.trials if trial.is_refused_for_noise(settings.goal)]
     if outcome.winner is not None or not refused:
         return ""
-    first = max(refused, key=lambda each: each.assessment.speedup.value)  # type: ignore[union-attr]
+    first = max(refused, key=lambda trial: trial.assessment.speedup.value)  # type: ignore[union-attr]
     assert first.assessment is not None
     if math.isinf(first.assessment.noise_floor):
         return textwrap.fill(
@@ -161,7 +161,7 @@ def _refused_for_noise(outcome: Outcome, settings: Settings, is_told: bool) -> s
             "Record two samples or more of the baseline and of each candidate.",
             WIDTH,
         )
-    if is_told:
+    if is_explained:
         return ""
     return textwrap.fill(
         f"{short(first.trial.candidate)} meets the goal but for the timing noise: two copies of "
@@ -173,17 +173,17 @@ def _refused_for_noise(outcome: Outcome, settings: Settings, is_told: bool) -> s
 
 
 def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
-    """Say why the winner is not the one with the best timings, where it is not."""
+    """Explain a winner that is not the one with the best timings."""
     winner = outcome.winner
     if winner is None or winner.assessment is None:
         return []
     luckier = [
-        short(each.trial.candidate)
-        for each in outcome.trials
-        if each.is_feasible(settings.goal)
-        and each.trial.candidate not in outcome.refuted
-        and each.assessment is not None
-        and each.assessment.speedup.value > winner.assessment.speedup.value
+        short(trial.trial.candidate)
+        for trial in outcome.trials
+        if trial.is_feasible(settings.goal)
+        and trial.trial.candidate not in outcome.refuted
+        and trial.assessment is not None
+        and trial.assessment.speedup.value > winner.assessment.speedup.value
     ]
     if not luckier or settings.req_speedup is not None:
         return []
@@ -197,40 +197,39 @@ def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
     return ["", *(line.replace("\u00a0", " ") for line in textwrap.wrap(text, 80))]
 
 
-def _row(each: AssessedTrial, outcome: Outcome, colour: bool) -> str:
-    assert each.assessment is not None
-    mark = "*" if each == outcome.winner else " "
-    said = verdict(each.assessment)
-    figures = (
-        f"{mark} {factor(each.assessment.speedup):17}  {percent(each.assessment.score_loss):18}  "
-    )
-    name = short(each.trial.candidate)
+def _row(trial: AssessedTrial, outcome: Outcome, colour: bool) -> str:
+    assessment = trial.assessment
+    assert assessment is not None
+    mark = "*" if trial == outcome.winner else " "
+    word = verdict(assessment)
+    figures = f"{mark} {factor(assessment.speedup):17}  {percent(assessment.score_loss):18}  "
+    name = short(trial.trial.candidate)
     # One that is too long for the line goes below its figures, where it can be read.
     is_long = len(figures) + VERDICT_WIDTH + 2 + len(name) > WIDTH
-    padding = "" if is_long else " " * (VERDICT_WIDTH - len(said) + 2)
+    padding = "" if is_long else " " * (VERDICT_WIDTH - len(word) + 2)
     below = f"\n      {name}" if is_long else name
-    return figures + painted(said, said, colour=colour) + padding + below
+    return figures + painted(word, word, colour=colour) + padding + below
 
 
 def _ablations(outcome: Outcome) -> str:
-    """Say what each target of a joint search is worth: the winner's speedup without it."""
+    """Return the winner's speedup without each target of a joint search."""
     if not outcome.ablations:
         return ""
-    prompts = max(each.assessment.prompts for each in outcome.ablations)
+    prompts = max(ablation.assessment.prompts for ablation in outcome.ablations)
     lines = [f"The winner without one of its targets, on {prompts} prompts:"]
-    width = max(len(each.target) for each in outcome.ablations)
+    width = max(len(ablation.target) for ablation in outcome.ablations)
     lines += [
-        f"  without {each.target:{width}}  speedup: {factor(each.assessment.speedup)}"
-        for each in outcome.ablations
+        f"  without {ablation.target:{width}}  speedup: {factor(ablation.assessment.speedup)}"
+        for ablation in outcome.ablations
     ]
     return "\n".join(lines)
 
 
-def _rival(outcome: Outcome) -> str:
-    """Say what the winner costs and gains against fewer steps, the rival that costs nothing."""
+def _fewer_steps(outcome: Outcome) -> str:
+    """Compare the winner with the baseline pipeline at fewer steps, which costs nothing."""
     if outcome.winner is None or outcome.winner.assessment is None or not outcome.rivals:
         return ""
-    lines = ["The bare pipeline with fewer steps:"]
+    lines = ["The baseline pipeline with fewer steps:"]
     for rival in outcome.rivals:
         lines.append(
             f"  {rival.steps} steps: speedup: {factor(rival.assessment.speedup)}  "
@@ -246,31 +245,31 @@ def _rival(outcome: Outcome) -> str:
             "to apply."
         )
     else:
-        lines.append("  None is as fast without a lower score: the winner is worth its trouble.")
+        lines.append("  None is as fast without a lower score: the winner is worth applying.")
     return "\n".join(lines)
 
 
 def _failures(outcome: Outcome) -> str:
-    """Say why candidates failed, by the commonest reason."""
-    failures = [each.trial.failure for each in outcome.trials if each.trial.failure is not None]
+    """Return how many candidates failed, and the commonest reason."""
+    failures = [trial.trial.failure for trial in outcome.trials if trial.trial.failure is not None]
     return textwrap.fill(shown(said_of(failures)), WIDTH) if failures else ""
 
 
 def shown(text: str) -> str:
-    """Return what others' messages are part of as a line for a terminal, not too long a one."""
+    """Return a text that holds messages of others as one line for a terminal, cut to length."""
     line = in_one_line(without_secrets(text))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _coverage(outcome: Outcome, space: JointSpace) -> str:
-    found = [each.assessment for each in outcome.trials if each.assessment is not None]
-    failed = len(outcome.trials) - len(found)
-    complete = sum(each.is_complete for each in found)
+    measured = [trial.assessment for trial in outcome.trials if trial.assessment is not None]
+    failed = len(outcome.trials) - len(measured)
+    complete = sum(assessment.is_complete for assessment in measured)
     prompts = len(outcome.baseline.scores)
     stopped = f"{outcome.stopped[0].upper()}{outcome.stopped[1:]}"
     return (
-        f"{space.point_count:,} points, {len(space):,} distinct; {len(found):,} measured"
-        + (f", {complete:,} of them on all {prompts} prompts" if complete < len(found) else "")
+        f"{space.point_count:,} points, {len(space):,} distinct; {len(measured):,} measured"
+        + (f", {complete:,} of them on all {prompts} prompts" if complete < len(measured) else "")
         + (f", {failed} failed" if failed else "")
         + (f", {outcome.resumed} in an earlier run" if outcome.resumed else "")
         + f", in {duration(outcome.seconds)}.\n{textwrap.fill(stopped, 80)}"
@@ -317,7 +316,7 @@ def bound_summary(entry: BoundEntry, settings: Settings) -> str:
     lines = [
         f"Latency only: {where.model_id}, {where.height} × {where.width} pixels, "
         f"batch size {where.batch_size}, {settings.steps} steps, {where.dtype}.",
-        "Nothing was scored: this says how fast these settings can be, not whether to use them.",
+        "Nothing was scored: these settings may lose any amount of quality.",
         "",
         f"The fastest of {' + '.join(settings.targets)}:",
         "",
@@ -341,14 +340,14 @@ def nothing_timed(error: NothingMeasured) -> str:
 
 
 def snippet(entry: SearchEntry, settings: Settings, workload: Workload) -> list[str]:
-    """Return the lines of Python that apply a result, which its file holds already.
+    """Return the lines of Python that apply a stored result.
 
-    They look it up in the file, by as little as tells it from what else is there. Where nothing
-    does, or a replay wrote none, its settings stand in the lines.
+    They look it up in the file, by as few arguments as select it among the results there. If none
+    do, or a replay wrote no file, they contain its settings.
 
     Args:
         entry: The result.
-        settings: What was asked.
+        settings: The options.
         workload: What was measured.
     """
     scheduler = scheduler_option(workload.scheduler_class)

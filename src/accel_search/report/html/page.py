@@ -22,7 +22,7 @@ from accel_search.storage.entries import Figures, estimate_of
 from accel_search.storage.run import Column, Row, Run
 
 LARGEST_PNG = 300_000
-"""Bytes of a picture that is put into the page as it is; a larger one is compressed anew."""
+"""Bytes of an image that is embedded unchanged; a larger one is compressed."""
 SHADES = 7
 """Shades of a heat map."""
 PARTS = {
@@ -31,17 +31,17 @@ PARTS = {
     "refused": "Fastest refused",
     "rival": "Fewer steps",
 }
-"""Part that pictures play -> what they are called."""
+"""Part of a column of images -> its title."""
 STATES = {
     "pass": "within the bound",
-    "inconclusive": "cannot be told",
-    "open": "open after an early look",
-    "dropped": "given up at an early look",
+    "inconclusive": "inconclusive",
+    "open": "open after an early stage",
+    "dropped": "given up at an early stage",
     "fail": "beyond the bound",
     "timed": "timed, not scored",
     "failed": "failed",
 }
-"""State of a trial -> what it says."""
+"""State of a trial -> its description."""
 
 
 def search_page(run: Run) -> str:
@@ -74,7 +74,7 @@ def search_page(run: Run) -> str:
 
 
 def title_of(run: Run) -> str:
-    """Return what was made faster, in one line."""
+    """Return the pipeline, scheduler and steps in one line."""
     load = run.record.workload
     parts = [
         load.pipeline or "an unnamed pipeline",
@@ -85,7 +85,7 @@ def title_of(run: Run) -> str:
 
 
 def headline(run: Run) -> dict[str, Any]:
-    """Return what a reader should know first, as texts."""
+    """Return the texts at the top of the page."""
     bound = f"{100 * run.goal.max_score_loss:g} %"
     winner = run.winner
     if winner is None or winner.speedup is None or winner.score_loss is None:
@@ -94,7 +94,7 @@ def headline(run: Run) -> dict[str, Any]:
         message = f"No candidate meets the goal: faster, within {bound} of the baseline's score."
         if not scored and fastest is not None:
             message = "Speed alone: nothing was scored, so this does not say what to use."
-        return {"found": False, "said": message, "fastest": fastest}
+        return {"found": False, "message": message, "fastest": fastest}
     held = run.record.end and run.record.end.held_out
     as_well = [rival for rival in run.rivals if rival.does_as_well]
     return {
@@ -136,7 +136,7 @@ def _ends(estimate: Estimate, scale: float, places: int, unit: str) -> str:
 
 
 def _chart(run: Run) -> dict[str, Any]:
-    """Return what the page's script draws and tabulates; numbers are rounded to be short."""
+    """Return the data that the page's script draws and tabulates, rounded to be short."""
     return {
         "bound": run.goal.max_score_loss,
         "noise": _finite(run.noise_floor, 4),
@@ -194,10 +194,10 @@ def _mean(values: Sequence[float], places: int) -> float | None:
 
 
 def _maps(run: Run) -> Iterator[dict[str, Any]]:
-    """Yield a heat map of each pair of parameters.
+    """Yield a heat map for each pair of parameters.
 
-    A cell holds the best of all that share its two values: the largest speedup among those not
-    shown to be beyond the bound, and the least loss.
+    A cell holds the best of all trials with its two values: the largest speedup among those that
+    may be within the bound, and the smallest loss.
     """
     names = list(
         dict.fromkeys(
@@ -267,7 +267,7 @@ def _shade(value: float, low: float, high: float) -> int:
 
 
 def _pictures(run: Run) -> list[dict[str, Any]]:
-    """Return a row a prompt of pictures as data URIs, each with what was measured of it."""
+    """Return a row of images per prompt, as data URIs with their measurements."""
     if run.pictures is None:
         return []
     return [
@@ -311,7 +311,7 @@ def _measurement_of(run: Run, column: Column) -> Measurement | None:
 
 
 def data_uri(path: Path) -> str:
-    """Return a picture as the page holds it: as it is, or as WebP where that is large."""
+    """Return an image as a data URI: unchanged, or as WebP if it is large."""
     content, kind = path.read_bytes(), "png"
     if len(content) > LARGEST_PNG:
         from PIL import Image
@@ -324,7 +324,7 @@ def data_uri(path: Path) -> str:
 
 
 def _search(run: Run) -> dict[str, Any]:
-    """Return how the search went: what took its time, how far candidates got, why it stopped."""
+    """Return where the time went, how far candidates got, and why the search stopped."""
     rows, end, space, baseline = run.rows, run.record.end, run.record.space, run.baseline
 
     def beside(kind: Kind) -> float:
@@ -339,12 +339,12 @@ def _search(run: Run) -> dict[str, Any]:
     total = sum(spent.values())
     return {
         "spent": [
-            {"name": name, "said": duration(seconds), "share": seconds / total}
+            {"name": name, "time": duration(seconds), "share": seconds / total}
             for name, seconds in spent.items()
             if seconds > 0 and total > 0
         ],
         "total": duration(end.seconds if end and end.seconds else total),
-        "looks": _looks(rows),
+        "stages": _stages(rows),
         "failed": sum(row.state == "failed" for row in rows),
         "dropped": sum(row.state in ("dropped", "open") for row in rows),
         "points": space.points,
@@ -362,8 +362,8 @@ def _search(run: Run) -> dict[str, Any]:
     }
 
 
-def _looks(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return how many candidates were scored on as many prompts, and their states."""
+def _stages(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return how many candidates were scored on how many prompts, and their states."""
     return [
         {
             "prompts": prompts,

@@ -1,4 +1,4 @@
-"""The winner as Python: the lines to copy, and a script that runs as it is."""
+"""The winner as Python: lines to copy, and a complete script."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 
 
 def direct_lines(run: Run) -> list[str]:
-    """Return the lines that apply the winner's settings, which stand in them."""
+    """Return the lines that apply the winner's settings, written out."""
     assert run.winner is not None
     options = scheduler_option(run.record.workload.scheduler_class)
     return python_lines(literal(run.winner.candidate), *options, compiled=_is_compiled(run))
 
 
 def file_lines(run: Run) -> list[str]:
-    """Return the lines that apply what the result file holds; none where nothing was written."""
+    """Return the lines that apply the result file's entry; none where no file was written."""
     asked, load = run.asked, run.record.workload
     if not asked.output or not load.steps or asked.replay:
         return []
-    # All that tells this search's result from others: what else the file holds, or will hold when
-    # this is read, is not known here.
+    # All that selects this search's result: the file may hold others by the time of reading.
     choice = {"req_score_loss": asked.req_score_loss, "targets": asked.targets}
     options = [
         *choosing({"steps": load.steps}),

@@ -1,4 +1,4 @@
-"""The trackers that a search was asked for, from connecting them to its end."""
+"""The requested trackers of a search, from connecting to its end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ASKED = (
     *("min_psnr", "min_ssim", "max_trials", "time_budget", "seed", "prompts", "num_samples"),
     *("held_out_samples", "timing_pairs", "latency_only", "compile", "attention"),
 )
-"""Options that are written where a search is followed."""
+"""Options that trackers write."""
 
 
 class Tracking(Observers):
-    """The trackers of one search, each by its option and address as messages name it."""
+    """The trackers of one search, by option and address."""
 
     def end(
         self,
@@ -33,12 +33,12 @@ class Tracking(Observers):
         files: Sequence[Path],
         bound: BoundEntry | None = None,
     ) -> None:
-        """Tell how the search ended.
+        """Send the end of the search to every tracker.
 
         Args:
             entry: Its result; None without one.
-            outcome: What it found; None where speed alone was looked for.
-            files: What was written.
+            outcome: Its outcome; None for a search for speed alone.
+            files: Written files.
             bound: As in `Ending`.
         """
         stopped = "speed alone" if outcome is None else outcome.stopped
@@ -56,7 +56,7 @@ def tracked(
     study: str,
     logger: logging.Logger,
 ) -> Iterator[Tracking]:
-    """Connect the trackers that the settings ask for, and tell them if the block ends early."""
+    """Connect the requested trackers, and notify them if the block raises."""
     asked = {name: getattr(settings, name) for name in ASKED}
     name = None if settings.replay is not None else study
     subject = Subject(name, asked, workload, provenance)
