@@ -211,7 +211,7 @@ def search(
         written: Sequence[Path] = ()
         if settings.report is not None or settings.export is not None:
             run_dir = None if settings.replay is not None else settings.run_dir
-            run = of_outcome(outcome, searched.record, store.remembered(), run_dir)
+            run = of_outcome(outcome, searched.record, store.extras(), run_dir)
             written = write_of(run, settings)
         stored = [settings.output] if searched.entry and settings.replay is None else []
         files = [Path(file) for file in (*stored, settings.trials_out) if file is not None]
@@ -366,7 +366,7 @@ class Session:
         load, where = self.evaluator.workload, self.provenance
         if settings.trials_out is not None:
             trials = [tested.trial for tested in outcome.trials]
-            extra = store.remembered()
+            extra = store.extras()
             path = Path(settings.trials_out)
             write_trials(path, space.coinciding, load, outcome.baseline, trials, extra)
         entry, no_gain = None, of_search(outcome, space, where)

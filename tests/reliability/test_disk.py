@@ -315,7 +315,7 @@ def filled(folder: Path) -> None:
     evaluator = FakeEvaluator()
     baseline = evaluator.baseline()
     store = TrialStore(default_url(folder), "study", space.values())
-    store.remember("baseline:search:4", baseline)
+    store.save_extra("baseline:search:4", baseline)
     for position in range(5):
         candidate = space.candidate_at(position)
         measured = evaluator.measure(candidate)
@@ -329,7 +329,7 @@ def opened(folder: Path) -> str:
     try:
         store = TrialStore(default_url(folder), "study", space.values())
         found = store.trials()
-        store.remembered()
+        store.extras()
         failed = Trial(space.candidate_at(6), None, Failure("timeout", "late", 1.0))
         store.add(failed, None)
     except AccelSearchError as error:

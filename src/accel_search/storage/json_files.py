@@ -1,4 +1,4 @@
-"""JSON result files that several processes share and none can leave half written."""
+"""JSON files that several processes share, replaced as a whole and checked when read."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ T = TypeVar("T")
 
 
 class Unreadable(ValueError):
-    """A file, or a part of one, is not what it should be; the message says in a line why."""
+    """A file, or a part of one, is corrupt; the message is one line."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a result file; `{}` where there is no file.
 
-    A file that does not hold a JSON object is moved aside, with a warning that names it; so is one
-    with a number that is none (NaN, 1e999) or nested too deep, which could not be written back.
+    A file without a JSON object is moved aside, with a warning that names it; so is one with NaN or
+    an infinite number, or nested too deep, which could not be written back.
 
     Raises:
-        ConfigurationError: The file cannot be read at all, or one that does not parse cannot be
-            moved aside.
+        ConfigurationError: The file cannot be read, or a corrupt one cannot be moved aside.
     """
     content, wrong = _parsed(path)
     if not wrong:
@@ -52,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Do as `read_json`; under the lock, since another process may have mended the file."""
+    """Do as `read_json`, under the lock: another process may have replaced the file."""
     content, wrong = _parsed(path)
     if wrong:
         aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
@@ -62,7 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], str]:
-    """Return a file's object, and what is wrong with the file; empty if nothing is."""
+    """Return a file's object, and what is wrong with the file, if anything."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -75,10 +74,10 @@ def _parsed(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text, each number of it finite, and not nested beyond `DEPTH`.
+    """Return the value of a JSON text with finite numbers, nested at most `DEPTH` levels.
 
     Raises:
-        ValueError, RecursionError: It holds none.
+        ValueError, RecursionError: It is not one.
     """
 
     def finite(digits: str) -> float:
@@ -91,10 +90,10 @@ def parse_json(text: str) -> Any:
     level = [content]
     for _ in range(DEPTH):
         level = [
-            each
+            inner
             for value in level
             if isinstance(value, dict | list)
-            for each in (value.values() if isinstance(value, dict) else value)
+            for inner in (value.values() if isinstance(value, dict) else value)
         ]
         if not level:
             return content
@@ -104,11 +103,11 @@ def parse_json(text: str) -> Any:
 def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Read a result file, change its object and replace the file, under its lock.
 
-    A reader sees the old file or the new one, never a part, and two writers never lose each
-    other's entries.
+    A reader sees the old file or the new one, never a part, and no writer loses the entries of
+    another.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         change: Changes the object in place.
 
     Raises:
@@ -124,7 +123,7 @@ def load_json(path: Path) -> Any:
     """Return the content of a JSON file, compressed if its name ends in `.gz`.
 
     Raises:
-        Unreadable: It cannot be read, or is no JSON, or one that `parse_json` refuses.
+        Unreadable: It cannot be read, or `parse_json` refuses it.
     """
     try:
         raw = path.read_bytes()
@@ -134,10 +133,10 @@ def load_json(path: Path) -> Any:
 
 
 def as_type(value: Any, kind: type[T]) -> T:
-    """Return a value of a file as a typed one, each of its fields checked.
+    """Return a value of a file converted to a type, every field checked.
 
     Raises:
-        Unreadable: It is none.
+        Unreadable: It does not fit the type.
     """
     try:
         return convert(value, kind)
@@ -146,12 +145,12 @@ def as_type(value: Any, kind: type[T]) -> T:
 
 
 def readable(values: Mapping[K, Any], kind: type[T], *, strict: bool = False) -> dict[K, T]:
-    """Return those values that are of a type, by their names.
+    """Return the values that fit a type, converted to it, under their names.
 
-    Others, which someone edited or a later version wrote, are passed over.
+    Others, which someone edited or a later version wrote, are skipped.
 
     Raises:
-        Unreadable: With `strict`, for the first that is not.
+        Unreadable: With `strict`, for the first that does not fit.
     """
     typed = {}
     for name, value in values.items():
@@ -164,15 +163,15 @@ def readable(values: Mapping[K, Any], kind: type[T], *, strict: bool = False) ->
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return a JSON object as it is, and an empty one in place of anything else."""
+    """Return a JSON object, or an empty one in place of anything else."""
     return value if isinstance(value, dict) else {}
 
 
 def ensure_writable(path: Path) -> None:
-    """Find out before hours of measuring whether a file can be written after them.
+    """Check before hours of measuring that a file can be written.
 
     Args:
-        path: The file, which need not be there; its folder is made.
+        path: The file, which need not exist; its folder is created.
 
     Raises:
         ConfigurationError: It cannot.
@@ -193,8 +192,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold a result file's lock for the length of a `with` block.
 
     Raises:
-        ConfigurationError: Another process holds it, or the block, or the folder, does not let
-            the file be written.
+        ConfigurationError: Another process holds it, or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +208,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one.
+    """Write a file so that a crash leaves either the old one or the new one.
 
     Raises:
         OSError: The folder cannot be written to, or the disk is full; the old file is intact.
@@ -222,7 +220,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; a result file is as readable as any other.
+        # mkstemp creates a private file; a result file gets the usual permissions.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:

@@ -17,7 +17,7 @@ _FAILED_KEY = re.compile(rf"(.+)_({'|'.join(map(re.escape, SCHEDULERS))})_(\d{{1
 
 @dataclass(frozen=True)
 class Configuration:
-    """A model, a scheduler, a number of steps, and what is to make them faster."""
+    """A row and column of a sweep's table: model, scheduler, steps and method."""
 
     model: str
     """What `accel-search --pipe` takes."""
@@ -39,16 +39,16 @@ class Configuration:
 
     @classmethod
     def from_failed_key(cls, key: str) -> Configuration | None:
-        """Return the configuration of a key in `failed_configs`; None where it is none.
+        """Return the configuration of a key in `failed_configs`; None for an invalid key.
 
-        A model and a method may hold the separator; a scheduler, which stands between, does not.
+        A model or a method may contain the separator; the scheduler between them does not.
         """
-        found = _FAILED_KEY.fullmatch(key)
-        return None if found is None else cls(found[1], found[2], int(found[3]), found[4])
+        match = _FAILED_KEY.fullmatch(key)
+        return None if match is None else cls(match[1], match[2], int(match[3]), match[4])
 
     @property
     def slug(self) -> str:
-        """Return a name for its folder; that of another configuration is another."""
+        """Return a unique name for its folder."""
         plain = re.sub(r"[^A-Za-z0-9.+-]+", "_", self.failed_key).strip("_.")
         if plain == self.failed_key:
             return plain
@@ -92,7 +92,7 @@ def search_key(
 
 
 def parse_key(text: str) -> Key | None:
-    """Return such a text as a key, None where it is not one; literals only, nothing is run."""
+    """Return the key of such a text, None for an invalid one; nothing in it is executed."""
     try:
         parts = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -101,7 +101,7 @@ def parse_key(text: str) -> Key | None:
 
 
 def _is_key(parts: tuple[Any, ...]) -> bool:
-    """Return whether the parts are those of a key; a file may hold anything."""
+    """Return whether a tuple has the parts of a key; a file may hold anything."""
     if len(parts) != 6:
         return False
     pipeline, scheduler, steps, goal, loss, targets = parts

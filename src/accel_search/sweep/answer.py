@@ -1,4 +1,4 @@
-"""What a worker answers: an entry, a failure as `failed_configs` holds it, or a hang. JSON."""
+"""A worker's answer, in JSON: an entry, a failure, a hang, or its machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from accel_search.storage.json_files import as_type
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one job: one of `entry`, `failure`, `carried` and `machine`."""
+    """The answer to one job: one of `entry`, `failure`, `carried` and `machine`."""
 
     key: str = ""
     """Of `speedup_bounds.json`."""
@@ -36,9 +36,9 @@ class Answer:
     is_of_model: bool = False
     """Whether every configuration of the model would fail the same way."""
     carried: tuple[int, float] | None = None
-    """Where a candidate hung and is recorded as failed: what the next process takes over."""
+    """After a hang that is stored as a failure: counts for the next process."""
     machine: Mapping[str, Any] | None = None
-    """The fields of a provenance that depend on the machine, where they were asked for."""
+    """The fields of a provenance that depend on the machine, for a probe."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -59,11 +59,11 @@ def failure(
     exit_code: int | None = None,
     **facts: Any,
 ) -> FailedEntry:
-    """Return a failure of now.
+    """Return a failure with the current time.
 
     Args:
         error: Its kind.
-        message: What a user can act on; cut to length when it is written.
+        message: For the user; cut to length when it is written.
         seconds: Wall seconds until it failed.
         exit_code: As in `FailedEntry`.
         facts: Further fields: `batch_sizes_tried`, `bytes_asked`, `bytes_free`.
@@ -79,7 +79,7 @@ def failure(
 
 
 def failure_of(error: BaseException, seconds: float) -> FailedEntry:
-    """Return the failure that an exception amounts to."""
+    """Return an exception as a failure."""
     code = error.exit_code if isinstance(error, AccelSearchError) else ExitCode.UNEXPECTED
     message = str(error) if isinstance(error, AccelSearchError) else _named(error)
     facts: dict[str, Any] = {}

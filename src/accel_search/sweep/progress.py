@@ -1,4 +1,4 @@
-"""What a person reads of a sweep: its lines, its bar, its table."""
+"""The lines, the bar and the table of a sweep."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from accel_search.sweep.answer import Answer
 from accel_search.sweep.status import Status
 
 LEVELS = {"WARNING: ": logging.WARNING, "ERROR: ": logging.ERROR}
-"""How a process marks its lines -> their level in the sweep's log."""
+"""Prefix of a process's line -> its level in the sweep's log."""
 
 
 class SweepProgress(WithBar):
     """Writes the sweep's lines to the log, and draws a bar below them.
 
     Args:
-        logger: Gets the lines; safe from several threads, as loggers are.
+        logger: Receives the lines, from several threads.
         total: Configurations in the table.
-        expected: Seconds that a configuration should take on some machine or other.
+        expected: Relative seconds that a configuration should take.
         show_bar: Whether a bar is drawn on standard error.
     """
 
@@ -46,12 +46,12 @@ class SweepProgress(WithBar):
         super().__init__(total, "  {desc}", show=show_bar)
 
     def expect(self, configurations: Sequence[Configuration], workers: int) -> None:
-        """Set what there is to do, for the time left."""
+        """Set the configurations to explore, for the time left."""
         self._left = set(configurations)
         self._workers = max(1, workers)
 
     def on_skip(self, configuration: Configuration, status: Status) -> None:
-        """Write that a configuration is done, or failed before."""
+        """Write that a configuration was done or failed before."""
         if status.failure is not None:
             self.failed += 1
             self._logger.info(
@@ -79,7 +79,7 @@ class SweepProgress(WithBar):
         self._advance(0)
 
     def on_line(self, configuration: Configuration, line: str) -> None:
-        """Write what its process printed, under its name."""
+        """Write a line of its process, under its name."""
         level = logging.INFO
         for mark, its_level in LEVELS.items():
             if line.startswith(mark):
@@ -87,7 +87,7 @@ class SweepProgress(WithBar):
         self._logger.log(level, "[%s] %s", configuration, line)
 
     def on_done(self, configuration: Configuration, answer: Answer, seconds: float) -> None:
-        """Write what was found, or how it failed."""
+        """Write its result or its failure."""
         with self._lock:
             self._running.discard(configuration)
             self._left.discard(configuration)
@@ -142,7 +142,7 @@ def in_a_line(entry: BoundEntry) -> str:
 
 
 def table(statuses: Mapping[Configuration, Status]) -> str:
-    """Return the sweep's table: a line a model, scheduler and steps, a column a method."""
+    """Return the sweep's table: a line per model, scheduler and steps, a column per method."""
     methods = list(dict.fromkeys(configuration.method for configuration in statuses))
     rows: dict[tuple[str, str, int], dict[str, str]] = {}
     for configuration, status in statuses.items():
@@ -173,7 +173,7 @@ def _cell(status: Status) -> str:
 
 
 def legend(latency_only: bool) -> str:
-    """Return what the table's figures are."""
+    """Return the legend of the table."""
     if latency_only:
         return "Largest measured speedup; latency only, nothing was scored."
     return "Best speedup within the loss of score, and in brackets the largest measured at all."
@@ -182,13 +182,13 @@ def legend(latency_only: bool) -> str:
 def plan(
     statuses: Mapping[Configuration, Status], seconds: float, workers: int, *, measured: bool
 ) -> str:
-    """Return what a dry run prints.
+    """Return the text of a dry run.
 
     Args:
-        statuses: What became of each configuration so far.
-        seconds: Expected for those that are to run.
-        workers: Among which they are shared.
-        measured: Whether the estimate leans on what was measured on this machine.
+        statuses: The state of each configuration.
+        seconds: Expected for the open ones.
+        workers: Number of workers that share them.
+        measured: Whether the estimate uses measurements of this machine.
     """
     counts = {"open": 0, "done": 0, "failed": 0}
     for status in statuses.values():

@@ -1,4 +1,4 @@
-"""What became of a configuration so far, as the bounds file tells it."""
+"""The state of a configuration, by the bounds file: open, done or failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accel_search.storage.lookup import Reason, other_options
 
 @dataclass(frozen=True)
 class Status:
-    """What became of a configuration so far."""
+    """The state of a configuration."""
 
     state: Literal["open", "done", "failed"]
     entry: BoundEntry | None = None
@@ -24,7 +24,7 @@ class Status:
     failure: FailedEntry | None = None
     """Where it failed."""
     note: str = ""
-    """Why a stored result does not count."""
+    """Why a stored entry does not count."""
 
 
 def status_of(
@@ -33,15 +33,15 @@ def status_of(
     settings: Settings,
     machine: Mapping[str, Any] | None,
 ) -> Status:
-    """Return what a bounds file says of a configuration.
+    """Return the state of a configuration.
 
-    A result counts if the same options asked for it and this machine, with these versions of the
-    packages, made it.
+    An entry counts if it was made with the same options, on this machine and with these versions
+    of the packages.
 
     Args:
-        content: Of the file.
-        configuration: Which one.
-        settings: Its search's.
+        content: Of the bounds file.
+        configuration: The configuration.
+        settings: The settings of its search.
         machine: The fields of a provenance that depend on the machine; None takes any machine's.
     """
     entry, reasons = stored_bound(content, settings, machine)
@@ -59,7 +59,7 @@ def status_of(
 
 
 def _reason_for(reasons: Sequence[Reason]) -> str:
-    """Return in words why a stored result is none of this sweep; the options first."""
+    """Return why a stored entry does not count: its options, else its machine."""
     names = ", ".join(reason.name for reason in reasons if reason.part == "options")
     if names:
         return f"was asked for with another {names}"
