@@ -1,4 +1,4 @@
-"""What a search, a sweep and `--verify` look for among stored results, by the rule of `lookup`."""
+"""The queries of a search, a sweep and `--verify` to stored entries, by the rule of `lookup`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from accel_search.storage.search_results import Values, search_identity
 def measured_as(
     settings: Settings, workload: Workload, values: Values, provenance: Provenance | None
 ) -> dict[str, Any]:
-    """Return what trials share that are taken for one another's: all that a sample depends on."""
+    """Return all that a sample depends on: searches that agree in it share their trials."""
     searched = search_identity(settings, values)
     return {
         "workload": asdict(workload),
@@ -35,23 +35,22 @@ def stored_answer(
     values: Values,
     provenance: Provenance | None,
 ) -> tuple[SearchEntry | None, list[str]]:
-    """Look for a finished search that answers this one.
+    """Return the entry of a finished search that answers this one.
 
-    For a required speedup any stored result that reached it will do, the fastest first.
+    A required speedup is answered by any result that reached it, the fastest first.
 
     Args:
         path: The result file.
         workload: What is measured.
-        settings: What is asked.
-        values: What is searched: accelerator -> parameter -> values.
-        provenance: Where and with what; None of recorded trials.
+        settings: The options.
+        values: The searched values: accelerator -> parameter -> values.
+        provenance: Of this machine; None for recorded trials.
 
     Returns:
-        The entry, or None; and the fields in which the entries that were passed over differ
-        from this machine, so that the user can be told that they were measured elsewhere.
+        The entry, or None; and the fields in which entries of other machines differ from this one.
     """
     options = search_identity(settings, values)
-    if settings.req_speedup is not None:  # Met by any result that meets it under the same bounds.
+    if settings.req_speedup is not None:  # Met by any search within the same bounds.
         options = {n: value for n, value in options.items() if n not in ("values", *HOW_FAR)}
     passed_over: list[str] = []
     key = _key_of(settings, workload)
@@ -69,13 +68,12 @@ def stored_answer(
 def answering(
     content: Mapping[str, Any], settings: Settings, workload: Workload | None
 ) -> Sequence[SearchEntry | BoundEntry]:
-    """Return the entries whose key is this search's and that reach its goal, the fastest first.
+    """Return the entries with this search's key that reach its goal, the fastest first.
 
     Args:
-        content: Object of a file of results, or with `latency_only` of bounds.
-        settings: What is asked.
-        workload: What is measured; None, before a pipeline is loaded, takes any pipeline's class
-            and the settings' scheduler and steps.
+        content: Object of the result file, or with `latency_only` of the file of bounds.
+        settings: The options.
+        workload: What is measured; None, before a pipeline is loaded, accepts any pipeline class.
     """
     key = _key_of(settings, workload)
     if settings.latency_only:
@@ -86,12 +84,12 @@ def answering(
 def stored_bound(
     content: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
 ) -> tuple[BoundEntry | None, list[Reason]]:
-    """Return what a file of bounds holds of a configuration, and why that does not answer.
+    """Return the stored bound of a configuration, and why it does not answer.
 
     Args:
-        content: Of the file.
+        content: Object of the file of bounds.
         settings: The configuration.
-        machine: The fields of a provenance that depend on the machine; None takes any machine's.
+        machine: The fields of a provenance that depend on the machine; None accepts any.
     """
     label = speedup_bounds.label_of(settings.pipe, settings.latency_only)
     key = replace(_key_of(settings, None), goal=UPPER_BOUND, label=label)

@@ -1,6 +1,6 @@
-"""What result files and run records hold, as typed records: validated when read, in one place.
+"""The typed entries of result files; `json_files.as_type` checks and converts what is read.
 
-A field that a file does not give has its default, one that is unknown here is passed over.
+Missing fields have their defaults, and unknown ones are ignored.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:  # They load NumPy, for which a worker should not wait.
     from accel_search.core.outcome import Outcome
 
 Number = Annotated[float, Meta(gt=-1e300, lt=1e300)]
-"""A number to compute with: neither NaN nor infinite; true and false are none."""
+"""A finite number; JSON's true and false are refused."""
 Whole = Annotated[int, Meta(gt=-(2**53), lt=2**53)]
 Count = Annotated[int, Meta(ge=0, le=100_000)]
-"""A whole number of a workload: every step of it is gone through."""
+"""A whole number of a workload, small enough to loop over."""
 Interval = tuple[Number, Number]
 Params = dict[str, dict[str, Whole | Number]]
 """Accelerator name -> parameters."""
@@ -32,7 +32,7 @@ Params = dict[str, dict[str, Whole | Number]]
 
 @dataclass(frozen=True)
 class StoredWorkload(Workload):
-    """A workload as a file gives it; a field that it does not give is empty or 0."""
+    """A workload in a file; missing fields are empty or 0."""
 
     pipeline: str = ""
     pipeline_class: str = ""
@@ -50,14 +50,14 @@ class StoredWorkload(Workload):
     attention_downsamples: tuple[Annotated[int, Meta(gt=0, le=100_000)], ...] = ()
 
     def known(self) -> dict[str, Any]:
-        """Return the fields that the file gives; 0 and empty ones only of a whole workload."""
+        """Return the fields that are known: of an incomplete workload, those not empty or 0."""
         values = asdict(self)
         return values if self.unet_calls else {name: v for name, v in values.items() if v}
 
 
 @dataclass(frozen=True)
 class StoredProvenance(Provenance):
-    """A provenance as a file gives it; a field that it does not give is empty, 0 or None."""
+    """A provenance in a file; missing fields are empty, 0 or None."""
 
     device_name: str = ""
     driver: str | None = None
@@ -78,9 +78,9 @@ class StoredProvenance(Provenance):
 
 @dataclass(frozen=True)
 class SearchProvenance(StoredProvenance):
-    """Where a search's result was measured; `batch_size` is the one that was asked for.
+    """The provenance of a search's result; `batch_size` is the requested one.
 
-    A batch that did not fit was halved, and will be again: what was asked for decides whether a
+    A batch that did not fit was halved, and will be again: the requested size decides whether a
     later search is the same.
     """
 
@@ -88,33 +88,33 @@ class SearchProvenance(StoredProvenance):
 
 
 UNKNOWN = SearchProvenance()
-"""Provenance of what does not say where it was measured."""
+"""Stands for a missing provenance."""
 
 
 class _Entry:
-    """What the entries of both files have in common."""
+    """Common properties of the entries of both files."""
 
     provenance: StoredProvenance | None
 
     @property
     def where(self) -> StoredProvenance:
-        """Return where it was measured, an empty provenance where it does not say."""
+        """Return the provenance, `UNKNOWN` if it is missing."""
         return self.provenance or UNKNOWN
 
     @property
     def model_id(self) -> str:
-        """Return the hub id or folder of its model; empty where it does not say."""
+        """Return the hub id or folder of its model; empty if unknown."""
         return self.where.model_id
 
     @property
     def device(self) -> str:
-        """Return what it was measured on; empty where it does not say."""
+        """Return the name of its device; empty if unknown."""
         return self.where.device_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured of one candidate, on one part of the prompts."""
+    """Speedup and loss of one candidate, on one part of the prompts."""
 
     speedup: Number
     score_loss: Number
@@ -137,15 +137,15 @@ class _Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class FewerSteps(Figures, _Steps):
-    """What was measured of the baseline pipeline with fewer steps, which stand first."""
+    """Figures of the baseline pipeline with fewer steps."""
 
     does_as_well: bool = False
-    """As the winner, as far as these prompts can tell."""
+    """Whether it does as well as the winner, on these prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Without:
-    """What a winner's speedup is without one of its targets."""
+    """A winner's speedup without one of its targets."""
 
     speedup: Number
     speedup_interval: Interval | None = None
@@ -153,7 +153,7 @@ class Without:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEvidence:
-    """What the result of a search rests on."""
+    """The evidence for a search's result."""
 
     goal: str | Number | None = None
     """`upbound_speedup`, or the speedup that was required."""
@@ -171,7 +171,7 @@ class SearchEvidence:
     refuted_on_held_out: tuple[Params, ...] = ()
     strategy: str | None = None
     search: dict[str, Any] = field(default_factory=dict)
-    """Options that the search was asked for with, and the values that it searched."""
+    """The search's options and values, from `search_results.search_identity`."""
     space_points: int | None = None
     space_distinct: int | None = None
     trials_measured: int | None = None
@@ -204,7 +204,7 @@ class SearchEntry(_Entry):
         return Candidate(self.settings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; the parameters stand beside the figures, too."""
+        """Return plain JSON types; the parameters are also at the top level."""
         document = to_builtins(self)
         head = {name: document.pop(name) for name in ("speedup", "score_loss")}
         return {**head, **self.candidate.flat(), **document}
@@ -212,7 +212,7 @@ class SearchEntry(_Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class Fastest:
-    """The fastest candidate of a space, whatever it loses."""
+    """The fastest candidate of a space, whatever its quality."""
 
     speedup_interval: Interval
     is_gain: bool = False
@@ -236,7 +236,7 @@ class Feasible:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundEvidence:
-    """What a bound on speed rests on."""
+    """The evidence for a bound on speed."""
 
     noise_floor: Number | None = None
     baseline_seconds_per_image: Number | None = None
@@ -267,7 +267,7 @@ class BoundEntry(_Entry):
     """As `--pipe` names it."""
     latency_only: bool
     asked: dict[str, Any] | None = None
-    """Options that it was asked for with."""
+    """The options of its search, from `speedup_bounds.asked`."""
     evidence: BoundEvidence
     provenance: StoredProvenance | None = None
 
@@ -308,7 +308,7 @@ def figures(assessment: Assessment) -> dict[str, Any]:
 
 
 def fewer_steps(outcome: Outcome) -> tuple[FewerSteps, ...]:
-    """Return what a search measured of fewer steps, and whether they do as well as its winner."""
+    """Return the figures of fewer steps, and whether they do as well as the winner."""
     winner = outcome.winner
     return tuple(
         FewerSteps(

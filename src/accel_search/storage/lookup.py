@@ -1,4 +1,4 @@
-"""Which stored result answers: a search, a sweep, `accelerate`, `--verify`; one rule for all."""
+"""Which stored entry answers: one rule for a search, a sweep, `accelerate` and `--verify`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a result is to be of; None takes any."""
+    """The entry that is wanted; None in a field accepts any."""
 
     pipeline_class: str | None = None
     """Class name of the pipeline."""
@@ -40,9 +40,9 @@ class Wanted:
     """Class name of the scheduler."""
     steps: int | None = None
     targets: Sequence[str] | None = None
-    """Accelerators that were searched, exactly these."""
+    """The accelerators searched, exactly these."""
     req_score_loss: float | None = None
-    """Bound on the loss of score that was searched under, a fraction."""
+    """The search's bound on the loss of score, a fraction."""
     model: str | None = None
     """Hub id or folder."""
     label: str | None = None
@@ -50,9 +50,9 @@ class Wanted:
     goal: str | float | None = None
     """`upbound_speedup`, or the least speedup."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options that it is to have been asked for with."""
+    """Options that it must have been searched with."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of a provenance that it is to have."""
+    """Fields that its provenance must have."""
 
     def __str__(self) -> str:
         steps = None if self.steps is None else f"{self.steps} steps"
@@ -66,17 +66,17 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Fitting(Generic[E]):
-    """An entry of a file, with what tells it from the others."""
+class StoredEntry(Generic[E]):
+    """An entry of a file, with its key."""
 
     key: Key
     entry: E
     label: str | None = None
-    """Of a bound on speed; None of a search's result."""
+    """Of a bound on speed; None for a search's result."""
 
     @property
     def options(self) -> Mapping[str, Any] | None:
-        """Return the options that it was asked for with; None where it does not say."""
+        """Return the options that it was searched with; None if unknown."""
         if isinstance(self.entry, BoundEntry):
             return self.entry.asked
         evidence = self.entry.evidence
@@ -85,17 +85,17 @@ class Fitting(Generic[E]):
 
     @property
     def is_settled(self) -> bool:
-        """Return whether nothing that its search left out could win."""
+        """Return whether no candidate that its search left out could win."""
         if isinstance(self.entry, BoundEntry):
             return bool(self.entry.evidence.search_settled)
         return self.entry.evidence.settled
 
 
-def in_a_line(stored: Fitting[SearchEntry]) -> str:
-    """Return in one line what was measured, what is to be expected of it, and where."""
+def in_a_line(stored: StoredEntry[SearchEntry]) -> str:
+    """Return a result in one line: settings, expected figures, and where it was measured."""
     entry, key = stored.entry, stored.key
     evidence, where = entry.evidence, entry.where
-    # On prompts that the search did not choose by, where there are such.
+    # Preferably on prompts by which the search did not choose.
     figures = evidence.held_out or Figures(
         speedup=entry.speedup,
         score_loss=math.nan if entry.score_loss is None else entry.score_loss,
@@ -120,11 +120,11 @@ def in_a_line(stored: Fitting[SearchEntry]) -> str:
     )
 
 
-Result = Fitting[SearchEntry]
+Result = StoredEntry[SearchEntry]
 
 
 class Reason(NamedTuple):
-    """In what a stored result is another than the one that is wanted."""
+    """A field in which a stored entry differs from the wanted one."""
 
     part: Literal["key", "options", "provenance"]
     name: str
@@ -135,10 +135,10 @@ HOW_FAR = ("strategy", "sampler", "max_trials", "time_budget")
 _DEFAULTS = {option.name: option.default for option in fields(Settings)}
 
 
-def why_not(stored: Fitting[E], query: Wanted) -> list[Reason]:
-    """Return why a stored entry does not answer a query; nothing where it does.
+def why_not(stored: StoredEntry[E], query: Wanted) -> list[Reason]:
+    """Return why a stored entry does not answer a query; empty if it does.
 
-    Once its key is another, the rest is not looked at.
+    The rest is compared only if the keys agree.
     """
     key, entry = stored.key, stored.entry
     fields_of_key = {
@@ -152,7 +152,7 @@ def why_not(stored: Fitting[E], query: Wanted) -> list[Reason]:
     others = [name for name, (wanted, own) in fields_of_key.items() if wanted not in (None, own)]
     if query.goal is not None:
         is_bound = key.goal == UPPER_BOUND
-        # The speedup in a key is rounded: a name, and not what was reached.
+        # The speedup in a key is rounded: it is a name, not the speedup reached.
         if is_bound != (query.goal == UPPER_BOUND) or (
             not is_bound and isinstance(entry, SearchEntry) and entry.speedup < float(query.goal)
         ):
@@ -170,11 +170,11 @@ def why_not(stored: Fitting[E], query: Wanted) -> list[Reason]:
 def other_options(
     asked: Mapping[str, Any] | None, wanted: Mapping[str, Any], *, settled: bool = False
 ) -> list[str]:
-    """Name the options by which what was asked for does not answer what is wanted.
+    """Return the options in which a search differs from the wanted one.
 
-    More timing pairs will do, for an unsteady machine is told to ask for them. How far a search
-    went does not matter once it is settled; but a grid, which measures everything, is answered by
-    none but its like. An option that `asked` does not name is younger, and had its default.
+    More timing pairs are accepted, because unsteady machines need them. How far a search went does
+    not matter once it is settled; but only a grid, which measures everything, answers a grid. An
+    option that `asked` lacks was added later, and had its default.
     """
     if asked is None:
         return list(wanted)
@@ -189,17 +189,21 @@ def other_options(
     return others
 
 
-def results(content: Mapping[str, Any], *, strict: bool = False) -> Iterator[Fitting[SearchEntry]]:
+def results(
+    content: Mapping[str, Any], *, strict: bool = False
+) -> Iterator[StoredEntry[SearchEntry]]:
     """Yield the entries of a result file; raises as `search_results.by_model`."""
     for key, value in _keyed(content):
-        yield from (Fitting(key, entry) for entry in by_model(value, strict=strict).values())
+        yield from (StoredEntry(key, entry) for entry in by_model(value, strict=strict).values())
 
 
-def bounds(content: Mapping[str, Any], *, strict: bool = False) -> Iterator[Fitting[BoundEntry]]:
+def bounds(
+    content: Mapping[str, Any], *, strict: bool = False
+) -> Iterator[StoredEntry[BoundEntry]]:
     """Yield the entries of a file of bounds; raises as `speedup_bounds.by_label`."""
     for key, value in _keyed(content):
         for label, entry in speedup_bounds.by_label(value, strict=strict).items():
-            yield Fitting(key, entry, label)
+            yield StoredEntry(key, entry, label)
 
 
 def _keyed(content: Mapping[str, Any]) -> Iterator[tuple[Key, Any]]:
@@ -236,21 +240,21 @@ def find_result(
     wanted: Wanted | None = None,
     loaded_from: str | None = None,
     device: str | None = None,
-) -> Fitting[SearchEntry]:
+) -> StoredEntry[SearchEntry]:
     """Return the fastest stored result that fits.
 
     Args:
         path: The result file.
-        wanted: What it is to be of; None takes any.
-        loaded_from: Hub id or folder of the model, empty where the pipeline does not say, but only
-            to choose where results of several models fit, and to warn where the only one is of
-            another; None takes the fastest of all.
-        device: The GPU's name, but only to choose where results of several fit; None, or one that
-            none is of, takes those of the device that was measured on last, with a warning.
+        wanted: The query; None accepts any result.
+        loaded_from: Hub id or folder of the pipeline's model, empty if unknown: selects among
+            results of several models, and warns if the only one is of another. None takes the
+            fastest of all.
+        device: Name of the pipeline's GPU: selects among results of several devices. None, or a
+            device without results, takes those of the device measured last, with a warning.
 
     Raises:
-        ConfigurationError: No stored result fits; or those that do are of several models, none of
-            which is that of `loaded_from`, or were found under several bounds.
+        ConfigurationError: No stored result fits, or those that fit are of several other models or
+            within several bounds.
     """
     wanted = wanted or Wanted()
     fitting = _candidates(path, read_json(path), wanted, loaded_from)
@@ -264,7 +268,7 @@ def find_result(
 
 
 def holds_any(path: Path, wanted: Wanted) -> bool:
-    """Return whether a file holds a result of what is wanted."""
+    """Return whether a file holds a result that fits."""
     return bool(matching(read_json(path), wanted))
 
 
@@ -280,7 +284,7 @@ def _warn_of_devices(path: Path, fitting: Sequence[Result], chosen: str) -> None
 
 
 def _warn_of_model(path: Path, model: str, loaded_from: str) -> None:
-    """Say that a result may be of another model; a folder may well be a copy of the same."""
+    """Warn that a result may be of another model; a folder may be a copy of the same one."""
     if model and not is_same_model(model, loaded_from):
         _logger.warning(
             "%s: its result is of %s, and the pipeline was loaded from %s; if that is another "
@@ -295,15 +299,15 @@ def _warn_of_model(path: Path, model: str, loaded_from: str) -> None:
 def arguments_for(
     path: Path, wanted: Wanted, entry: SearchEntry
 ) -> dict[str, float | list[str]] | None:
-    """Return what has to be said for `accelerate` to take an entry, and no other, from its file.
+    """Return the arguments by which `accelerate` takes an entry, and no other, from its file.
 
     Args:
         path: The result file.
-        wanted: What the entry is of: all but the model, which the pipeline itself tells.
-        entry: As it was written.
+        wanted: Describes the entry without its model, which the pipeline knows.
+        entry: The entry.
 
     Returns:
-        The fewest of `req_score_loss` and `targets`; None where others are faster by any of them.
+        As few of `req_score_loss` and `targets` as possible; None if no choice selects the entry.
     """
     content = read_json(path)
     bound, targets = wanted.req_score_loss, wanted.targets
@@ -311,15 +315,16 @@ def arguments_for(
     known: dict[str, float | list[str]] = {"req_score_loss": bound, "targets": list(targets)}
     for count in range(len(known) + 1):
         for left_out in combinations(known, len(known) - count):
-            unsaid: dict[str, Any] = dict.fromkeys(left_out)
-            asked = replace(wanted, **unsaid)
-            if _is_found(path, content, asked, entry):
+            unset: dict[str, Any] = dict.fromkeys(left_out)
+            if _is_selected(path, content, replace(wanted, **unset), entry):
                 return {name: value for name, value in known.items() if name not in left_out}
     return None
 
 
-def _is_found(path: Path, content: Mapping[str, Any], wanted: Wanted, entry: SearchEntry) -> bool:
-    """Return whether an entry's settings are taken, with the pipeline on its GPU or not."""
+def _is_selected(
+    path: Path, content: Mapping[str, Any], wanted: Wanted, entry: SearchEntry
+) -> bool:
+    """Return whether an entry's settings are selected, with the pipeline on its GPU or not."""
     try:
         fitting = _candidates(path, content, wanted, entry.model_id)
     except ConfigurationError:
@@ -340,7 +345,7 @@ def _candidates(
     fitting = _of_model(path, fitting, loaded_from)
     limits = sorted({stored.key.req_score_loss for stored in fitting})
     if len(limits) > 1:
-        # The loosest is the fastest: to take it would be to lose more than was asked for last.
+        # The fastest is of the loosest bound, and loses more than the user may accept.
         raise ConfigurationError(
             f"{path}: holds results within several bounds on the loss of score: say which with "
             f"req_score_loss={' or '.join(f'{limit:g}' for limit in limits)}"
@@ -353,14 +358,14 @@ def _fastest(fitting: Sequence[Result]) -> Result:
 
 
 def matching(content: Mapping[str, Any], wanted: Wanted) -> list[Result]:
-    """Return the entries of a result file that are of what is wanted."""
+    """Return the entries of a result file that fit."""
     return [stored for stored in results(content) if not why_not(stored, wanted)]
 
 
 def _of_device(fitting: list[Result], device: str | None) -> list[Result]:
-    """Return the results of a device; those of the one measured on last where there are none.
+    """Return the results of a device, or of the device measured last if there are none.
 
-    What is fast on one GPU may be slow on another, so a faster result of another is no better.
+    Settings that are fast on one GPU may be slow on another.
     """
     own = [stored for stored in fitting if stored.entry.device == device]
     last = max(fitting, key=lambda stored: stored.entry.where.date).entry.device
@@ -368,7 +373,7 @@ def _of_device(fitting: list[Result], device: str | None) -> list[Result]:
 
 
 def _nothing(content: Mapping[str, Any], wanted: Wanted) -> str:
-    """Say that no result fits, and which schedulers there are results of in its place."""
+    """Return a message that no result fits, naming the schedulers with results."""
     anyhow = matching(content, replace(wanted, scheduler_class=None))
     others = sorted({scheduler_name(stored.key.scheduler_class) for stored in anyhow})
     if not others:

@@ -1,4 +1,4 @@
-"""What a report is made of: one search, its trials, its rivals and its pictures."""
+"""The content of a report: one search, its trials, fewer steps, and its images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accel_search.core.workload import Prompt
 from accel_search.storage.run_record import Asked, End, RunRecord
 
 DEFAULT_BOUND = 0.02
-"""Loss of score that is allowed where a run does not say."""
+"""Allowed loss of score of a run without a record."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,23 @@ class Row:
 
     candidate: Candidate
     state: str
-    """`pass`, `fail`, `inconclusive`; `open` or `dropped` at an early look; `timed` where nothing
-    was scored; `failed`."""
+    """`pass`, `fail`, `inconclusive`; `open` or `dropped` at an early stage; `timed` if nothing was
+    scored; `failed`."""
     speedup: Estimate | None
     score_loss: Estimate | None
     prompts: int
-    """Prompts that it was scored on."""
+    """Prompts it was scored on."""
     measurement: Measurement | None
     failure: str | None
     is_front: bool = False
-    """Whether none was faster at a smaller loss, among those scored on all prompts."""
+    """Whether no trial scored on all prompts is faster at a smaller loss."""
     seconds: float = 0.0
-    """Wall seconds that it took, a failed one until it failed."""
+    """Wall seconds it took, a failed one until it failed."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """The bare pipeline with fewer steps."""
+    """The baseline pipeline with fewer steps."""
 
     steps: int
     speedup: Estimate
@@ -51,7 +51,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Column:
-    """Pictures of one candidate."""
+    """Images of one candidate."""
 
     part: str
     """`baseline`, `winner`, `refused` or `rival`."""
@@ -66,7 +66,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of several candidates, from the same prompts and noise."""
+    """Images of several candidates, from the same prompts and noise."""
 
     prompts: tuple[Prompt, ...]
     columns: tuple[Column, ...]
@@ -77,7 +77,7 @@ class Run:
     """One search."""
 
     origin: str
-    """Where it was read from."""
+    """Its folder, file or storage."""
     record: RunRecord
     goal: Goal
     baseline: Measurement
@@ -88,19 +88,19 @@ class Run:
     rivals: tuple[Rival, ...] = ()
     winner: Row | None = None
     without: Mapping[str, Estimate] = field(default_factory=dict)
-    """The winner's speedup without each of several targets, of those that it was timed without."""
+    """Target -> the winner's speedup without it, where that was timed."""
     is_confirmed: bool = False
-    """Whether a search named the winner; otherwise it is only the fastest within the bound."""
+    """Whether the search named the winner; if not, it is only the fastest within the bound."""
     pictures: Pictures | None = None
 
     @property
     def asked(self) -> Asked:
-        """Return what was asked for, as far as it is known."""
+        """Return the options, as far as they are known."""
         return self.record.asked or Asked()
 
     @property
     def noise_floor(self) -> float:
-        """Return how far apart two timings of the bare pipeline may lie by chance."""
+        """Return the relative difference that two timings of the baseline may show by chance."""
         baseline = self.baseline
         noises = timing_noises(
             {extras.baseline(): baseline} | dict(self.beside),
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Return the accelerators that were searched."""
+        """Return the accelerators searched."""
         searched = sorted({name for row in self.rows for name in row.candidate})
         return self.asked.targets or tuple(searched)
 
@@ -124,7 +124,7 @@ def build(
     trials: Sequence[Trial | AssessedTrial],
     beside: Mapping[str, Measurement],
 ) -> Run:
-    """Return a run; trials that a search has assessed already are not assessed again."""
+    """Return a run; trials that are assessed already are not assessed again."""
     asked, end = record.asked or Asked(), record.end
     limit = bound if asked.req_score_loss is None else asked.req_score_loss
     goal = Goal(limit, asked.req_speedup, asked.min_psnr, asked.min_ssim)
@@ -147,7 +147,7 @@ def build(
     if named is not None:
         winner = next((row for row in rows if row.candidate == Candidate(named)), None)
     elif end is None:
-        # No search has said which one: the fastest of those that meet the goal.
+        # No search has named one: the fastest of those that meet the goal.
         feasible = [
             row for row, trial in zip(rows, assessed, strict=True) if trial.is_feasible(goal)
         ]
@@ -207,7 +207,7 @@ def _row(
 
 
 def _with_front(rows: Sequence[Row]) -> list[Row]:
-    """Mark the rows that none beats in both speed and loss."""
+    """Mark the rows that no other beats in both speed and loss."""
     scored = [
         (row.score_loss.value, -row.speedup.value, number)
         for number, row in enumerate(rows)

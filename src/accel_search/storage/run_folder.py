@@ -1,8 +1,4 @@
-"""What a search leaves in its run folder beside the trials' database: its record and its pictures.
-
-The database holds samples and the result file winners. A report needs the rest too: the bound, why
-the search stopped, who was refused, and which prompts the pictures were made of.
-"""
+"""The run folder of a search: its record and its images, next to the trials' database."""
 
 from __future__ import annotations
 
@@ -17,25 +13,25 @@ from accel_search.storage.json_files import write_atomically
 from accel_search.storage.run_record import RunRecord
 
 FOLDER = "stories"
-"""Folder of a run that the records lie in, a file a study."""
+"""Subfolder of the records, a file per study."""
 PICTURES = "pictures"
-"""Folder of a run that the pictures lie in, a folder a study."""
+"""Subfolder of the images, a folder per study."""
 
 
 def record_path(run_dir: str | Path, study: str) -> Path:
-    """Return where a study's record lies in a run folder."""
+    """Return the file of a study's record in a run folder."""
     return Path(run_dir) / FOLDER / f"{_plain(study)}.json"
 
 
 def pictures_path(run_dir: str | Path, study: str) -> Path:
-    """Return the folder of a study's pictures in a run folder."""
+    """Return the folder of a study's images in a run folder."""
     return Path(run_dir) / PICTURES / _plain(study)
 
 
 def _plain(study: str) -> str:
-    """Return a study's name as that of a file; one that someone else wrote may climb out."""
+    """Return a study's name for use as a file name; one written by others may leave the folder."""
     if not study or study in (".", "..") or "/" in study or "\0" in study:
-        raise ConfigurationError(f"{study!r}: is no name of a study of accel-search")
+        raise ConfigurationError(f"{study!r}: is not the name of a study of accel-search")
     return study
 
 
@@ -54,10 +50,10 @@ def write_record(run_dir: str | Path, record: RunRecord) -> None:
 
 
 def reopen_record(run_dir: str | Path, begun: RunRecord) -> None:
-    """Replace the record of a study that a search goes on with: it has not ended any more.
+    """Replace the record of a study that a search resumes: it has no longer ended.
 
     Args:
-        run_dir: The run folder; nothing is written where it has no record of that study.
+        run_dir: The run folder; nothing is written if it has no record of that study.
         begun: From `begun_record`.
 
     Raises:
@@ -68,10 +64,9 @@ def reopen_record(run_dir: str | Path, begun: RunRecord) -> None:
 
 
 def to_picture(outcome: Outcome) -> dict[str, Candidate]:
-    """Return what a reader wants to see side by side, by the part it plays.
+    """Return the candidates to show side by side, by their part.
 
-    The baseline; the winner; the fastest candidate that was refused for what it does to the
-    pictures; and fewer steps, the rival that costs nothing.
+    The baseline, the winner, the fastest candidate refused for its quality, and fewer steps.
     """
     shown = {"baseline": Candidate()}
     if outcome.winner is not None:

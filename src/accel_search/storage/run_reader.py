@@ -1,4 +1,4 @@
-"""A search as a report shows it, read from what it left on disk or taken as it ended."""
+"""Read a search for a report from disk, or take one that has just ended."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def of_outcome(
     """Return a search that has just ended.
 
     Args:
-        outcome: What it found.
+        outcome: Of the search.
         record: From `run_record.ended_record`.
-        beside: What its store holds beside the trials.
-        run_dir: Where its pictures are; None where it left nothing.
+        beside: Measurements that are no trials, by name.
+        run_dir: Where its images are; None if it wrote nothing.
     """
     run = build(
         f"{run_dir or 'a replay'}",
@@ -58,13 +58,13 @@ def read_run(
     Args:
         path: The folder or the file.
         study: Which study of a folder; None is the one that ended last.
-        bound: Largest loss of score allowed, where the run does not say.
-        storage: Optuna storage URL that the trials are in, if not the folder's own database; the
-            folder need not exist then.
+        bound: Largest allowed loss of score, for a run without a record.
+        storage: Optuna storage URL of the trials, if they are not in the folder's own database;
+            the folder need not exist then.
 
     Raises:
-        ConfigurationError: There is no such study, or nothing in it to report.
-        LoadError: A file or storage cannot be read as what it should be.
+        ConfigurationError: There is no such study, or it is empty.
+        LoadError: A file or storage cannot be read.
     """
     if storage is not None or path.is_dir():
         return _read_folder(path, study, bound, storage)
@@ -129,18 +129,18 @@ def _read_folder(folder: Path, study: str | None, bound: float, storage: str | N
         trials, beside = read_study(url, name)
         baselines = _baselines(beside)
         run = build(origin, record, bound, baselines, trials, beside) if baselines else None
-    except Exception as error:  # As above; or the records of another version.
+    except Exception as error:  # As above, or records of another version.
         raise LoadError(f"{place}: {name} cannot be read: {first_line(error)}") from error
     if run is None:
         raise ConfigurationError(
             f"{place}: {name} holds no finished baseline yet; run the search again to go on"
         )
-    # Those of an earlier end show what need not be the winner any more.
+    # Images of an earlier end may not show the winner any more.
     return run if record.is_open else _with_pictures(run, folder)
 
 
 def _place(folder: Path, storage: str | None) -> tuple[str, str]:
-    """Return how the place of the trials is named in messages, and its URL."""
+    """Return the name of the trials' place in messages, and its URL."""
     if storage is not None:
         return f"--storage {without_secrets(storage)}", storage
     return str(folder / DATABASE), default_url(folder)
@@ -164,14 +164,14 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Index:
-    """What `pictures.json` holds."""
+    """The content of `pictures.json`."""
 
     prompts: tuple[Prompt, ...]
     columns: tuple[_Column, ...]
 
 
 def _with_pictures(run: Run, folder: Path) -> Run:
-    """Add the pictures of a run, where there are any that can be read."""
+    """Add the images of a run, if there are any."""
     if not run.record.study:
         return run
     place = pictures_path(folder, run.record.study)
@@ -184,13 +184,13 @@ def _with_pictures(run: Run, folder: Path) -> Run:
             Column(
                 column.part,
                 Candidate(column.candidate),
-                # Names alone: a file elsewhere is none of this run's.
+                # Only names: files elsewhere do not belong to this run.
                 tuple(place / Path(file).name for file in column.files),
             )
             for column in index.columns
         )
         if any(len(column.files) != len(index.prompts) for column in columns):
-            raise Unreadable("it does not name a picture for each prompt")
+            raise Unreadable("it does not name an image for each prompt")
         files = [file for column in columns for file in column.files]
         missing = [file for file in files if not file.is_file()]  # Raises for an impossible name.
     except (OSError, ValueError) as error:

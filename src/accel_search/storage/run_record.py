@@ -1,7 +1,6 @@
-"""The record of a run: what was asked, how the search went and ended; one JSON file a study.
+"""The record of a run: options, space, provenance and end of a search; one JSON file per study.
 
-It is written when a search ends. When another one begins to go on with the study, the end is taken
-out of it.
+It is written when a search ends. A search that resumes the study removes the end.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from accel_search.storage.json_files import Unreadable, as_type, load_json
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Options that a report shows; None where they are not known."""
+    """The options that a report shows; None if unknown."""
 
     targets: tuple[str, ...] | None = None
     sched: str | None = None
@@ -51,7 +50,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What was searched."""
+    """The space searched."""
 
     points: int | None = None
     distinct: int | None = None
@@ -78,7 +77,7 @@ class End:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What is known of a search beside its trials; any part may be missing."""
+    """All that is known of a search but its trials; any part may be missing."""
 
     format: Literal["accel-search-story/1"] = "accel-search-story/1"
     date: str | None = None
@@ -88,20 +87,20 @@ class RunRecord:
     space: Space = field(default_factory=Space)
     provenance: StoredProvenance | None = None
     end: End | None = None
-    """None where the search has not ended, or its end is not known."""
+    """None if the search has not ended, or its end is unknown."""
 
     @property
     def is_open(self) -> bool:
-        """Return whether the search is known to have begun, and not to have ended."""
+        """Return whether the search has begun and not ended."""
         return self.asked is not None and self.end is None
 
     @property
     def where(self) -> StoredProvenance:
-        """Return where it was measured, an empty provenance where it does not say."""
+        """Return the provenance, `UNKNOWN` if it is missing."""
         return self.provenance or UNKNOWN
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; the end's fields stand beside the others."""
+        """Return plain JSON types; the end's fields are at the top level."""
         document: dict[str, Any] = to_builtins(self)
         return document | (document.pop("end") or {})
 
@@ -136,13 +135,13 @@ def ended_record(
     """Return the record of a search that has ended.
 
     Args:
-        outcome: What it found.
-        settings: What was asked.
-        space: What was searched.
-        workload: What was measured.
-        provenance: Where and with what; None of recorded trials.
+        outcome: Of the search.
+        settings: The options.
+        space: The space searched.
+        workload: The workload.
+        provenance: Where and with what it was measured; None for recorded trials.
         study: Name of the trials' study.
-        no_gain: What is to be said of targets that gain nothing, from `explain.of_search`.
+        no_gain: Explains targets that gain nothing, from `explain.of_search`.
     """
     winner = outcome.winner
     end = End(

@@ -1,4 +1,4 @@
-"""`search_params.json`: what a finished search writes and a later one is answered from."""
+"""`search_params.json`: the results of searches, which answer later ones."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def entry_of(
     """Return the entry of a search that found a winner.
 
     Args:
-        outcome: What it found.
-        settings: What was asked.
-        space: What was searched.
-        provenance: Where and with what; None of recorded trials.
+        outcome: Of the search.
+        settings: The options.
+        space: The space searched.
+        provenance: Where and with what it was measured; None for recorded trials.
         study: Name of the trials' study.
-        no_gain: What is to be said of targets that gain nothing, from `explain.of_search`.
+        no_gain: Explains targets that gain nothing, from `explain.of_search`.
     """
     winner = outcome.winner
     assert winner is not None and winner.assessment is not None and winner.trial.measurement
@@ -57,16 +57,16 @@ def entry_of(
         size = measurement.batch_size
         known = provenance.as_dict() | {"batch_size": settings.batch_size}
         where = SearchProvenance(**known, measured_batch_size=size)
-    found = figures(winner.assessment)
+    measured = figures(winner.assessment)
     return SearchEntry(
-        speedup=found.pop("speedup"),
-        score_loss=found.pop("score_loss"),
+        speedup=measured.pop("speedup"),
+        score_loss=measured.pop("score_loss"),
         settings=winner.trial.candidate.as_dict(),
         no_gain=no_gain,
         evidence=SearchEvidence(
             goal=settings.goal_key,
             req_score_loss=settings.req_score_loss,
-            **found,
+            **measured,
             held_out=None if outcome.held_out is None else Figures.of(outcome.held_out),
             noise_floor=rounded(winner.assessment.noise_floor),
             fewer_steps=fewer_steps(outcome),
@@ -99,7 +99,7 @@ def entry_of(
 
 
 def _needed(outcome: Outcome, bound: float) -> int | UnsetType | None:
-    """Return the prompts that would settle an inconclusive winner; unset for another."""
+    """Return the prompts that would settle an inconclusive winner; unset for others."""
     winner = outcome.winner
     assert winner is not None and winner.assessment is not None and winner.trial.measurement
     if winner.assessment.verdict is not Verdict.INCONCLUSIVE:
@@ -111,8 +111,8 @@ def _needed(outcome: Outcome, bound: float) -> int | UnsetType | None:
 def save(path: Path, workload: Workload, settings: Settings, entry: SearchEntry) -> list[str]:
     """Write a finished search's entry under its keys, and return them.
 
-    A search for the upper bound is written under that goal and under the speedup reached; one
-    for a required speedup stopped early, so it is written under the speedup reached alone.
+    A search for the upper bound is written under that goal and under the speedup reached, one for a
+    required speedup, which stopped early, under the speedup reached only.
     """
     key = search_key(workload, UPPER_BOUND, settings.req_score_loss, settings.targets)
     if settings.req_speedup is None:
@@ -123,9 +123,9 @@ def save(path: Path, workload: Workload, settings: Settings, entry: SearchEntry)
 def save_winner(path: Path, key: str, entry: SearchEntry) -> list[str]:
     """Write the entry of a search for the upper bound under its two keys, and return them.
 
-    What earlier searches of the same left under the speedups they reached is taken out: it is
-    no result any more, and where it claims more it would be taken in this one's place. That of
-    another device stays, since it is another result.
+    Entries that earlier searches of the same left under the speedups they reached are removed:
+    they are outdated, and a faster one would be taken in place of this one. Those of another device
+    are kept.
 
     Args:
         path: The file.
@@ -136,7 +136,7 @@ def save_winner(path: Path, key: str, entry: SearchEntry) -> list[str]:
 
 
 def _at_speedup(text: str, entry: SearchEntry) -> str:
-    """Return a search's key with the speedup reached in place of its goal."""
+    """Return a search's key with the speedup reached as its goal."""
     key = parse_key(text)
     assert key is not None
     return str(key._replace(goal=round(float(entry.speedup), 2)))
@@ -149,7 +149,7 @@ def _write(
 
     def change(content: dict[str, Any]) -> None:
         if replaced is not None:
-            _take_out_predecessors(content, replaced, entry)
+            _remove_predecessors(content, replaced, entry)
         for key in keys:
             models = _stored_under(content.get(key)) | {entry.model_id: written}
             content[key] = _value(written, models)
@@ -159,12 +159,12 @@ def _write(
 
 
 def _value(flat: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a value of the file: a key names a pipeline class, and SD1.5 and SD2.1 share one."""
+    """Return a value of the file; SD1.5 and SD2.1 share a pipeline class, and so a key."""
     return dict(flat) | ({"by_model": dict(models)} if len(models) > 1 else {})
 
 
-def _take_out_predecessors(content: dict[str, Any], key: str, entry: SearchEntry) -> None:
-    """Take out what earlier searches for an upper bound found that an entry of it replaces."""
+def _remove_predecessors(content: dict[str, Any], key: str, entry: SearchEntry) -> None:
+    """Remove the entries of earlier searches for an upper bound that an entry of it replaces."""
     parts = parse_key(key)
     assert parts is not None
     for text in [other for other in content if other != key]:
@@ -191,16 +191,16 @@ def _is_predecessor(stored: SearchEntry, entry: SearchEntry) -> bool:
 
 
 def _stored_under(value: Any) -> dict[str, Any]:
-    """Return what a value of the file holds, by model; what is unreadable is kept, too."""
+    """Return the entries of a value, by model; under `by_model` unreadable ones, too."""
     models = as_object(as_object(value).get("by_model"))
     return dict(models) or dict.fromkeys(by_model(value), value)
 
 
 def by_model(value: Any, *, strict: bool = False) -> dict[str, SearchEntry]:
-    """Return the entries that a value of the file holds, by the model that each is of.
+    """Return the entries of a value of the file, by model.
 
     Raises:
-        Unreadable: With `strict`, one that is none; otherwise it is passed over.
+        Unreadable: With `strict`, an entry is corrupt; otherwise it is skipped.
     """
     models = as_object(as_object(value).get("by_model")) or {"": value}
     entries = readable(models, SearchEntry, strict=strict).values()
@@ -208,7 +208,7 @@ def by_model(value: Any, *, strict: bool = False) -> dict[str, SearchEntry]:
 
 
 def search_identity(settings: Settings, values: Values) -> dict[str, Any]:
-    """Return what was searched and how far: two upper bounds that differ in it are not one."""
+    """Return what was searched and how far, in which two equal upper bounds agree."""
     searched = [name for name, affected in AFFECTING.items() if affected == "search"]
     return {
         "values": values,

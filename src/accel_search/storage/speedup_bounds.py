@@ -1,8 +1,8 @@
 """`speedup_bounds.json`: how fast each configuration can be, and which configurations failed.
 
-A key names a pipeline class, and SD1.5 and SD2.1 share one. So a value holds an entry a model
-under `by_model`, and its flat fields are those of the entry that bounds them all: of those that
-were scored, if there are any, the one with the largest bound.
+A key names a pipeline class, and SD1.5 and SD2.1 share one. So a value holds an entry per model
+under `by_model`, and its flat fields are those of the entry with the largest bound, of the scored
+ones if there are any.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_MESSAGE = 1000
 
 
 def label_of(model: str, latency_only: bool) -> str:
-    """Return what tells a model's entry from others under one key."""
+    """Return the name of a model's entry among those of one key."""
     return f"{model} (latency only)" if latency_only else model
 
 
@@ -73,14 +73,14 @@ def entry_of(
     """Return the entry of one explored configuration.
 
     Args:
-        settings: What was asked.
-        space: What was explored.
-        provenance: Where and with what.
+        settings: The options.
+        space: The space explored.
+        provenance: Where and with what it was measured.
         study: Name of the trials' study.
         bound: The fastest candidate.
-        outcome: What the search found; None where nothing was scored.
-        winner: Its winner's entry in `search_params.json`; None without one.
-        no_gain: What is to be said of targets that gain nothing, from `explain.of_bound`.
+        outcome: Of the search; None where nothing was scored.
+        winner: The search's entry in `search_params.json`; None without one.
+        no_gain: Explains targets that gain nothing, from `explain.of_bound`.
     """
     trials = () if outcome is None else outcome.trials
     size = bound.measurement.batch_size
@@ -138,25 +138,25 @@ def _feasible(winner: SearchEntry) -> Feasible:
 
 @dataclass(frozen=True)
 class _Bound:
-    """As much of an entry as decides which one of a key bounds the others."""
+    """The fields of an entry that decide which one of a key has the largest bound."""
 
     latency_only: bool
     max_speedup: Number
 
 
 def save(path: Path, key: str, label: str, entry: BoundEntry, failed: str | None = None) -> None:
-    """Write an entry; a failure that is recorded of the same configuration goes.
+    """Write an entry and remove the failure of the same configuration, if there is one.
 
     Args:
         path: The file.
         key: The configuration's key.
         label: From `label_of`.
         entry: From `entry_of`.
-        failed: The configuration's key among the failures.
+        failed: Key of the configuration among the failures.
     """
 
     def change(content: dict[str, Any]) -> None:
-        # Whatever else stands there is kept, readable or not.
+        # Everything else is kept, readable or not.
         models = as_object(as_object(content.get(key)).get("by_model")) | {label: entry.as_dict()}
         bounds = readable(models, _Bound)
         widest = max(
@@ -166,13 +166,13 @@ def save(path: Path, key: str, label: str, entry: BoundEntry, failed: str | None
         failures = as_object(content.pop(FAILED, None))
         if failed is not None:
             failures.pop(failed, None)
-        content[FAILED] = failures  # Last, where a reader of the file expects it.
+        content[FAILED] = failures  # Last, where readers of the file expect it.
 
     update_json(path, change)
 
 
 def save_failure(path: Path, failed: str, failure: FailedEntry) -> None:
-    """Write how a configuration failed; an earlier result of it stays."""
+    """Write how a configuration failed; an earlier entry of it is kept."""
     message = without_secrets(failure.message)[:MAX_MESSAGE]
 
     def change(content: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ def save_failure(path: Path, failed: str, failure: FailedEntry) -> None:
 def failures(
     content: Mapping[str, Any], *, strict: bool = False
 ) -> dict[Configuration, FailedEntry]:
-    """Return what is stored of configurations that failed; raises as `by_label`."""
+    """Return the stored failures; raises as `by_label`."""
     stored = as_object(content.get(FAILED)).items()
     named = ((Configuration.from_failed_key(key), value) for key, value in stored)
     known = {configuration: value for configuration, value in named if configuration is not None}
@@ -194,7 +194,7 @@ def failures(
 
 
 def is_bounds(content: Any) -> bool:
-    """Return whether a JSON document is a file of bounds, and not one of results or of trials."""
+    """Return whether a JSON document is a file of bounds rather than of results or trials."""
     content = as_object(content)
     return FAILED in content or any("max_speedup" in as_object(v) for v in content.values())
 
@@ -203,6 +203,6 @@ def by_label(value: Any, *, strict: bool = False) -> dict[str, BoundEntry]:
     """Return the entries that a value of the file holds, by their labels.
 
     Raises:
-        Unreadable: With `strict`, one that is none; otherwise it is passed over.
+        Unreadable: With `strict`, an entry is corrupt; otherwise it is skipped.
     """
     return readable(as_object(as_object(value).get("by_model")), BoundEntry, strict=strict)

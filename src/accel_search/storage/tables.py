@@ -1,4 +1,4 @@
-"""Results as pandas tables, for notebooks: one row a trial, or one row a stored result."""
+"""Results as pandas tables for notebooks: one row per trial, or per stored entry."""
 
 from __future__ import annotations
 
