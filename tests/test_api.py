@@ -191,7 +191,7 @@ def test_the_lines_that_are_printed_apply_the_result_that_is_reported(
     def printed(settings: Settings, *others: Any, **options: Any) -> list[str]:
         entry = searched(Path(settings.output), settings, *others, **options)
         lines = snippet(entry, settings, WORKLOAD)
-        assert applied_by(lines) == entry["settings"]
+        assert applied_by(lines) == entry.settings
         return lines
 
     first = printed(GRID(req_score_loss=0.2))

@@ -53,7 +53,7 @@ def test_a_search_ends_with_a_result_that_is_reused_and_applied_in_two_lines(fol
         == 2
     )
     assert "on 2 prompts the search never saw" in out
-    assert "bare pipeline at" in out
+    assert "baseline pipeline at" in out
     assert_applied(printed_python(out)[0])
     stamped = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - traversal_search - INFO - trial 1/2 "
     assert any(re.match(stamped, line) for line in log_lines(folder))
@@ -246,25 +246,27 @@ def test_a_search_that_goes_on_leaves_no_end_of_an_earlier_one(folder, monkeypat
 
     assert search("--max_trials", "2") == 0
     ended = read_run(folder / "accel_search_runs")
-    assert ended.is_confirmed and ended.story["stopped"] == "--max_trials 2 was reached"
+    assert ended.is_confirmed and ended.record.end.stopped == "--max_trials 2 was reached"
     pictured(ended, folder / "accel_search_runs")
     assert read_run(folder / "accel_search_runs").pictures is not None
     assert search(at=8) == 130
     going_on = read_run(folder / "accel_search_runs")
     assert len(going_on.rows) > 2 and not going_on.is_confirmed
-    assert "stopped" not in going_on.story and going_on.asked["max_trials"] is None
+    assert going_on.record.is_open and going_on.asked.max_trials is None
     assert going_on.pictures is None
     assert search() == 0
     again = read_run(folder / "accel_search_runs")
-    assert again.is_confirmed and again.story["stopped"] == "every distinct candidate was measured"
+    assert (
+        again.is_confirmed and again.record.end.stopped == "every distinct candidate was measured"
+    )
 
 
 def pictured(run, run_dir):
     """Leave a picture of a run's winner, as a search does."""
-    place = pictures_path(run_dir, run.story["study"])
+    place = pictures_path(run_dir, run.record.study)
     place.mkdir(parents=True)
     (place / "0.png").touch()
-    column = {"part": "winner", "candidate": run.story["winner"], "files": ["0.png"]}
+    column = {"part": "winner", "candidate": run.record.end.winner, "files": ["0.png"]}
     content = {"prompts": [{"text": "a ring", "seed": 0}], "columns": [column]}
     (place / "pictures.json").write_text(json.dumps(content))
 

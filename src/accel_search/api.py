@@ -1,4 +1,4 @@
-"""Applying settings to a pipeline: the two lines that a search hands back."""
+"""Apply settings or a stored result to a pipeline: the two lines that a search prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from accel_search.cli.program import in_one_line
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.schedulers import SCHEDULERS, scheduler_class
 from accel_search.errors import ConfigurationError
-from accel_search.storage.lookup import Fitting, Wanted, find_result, holds_any
+from accel_search.storage.lookup import Result, Wanted, find_result, holds_any, in_a_line
 
 if TYPE_CHECKING:
     from accel_search.accelerators.compose import Patch
@@ -26,14 +26,13 @@ _SIGMAS_AND_NOISE = (
     *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
     *("algorithm_type", "solver_order", "solver_type", "final_sigmas_type"),
 )
-"""Options that make another sampler of a scheduler's class."""
+"""Options that change the sampler of a scheduler's class."""
 
 
 class Acceleration:
     """Settings applied to a pipeline until `remove`, or to the end of a `with` block.
 
-    To drop this object changes nothing: the pipeline stays accelerated, and `restore` brings it
-    back too.
+    The pipeline stays accelerated without this object, too; `restore` then undoes it.
     """
 
     def __init__(self, pipe: Any, candidate: Candidate, scheduler: str | None = None) -> None:
@@ -46,16 +45,16 @@ class Acceleration:
             if scheduler is not None:
                 exchanged = _ExchangedScheduler(pipe, scheduler)
                 stack.callback(exchanged.put_back)
-            # The scheduler that is in place here is the one that the accelerators watch.
+            # The accelerators watch the scheduler that is in place now.
             self._patch: Patch = Patch(pipe, candidate)
             if exchanged is not None:
                 self._patch.on_remove(exchanged.put_back)
             stack.pop_all()
 
     def remove(self) -> None:
-        """Bring the pipeline back to what it was; a second call does nothing.
+        """Restore the pipeline; a second call does nothing.
 
-        What others have changed since stays as it is, e.g. a scheduler that was set meanwhile.
+        Changes made by others since are kept, e.g. a scheduler that was set meanwhile.
 
         Raises:
             AcceleratorError: Another thread is in a call of the pipeline.
@@ -79,7 +78,7 @@ class Acceleration:
 class _ExchangedScheduler:
     """Gives a pipeline the scheduler that a search makes for it.
 
-    Also where its own is of that class: a search makes it so that it does not clip.
+    Also where its own is of that class, because a search disables its clipping.
     """
 
     def __init__(self, pipe: Any, name: str) -> None:
@@ -102,7 +101,7 @@ class _ExchangedScheduler:
         pipe.scheduler = self._ours
 
     def put_back(self) -> None:
-        """Give the pipeline its own one again, unless somebody has given it another since."""
+        """Restore the pipeline's own scheduler, unless another has been set since."""
         pipe = self._pipe()
         if pipe is not None and pipe.scheduler is self._ours:
             pipe.scheduler = self._own
@@ -119,10 +118,10 @@ def accelerate(
     model: str | None = None,
     quiet: bool = False,
 ) -> Acceleration:
-    """Apply accelerators to a diffusers pipeline, which is then called as always.
+    """Apply accelerators to a diffusers pipeline, which is then called as before.
 
-    The pipeline stays accelerated, whether the result is kept or not, until its `remove()`, the
-    end of its `with` block, or `restore(pipe)`.
+    The pipeline stays accelerated until `remove()` of the returned object, the end of its `with`
+    block, or `restore(pipe)`.
 
     Args:
         pipe: A diffusers pipeline with a `UNet2DConditionModel` (SD1.5, SD2.1, SDXL type).
@@ -133,17 +132,17 @@ def accelerate(
         steps: As in `load_best`.
         scheduler: `DDIM`, `DPM-Solver++`, `UniPC` or a class name: only results for it are taken,
             and the pipeline has it, made as a search makes it, until the settings are removed.
-            None keeps the pipeline's own, and takes only results for that.
+            None keeps the pipeline's own and takes only results for it.
         targets: As in `load_best`.
         req_score_loss: As in `load_best`.
         model: As in `load_best`.
-        quiet: Leave out the line that names what a file's result is and where it was measured.
+        quiet: Do not print the line that describes a file's result.
 
     Raises:
         ConfigurationError: The file holds no fitting result; or an accelerator or a parameter is
             unknown, missing or out of range; or there is no such scheduler.
-        LoadError: The pipeline's own scheduler has no configuration that makes the one asked for,
-            or is of another kind of noise than a search takes (flow matching, EDM).
+        LoadError: The requested scheduler cannot be made from the configuration of the pipeline's
+            own, or that is of a kind that is not searched (flow matching, EDM).
         AcceleratorError: The pipeline cannot be patched, or already is.
     """
     choice: dict[str, Any] = {
@@ -159,19 +158,20 @@ def accelerate(
                 "one, or leave them out"
             )
         return Acceleration(pipe, Candidate(settings), scheduler)
-    found = _find(settings, pipe, scheduler=scheduler, **choice)
-    applied = Acceleration(pipe, Candidate(found.settings), scheduler)
+    result = _find(settings, pipe, scheduler=scheduler, **choice)
+    applied = Acceleration(pipe, result.entry.candidate, scheduler)
     _warn_of_sampler(settings, pipe.scheduler)
     if not quiet:
-        print(in_one_line(f"accel-search: {settings}: applied {found}"), file=sys.stderr)
+        line = f"accel-search: {settings}: applied {in_a_line(result)}"
+        print(in_one_line(line), file=sys.stderr)
     return applied
 
 
 def restore(pipe: Any) -> None:
-    """Bring an accelerated pipeline back, as `remove()` of what `accelerate` returned does.
+    """Restore an accelerated pipeline, as `remove()` of the object that `accelerate` returned.
 
-    For whoever kept no handle. Does nothing to a pipeline that is not accelerated. One that shares
-    its UNet with the accelerated pipeline brings that back too.
+    Does nothing to a pipeline that is not accelerated. Of two pipelines that share a UNet, either
+    restores the other.
 
     Raises:
         AcceleratorError: Another thread is in a call of the pipeline.
@@ -182,10 +182,10 @@ def restore(pipe: Any) -> None:
 
 
 def compile_unet(pipe: Any) -> None:
-    """Compile the UNet of a pipeline as a search with `--compile` does; before or after it moves.
+    """Compile the UNet of a pipeline as a search with `--compile` does, on any device.
 
-    Its transformer blocks are compiled for as long as it lives, in the first calls that need them.
-    `accelerate` works on it as on any other pipeline.
+    Its transformer blocks are compiled for good, in the first calls that need them. `accelerate`
+    works as on any other pipeline.
 
     Args:
         pipe: A diffusers pipeline with a `UNet2DConditionModel`.
@@ -207,31 +207,31 @@ def load_best(
 ) -> dict[str, dict[str, Any]]:
     """Return the fastest settings that a search has stored.
 
-    Where results of several devices fit, those of the GPU that the pipeline is on are taken; if it
-    is on none of theirs, those of the device that was measured on last, with a warning.
+    Of results of several devices, those of the pipeline's GPU are taken; if there are none, those
+    of the device that was measured last, with a warning.
 
     Args:
         path: The result file of `accel-search`.
-        pipe: The pipeline they are for: only results of its class are taken, and where the file
-            has results of several models, those of the model that it was loaded from. Where the
-            only one may be of another model, a warning says so. A pipeline of a class that is not
-            searched (image-to-image, inpainting, ControlNet …) takes those of the text-to-image
-            pipeline of the same UNet, with a warning. None takes any.
+        pipe: The pipeline they are for: only results of its class are taken, and of several models
+            those of the model that it was loaded from; a warning says where the only one may be of
+            another model. A pipeline of a class that is not searched (image-to-image, inpainting,
+            ControlNet …) takes results of the text-to-image pipeline of the same UNet, with a
+            warning. None takes any.
         steps: Only results for this many denoising steps are taken. None takes any.
         scheduler: Only results for this scheduler are taken: `DDIM`, `DPM-Solver++`, `UniPC`, or
             a class name. None takes the pipeline's.
         targets: Only results of a search of exactly these accelerators are taken. None takes any.
         req_score_loss: Only results of a search within this bound on the loss of score, a
-            fraction, are taken. None will do where those that fit are all within one bound.
-        model: Hub id or folder of the model that results are wanted of, as it was searched,
-            where the pipeline was loaded from elsewhere. None takes the pipeline's own.
+            fraction, are taken. None suffices where all that fit are within one bound.
+        model: Hub id or folder of the model as it was searched, where the pipeline was loaded
+            from elsewhere. None takes the pipeline's own.
 
     Returns:
         Accelerator name -> parameters, as `accelerate` takes them.
 
     Raises:
-        ConfigurationError: The file holds no such result, or only results of several models none
-            of which is this one's, or results within several bounds.
+        ConfigurationError: The file holds no such result, or results of several other models, or
+            results within several bounds.
     """
     return _find(
         path,
@@ -241,10 +241,10 @@ def load_best(
         targets=targets,
         req_score_loss=req_score_loss,
         model=model,
-    ).settings
+    ).entry.settings
 
 
-def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) -> Fitting:
+def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) -> Result:
     """Return the result that `load_best` takes its settings from."""
     if not Path(path).exists():
         raise ConfigurationError(f"{path}: no such file; accel-search writes it")
@@ -256,10 +256,10 @@ def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) 
         Wanted(pipeline_class=searched, scheduler_class=_class_of(name), **choice)
         for searched in _searched_as(pipe)
     ]
-    taken = next((each for each in wanted if holds_any(Path(path), each)), wanted[-1])
-    # A path, where that was what it was loaded by; None where by nothing.
+    taken = next((query for query in wanted if holds_any(Path(path), query)), wanted[-1])
+    # A hub id or a path; empty where it was not loaded from either.
     loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
-    found = find_result(Path(path), taken, loaded_from, _gpu_of(pipe))
+    result = find_result(Path(path), taken, loaded_from, _gpu_of(pipe))
     if taken.pipeline_class != own:
         _logger.warning(
             "%s: searched on %s and applied to %s: speed and loss can differ there, so compare a "
@@ -268,7 +268,7 @@ def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) 
             taken.pipeline_class,
             own,
         )
-    return found
+    return result
 
 
 def _class_of(scheduler: str | None) -> str | None:
@@ -286,7 +286,7 @@ def _searched_as(pipe: Any) -> Iterator[str]:
 
 
 def _warn_of_sampler(path: str | Path, scheduler: Any) -> None:
-    """Say that a scheduler of the class that was searched with may be another sampler."""
+    """Warn where a scheduler of the searched class is another sampler."""
     import inspect
 
     defaults = inspect.signature(type(scheduler).__init__).parameters
@@ -308,7 +308,7 @@ def _warn_of_sampler(path: str | Path, scheduler: Any) -> None:
 
 
 def _gpu_of(pipe: Any) -> str | None:
-    """Return the name of the GPU that a pipeline is on; None where it is on none, as yet."""
+    """Return the name of the GPU that a pipeline is on; None where it is on none yet."""
     device: Any = getattr(pipe, "device", None)
     if getattr(device, "type", None) != "cuda":
         return None

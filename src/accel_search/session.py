@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from accel_search.cli.restart import RESUME, Carried, end, restart_process
 from accel_search.cli.restart import carried as inherited
@@ -32,17 +32,17 @@ from accel_search.search.watchdog import Watchdog, restarting_watchdog
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.answers import measured_as, stored_answer
+from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.keys import search_key
 from accel_search.storage.run_folder import (
-    begun_story,
     pictures_path,
-    reopen_story,
-    story_of,
+    reopen_record,
     to_picture,
-    write_story,
+    write_record,
 )
 from accel_search.storage.run_reader import of_outcome, read_run
+from accel_search.storage.run_record import RunRecord, begun_record, ended_record
 from accel_search.storage.trials_db import TrialStore, default_url, study_name
 from accel_search.storage.trials_file import write_trials
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
-    """Open the study of all searches that measure the same thing; a replay's is in memory.
+    """Open the study shared by all searches that measure the same; a replay's is in memory.
 
     Raises:
         ConfigurationError: The storage cannot be opened.
@@ -67,7 +67,7 @@ def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> T
 
 
 def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> str:
-    """Say what a study is of: its name is a digest."""
+    """Describe a study, whose name is a digest."""
     where = load.device if provenance is None else provenance.device_name
     return (
         f"{load.pipeline}, {' + '.join(space.targets)}: {load.scheduler_class}, "
@@ -78,18 +78,17 @@ def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> 
 
 @dataclass(frozen=True)
 class Exploration:
-    """What one configuration's exploration found, as the result files hold it."""
+    """The result of exploring one configuration."""
 
     key: str
     """Of `speedup_bounds.json`."""
     label: str
-    """Tells its model from others of the same pipeline class."""
-    entry: dict[str, Any]
+    """Distinguishes its model from others of the same pipeline class."""
+    entry: BoundEntry
     is_gain: bool
-    """Whether anything in the space is faster than the baseline beyond the noise."""
-    winner: Mapping[str, Any] | None
-    """Entry of `search_params.json`; None where no candidate keeps the bound on the loss, or none
-    was scored."""
+    """Whether any candidate is faster than the baseline beyond the noise."""
+    winner: SearchEntry | None
+    """None where no candidate keeps the bound on the loss, or none was scored."""
 
 
 def explore(
@@ -103,16 +102,15 @@ def explore(
 ) -> Exploration:
     """Search one configuration and find the fastest candidate of its space.
 
-    Everything is stored as it is measured; an exploration that was interrupted goes on.
+    Every trial is stored once measured; an interrupted exploration continues.
 
     Args:
-        settings: The configuration, as a search's settings. With `latency_only` nothing is scored,
-            and the speed alone is looked for.
-        evaluator: Measures it.
-        logger: Gets the lines.
+        settings: The configuration, as a search's settings; `latency_only` scores nothing.
+        evaluator: Measures candidates.
+        logger: Receives a line per trial.
         show_bar: Whether a bar is drawn on standard error.
-        watchdog: Ends what hangs; None lets it hang.
-        save: Writes the result, before any picture is made.
+        watchdog: Ends a measurement that hangs; None waits for it.
+        save: Writes the result, before any image is made.
 
     Raises:
         NothingMeasured: No candidate could be measured.
@@ -135,7 +133,7 @@ def explore(
             winner,
             of_bound(bound, space.targets, evaluator.provenance),
         )
-        found = Exploration(
+        exploration = Exploration(
             key=search_key(
                 evaluator.workload, UPPER_BOUND, settings.req_score_loss, settings.targets
             ),
@@ -144,16 +142,16 @@ def explore(
             is_gain=bound.is_gain,
             winner=winner,
         )
-        save(found)
+        save(exploration)
         session.finish(outcome)
-        session.tracking.end(dict(entry) | dict(winner or {}), outcome, ())
-    return found
+        session.tracking.end(winner, outcome, (), entry)
+    return exploration
 
 
 def bound_speed(
     settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
 ) -> Exploration:
-    """Find the fastest candidate, quality aside, and write it to the file of bounds.
+    """Find the fastest candidate, whatever its quality, and write it to the file of bounds.
 
     Raises:
         NothingMeasured: No candidate could be timed.
@@ -169,32 +167,31 @@ def bound_speed(
         logger,
         show_bar=show_bar,
         watchdog=watchdog,
-        save=lambda found: speedup_bounds.save(path, found.key, found.label, found.entry),
+        save=lambda bound: speedup_bounds.save(path, bound.key, bound.label, bound.entry),
     )
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search came to."""
+    """The result of a search."""
 
     workload: Workload
-    entry: dict[str, Any] | None
-    """Its result, as the result file holds it; None where nothing is within the goal."""
+    entry: SearchEntry | None
+    """Its result; None where nothing is within the goal."""
     space: JointSpace
     outcome: Outcome | None = None
-    """None where the result is an earlier search's."""
+    """None where an earlier search's result answers."""
     no_gain: str | None = None
-    """What is to be said of targets that gain nothing."""
-    story: Mapping[str, Any] = field(default_factory=dict)
-    """What the run folder tells of it."""
+    """Explains targets that gain nothing."""
+    record: RunRecord = field(default_factory=RunRecord)
     written: Sequence[Path] = ()
-    """The page and the script that were asked for."""
+    """The requested page and script."""
 
 
 def search(
     settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
 ) -> Searched:
-    """Answer from the result file, or search and write what the settings ask for.
+    """Answer from the result file, or search and write what the settings request.
 
     Raises:
         AccelSearchError: As `Search.run`; or a file cannot be written.
@@ -214,7 +211,7 @@ def search(
         written: Sequence[Path] = ()
         if settings.report is not None or settings.export is not None:
             run_dir = None if settings.replay is not None else settings.run_dir
-            run = of_outcome(outcome, dict(searched.story), store.remembered(), run_dir)
+            run = of_outcome(outcome, searched.record, store.extras(), run_dir)
             written = write_of(run, settings)
         stored = [settings.output] if searched.entry and settings.replay is None else []
         files = [Path(file) for file in (*stored, settings.trials_out) if file is not None]
@@ -223,9 +220,9 @@ def search(
 
 
 def report_on_stored(
-    settings: Settings, logger: logging.Logger, entry: Mapping[str, Any]
+    settings: Settings, logger: logging.Logger, entry: SearchEntry
 ) -> Sequence[Path]:
-    """Report on what an earlier search left in the run folder; return the files written."""
+    """Report on an earlier search's run folder; return the files written."""
     if settings.trials_out is not None:
         is_there = Path(settings.trials_out).exists()
         logger.log(
@@ -236,10 +233,10 @@ def report_on_stored(
         )
     if settings.report is None and settings.export is None:
         return ()
-    study = (entry.get("evidence") or {}).get("study")
     try:
+        study = entry.evidence.study or None
         run = read_run(Path(settings.run_dir), study, storage=settings.storage)
-    except AccelSearchError as error:  # The result may be all that is left of that run.
+    except AccelSearchError as error:  # The run folder may be gone.
         logger.warning("nothing to report on (%s): --force searches again", error)
         return ()
     return write_of(run, settings)
@@ -264,7 +261,7 @@ def verify_stored(
 
 
 def open_evaluator(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
-    """Return what measures, a pipeline or a file of recorded trials, and the space searched."""
+    """Return the evaluator, of a pipeline or of recorded trials, and the space to search."""
     if settings.replay is not None:
         return open_replay(Path(settings.replay), settings.targets, settings.goal)
     from accel_search.runtime import workbench
@@ -274,9 +271,9 @@ def open_evaluator(settings: Settings, logger: logging.Logger) -> tuple[Evaluato
 
 
 def open_watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
-    """Return what restarts this process where a candidate hangs, or ends it with one line.
+    """Return the watchdog that restarts this process after a hang, or ends it with one line.
 
-    It goes on from what a process that hung before this one has left to it.
+    It starts from the counts of the processes that hung before this one.
     """
     log = settings.log_file
 
@@ -314,7 +311,7 @@ def _begun(
 
 @dataclass(frozen=True)
 class Session:
-    """A search under way: it is run, saved, pictured and finished, in this order."""
+    """A search in progress; its order: run, save, make images, finish."""
 
     settings: Settings
     logger: logging.Logger
@@ -323,18 +320,18 @@ class Session:
     store: TrialStore
     tracking: Tracking
     provenance: Provenance | None
-    """At the batch size that was asked for."""
+    """At the requested batch size."""
     watchdog: Watchdog | None = None
-    """None lets a candidate hang."""
+    """None waits for a candidate that hangs."""
     show_bar: bool = False
 
     def run(self) -> Outcome:
-        """Run the search that the settings ask for."""
+        """Run the search."""
         settings, space, evaluator = self.settings, self.space, self.evaluator
         if settings.replay is None:
             load, where = evaluator.workload, evaluator.provenance
-            begun = begun_story(settings, space.summary(), load, where, self.store.name)
-            reopen_story(settings.run_dir, begun)
+            begun = begun_record(settings, space.summary(), load, where, self.store.name)
+            reopen_record(settings.run_dir, begun)
         cls = strategies.get(settings.strategy)
         task = Task(
             space,
@@ -360,16 +357,16 @@ class Session:
             yield Observers(observers, self.logger)
 
     def search(self, output: str | None = None) -> Searched:
-        """Search, and save the result: in a file if one is named, and in the run folder.
+        """Search, and save the result in a file, if one is named, and in the run folder.
 
-        A replay leaves nothing in either: it measured nothing.
+        A replay, which measures nothing, writes to neither.
         """
         settings, space, store = self.settings, self.space, self.store
         outcome = self.run()
         load, where = self.evaluator.workload, self.provenance
         if settings.trials_out is not None:
             trials = [tested.trial for tested in outcome.trials]
-            extra = store.remembered()
+            extra = store.extras()
             path = Path(settings.trials_out)
             write_trials(path, space.coinciding, load, outcome.baseline, trials, extra)
         entry, no_gain = None, of_search(outcome, space, where)
@@ -380,13 +377,13 @@ class Session:
                 keys = search_results.save(Path(output), load, settings, entry)
                 self.logger.debug("written to %s under %s", output, " and ".join(keys))
         where = self.evaluator.provenance
-        story = story_of(outcome, settings, space.summary(), load, where, store.name, no_gain)
+        record = ended_record(outcome, settings, space.summary(), load, where, store.name, no_gain)
         if settings.replay is None:
-            write_story(settings.run_dir, story)
-        return Searched(load, entry, space, outcome, no_gain, story)
+            write_record(settings.run_dir, record)
+        return Searched(load, entry, space, outcome, no_gain, record)
 
     def bound_speed(self) -> SpeedBound:
-        """Find the fastest candidate, quality aside."""
+        """Find the fastest candidate, whatever its quality."""
         pairs = 1 if self.settings.latency_only else self.evaluator.pairs
         with self._observers() as observers:
             timing = SpeedBoundSearch(
@@ -394,12 +391,12 @@ class Session:
             )
             try:
                 return timing.run()
-            except NothingMeasured:  # Which is an end, too: what failed is tried again by --force.
+            except NothingMeasured:  # The search has ended: --force tries the failed ones again.
                 self.store.finish()
                 raise
 
     def finish(self, outcome: Outcome | None) -> None:
-        """Make the pictures of a result that is saved, and note that the search has ended."""
+        """Make the images of a saved result, and mark the search as ended."""
         settings = self.settings
         if settings.pictured and settings.replay is None and outcome is not None:
             from accel_search.runtime import pictures
@@ -409,7 +406,7 @@ class Session:
             count, shown = settings.pictured, to_picture(outcome)
             try:
                 pictures.write_pictures(evaluator, shown, count, folder, self.logger)
-            except Exception as error:  # The result is saved: it is worth more than its pictures.
+            except Exception as error:  # The result is saved, and worth more than its images.
                 self.logger.warning(
                     "no pictures (%s): the result is stored, the report is without them",
                     first_line(error),
@@ -418,14 +415,14 @@ class Session:
 
 
 def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
-    """Return the settings of this process: one that began anew goes on, also under --force."""
+    """Return the settings without `force` in a process that was restarted after a hang."""
     return replace(settings, force=False) if watchdog.hangs else settings
 
 
 def _stored_here(
     settings: Settings, logger: logging.Logger, evaluator: Evaluator, space: JointSpace
-) -> dict[str, Any] | None:
-    """Return the result that an earlier search stored; None if none did, or only elsewhere."""
+) -> SearchEntry | None:
+    """Return the result of an earlier search on this machine, if there is one."""
     entry, differences = stored_answer(
         Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
     )
@@ -440,7 +437,7 @@ def _stored_here(
 
 
 def _ensure_writable(settings: Settings) -> None:
-    """Find out before anything is measured whether its result can be written."""
+    """Check before measuring that the results can be written."""
     page = None if settings.report == "auto" else settings.report
     output = None if settings.replay is not None else settings.output
     for path in (output, settings.trials_out, page, settings.export):

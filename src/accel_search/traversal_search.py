@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `accel-search` and return its exit code; every user error is one line.
 
     Args:
-        arguments: Of a call within another program, whose process is its own: what hangs is left
-            alone there. None takes the process's arguments, and may begin it anew.
+        arguments: Of a call within another program, whose process is never restarted. None takes
+            the process's arguments, and restarts it where a candidate hangs.
     """
     from accel_search import __version__
 
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(settings: Settings, *, is_program: bool = False) -> int:
-    """Carry out one search as the settings say, and return the exit code.
+    """Run one search and return the exit code.
 
     Args:
-        settings: What is asked for.
-        is_program: Whether the process is ours, to be begun anew where a candidate hangs in it.
+        settings: The options.
+        is_program: Whether the process may be restarted where a candidate hangs in it.
     """
     from accel_search import session
     from accel_search.report.console.color import takes_colour
@@ -73,34 +73,34 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         return _verify(settings, logger, watchdog)
     if settings.latency_only:
         return _bound_speed(settings, logger, watchdog)
-    found = session.search(settings, logger, watchdog, show_bar=_has_bar(settings))
-    outcome, entry = found.outcome, found.entry
+    searched = session.search(settings, logger, watchdog, show_bar=_has_bar(settings))
+    outcome, entry, no_gain = searched.outcome, searched.entry, searched.no_gain
     if outcome is None:
-        return _answer_from(found, settings, logger)
+        return _answer_from(searched, settings, logger)
     if settings.json:
-        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": found.no_gain}
-        print(json.dumps(entry or nothing, allow_nan=False))
+        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": no_gain}
+        print(json.dumps(entry.as_dict() if entry else nothing, allow_nan=False))
     else:
-        use = [] if entry is None else snippet(entry, settings, found.workload)
-        colour, no_gain = takes_colour(sys.stdout), found.no_gain
-        text = summary(outcome, settings, found.space, use=use, no_gain=no_gain, colour=colour)
+        use = [] if entry is None else snippet(entry, settings, searched.workload)
+        colour = takes_colour(sys.stdout)
+        text = summary(outcome, settings, searched.space, use=use, no_gain=no_gain, colour=colour)
         print(f"\n{text}")
-    _say_written(found.written, settings)
+    _print_written(searched.written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 
 
-def _answer_from(found: Searched, settings: Settings, logger: logging.Logger) -> int:
-    """Answer from an earlier search's result, and report on what it left in the run folder."""
+def _answer_from(searched: Searched, settings: Settings, logger: logging.Logger) -> int:
+    """Answer from an earlier search's result, and report on its run folder."""
     from accel_search.report.console.summary import snippet, stored_summary
     from accel_search.session import report_on_stored
 
-    entry = found.entry
-    assert entry is not None  # It is what answers.
+    entry = searched.entry
+    assert entry is not None
     if settings.json:
-        print(json.dumps(entry, allow_nan=False))
+        print(json.dumps(entry.as_dict(), allow_nan=False))
     else:
-        print(stored_summary(entry, settings, snippet(entry, settings, found.workload)))
-    _say_written(report_on_stored(settings, logger, entry), settings)
+        print(stored_summary(entry, settings, snippet(entry, settings, searched.workload)))
+    _print_written(report_on_stored(settings, logger, entry), settings)
     return ExitCode.DONE
 
 
@@ -122,46 +122,46 @@ def _set_up_logging(settings: Settings) -> logging.Logger:
 
 
 def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
-    """Find the fastest candidate, quality aside, and return the exit code."""
+    """Find the fastest candidate, whatever its quality, and return the exit code."""
     from accel_search import session
     from accel_search.report.console.summary import bound_summary, nothing_timed
 
     try:
-        found = session.bound_speed(settings, logger, watchdog, show_bar=_has_bar(settings))
+        explored = session.bound_speed(settings, logger, watchdog, show_bar=_has_bar(settings))
     except NothingMeasured as error:
         nothing = {"measured_max_speedup": None, "stopped": str(error)}
         print(json.dumps(nothing) if settings.json else f"\n{nothing_timed(error)}")
         return ExitCode.NOTHING_FOUND
     if settings.json:
-        print(json.dumps(found.entry, allow_nan=False))
+        print(json.dumps(explored.entry.as_dict(), allow_nan=False))
     else:
-        print("\n" + bound_summary(found.entry, settings))
-    return ExitCode.DONE if found.is_gain else ExitCode.NOTHING_FOUND
+        print("\n" + bound_summary(explored.entry, settings))
+    return ExitCode.DONE if explored.is_gain else ExitCode.NOTHING_FOUND
 
 
 def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
-    """Measure a stored result again, say whether it holds, and return the exit code."""
+    """Measure a stored result again, print whether it holds, and return the exit code."""
     from accel_search import session
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.verification import verified_json, verified_text
 
-    found = session.verify_stored(settings, logger, watchdog, show_bar=_has_bar(settings))
+    verification = session.verify_stored(settings, logger, watchdog, show_bar=_has_bar(settings))
     if settings.json:
-        print(json.dumps(verified_json(found), allow_nan=False))
+        print(json.dumps(verified_json(verification), allow_nan=False))
     else:
-        print("\n" + verified_text(found, settings, colour=takes_colour(sys.stdout)))
+        print("\n" + verified_text(verification, settings, colour=takes_colour(sys.stdout)))
     return {
         "pass": ExitCode.DONE,
         "fail": ExitCode.NOTHING_FOUND,
         "inconclusive": ExitCode.INCONCLUSIVE,
-    }[found.verdict]
+    }[verification.verdict]
 
 
 def _has_bar(settings: Settings) -> bool:
     return sys.stderr.isatty() and not (settings.json or settings.quiet)
 
 
-def _say_written(files: Sequence[Path], settings: Settings) -> None:
+def _print_written(files: Sequence[Path], settings: Settings) -> None:
     if files and not settings.json:
         print("".join(f"\nWritten: {path}" for path in files))
 

@@ -14,10 +14,10 @@ from accel_search.errors import ConfigurationError, ExitCode
 from accel_search.report.html.script import write_script
 from accel_search.report.html.write import PAGE, write_search
 from accel_search.settings import Settings
-from accel_search.storage.keys import parse_key
+from accel_search.storage.json_files import Unreadable, load_json
 from accel_search.storage.run import DEFAULT_BOUND
 from accel_search.storage.run_reader import read_run
-from accel_search.storage.speedup_bounds import FAILED
+from accel_search.storage.speedup_bounds import is_bounds
 from accel_search.sweep.page import write_sweep
 
 DESCRIPTION = (
@@ -28,11 +28,11 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """Everything that decides what `accel-report` writes. Values are checked on construction."""
+    """The options of `accel-report`, checked on construction."""
 
     run: str | None = None
-    """The run folder, file of trials or file of bounds; None, with a storage, is the default run
-    folder."""
+    """A run folder, a file of trials or a file of bounds; None is the default run folder, whose
+    trials are in `storage`."""
     # fmt: off
     output: str | None = declare(None,
         "the page (default: report.html in a run folder, else beside the file)", metavar="FILE")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(settings: ReportSettings) -> int:
-    """Write a report and say where it is."""
+    """Write a report and print its files."""
     for path in write_report(settings):
         print(path)
     return ExitCode.DONE
@@ -104,7 +104,7 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def write_report(settings: ReportSettings) -> list[Path]:
-    """Write what the settings ask for, and return the files.
+    """Write the requested files and return them.
 
     Raises:
         ConfigurationError: There is nothing to report, or a file cannot be written.
@@ -130,18 +130,10 @@ def write_report(settings: ReportSettings) -> list[Path]:
 
 
 def _is_bounds(path: Path) -> bool:
-    """Tell by its beginning whether a file is one of bounds, not of trials."""
-    import json
-
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False  # The reader of trials says what is wrong with it.
-    return (
-        isinstance(content, dict)
-        and "format" not in content
-        and (FAILED in content or any(parse_key(text) is not None for text in content))
-    )
+        return is_bounds(load_json(path))
+    except Unreadable:
+        return False  # Reading it as a file of trials raises the error.
 
 
 if __name__ == "__main__":

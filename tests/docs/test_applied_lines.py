@@ -220,8 +220,8 @@ def reported(folder: Path) -> dict[str, list[Printed]]:
     run = read_run(make_run_dir(folder / "runs", pictures=False))
     page, script = folder / "page.html", folder / "run_fast.py"
     page.write_text(search_page(run))
-    small = run.workload | {"steps": 6, "height": 64, "width": 64}
-    write_script(replace(run, story=run.story | {"workload": small}), script)
+    small = replace(run.record.workload, steps=6, height=64, width=64)
+    write_script(replace(run, record=replace(run.record, workload=small)), script)
     assert len(copied(page)) == 2
     return {"page": copied(page), "script": [Printed(script.name, script.read_text())]}
 

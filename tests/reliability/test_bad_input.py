@@ -28,6 +28,8 @@ from accel_search.runtime.loading.prompts import SUFFIXES, choose, load_prompts
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, from_command_line, search_parser
 from accel_search.storage import answers, search_results, speedup_bounds
+from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
+from accel_search.storage.json_files import as_type
 from accel_search.storage.keys import Configuration, parse_key, search_key
 from accel_search.storage.lookup import Wanted, find_settings
 from accel_search.storage.run_reader import read_run
@@ -331,7 +333,7 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
         if settings is not None:
             assert str(Candidate(settings))
         # What a night has measured is kept, whatever the file held before.
-        search_results.save_winner(path, key, entry)
+        search_results.save_winner(path, key, as_type(entry, SearchEntry))
         assert json.loads(path.read_text())[key]["speedup"] == entry["speedup"]
         assert find_settings(path, Wanted(model="demo", steps=20))
 
@@ -367,8 +369,9 @@ def test_a_damaged_file_of_bounds_is_read_reported_and_takes_a_new_bound(count, 
         if isinstance(content, dict):
             status = status_of(content, SWEPT, SWEEP.search_settings(SWEPT), None)
             assert table({SWEPT: status})
-        speedup_bounds.save(path, key, label, entry, "SDXL_DDIM_25_tome")
-        speedup_bounds.save_failure(path, "SDXL_DDIM_50_tome", {"error": "timeout", "message": "x"})
+        late = FailedEntry(error="timeout", message="x")
+        speedup_bounds.save(path, key, label, as_type(entry, BoundEntry), "SDXL_DDIM_25_tome")
+        speedup_bounds.save_failure(path, "SDXL_DDIM_50_tome", late)
         kept = json.loads(path.read_text())
         assert kept[key]["max_speedup"] and kept["failed_configs"]["SDXL_DDIM_50_tome"]
 

@@ -24,13 +24,14 @@ from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.answers import stored_answer
-from accel_search.storage.json_files import read_json, update_json
+from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
+from accel_search.storage.json_files import as_type, read_json, update_json
 from accel_search.storage.lookup import Wanted, find_settings
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.search_results import save_winner
 from accel_search.storage.trials_db import TrialStore, default_url
 from accel_search.storage.trials_file import read_trials
-from accel_search.sweep.progress import said, table
+from accel_search.sweep.progress import in_a_line, table
 from accel_search.sweep.settings import SweepSettings
 from accel_search.sweep.status import status_of
 from accel_search.write_report import ReportSettings, write_report
@@ -314,7 +315,7 @@ def filled(folder: Path) -> None:
     evaluator = FakeEvaluator()
     baseline = evaluator.baseline()
     store = TrialStore(default_url(folder), "study", space.values())
-    store.remember("baseline:search:4", baseline)
+    store.save_extra("baseline:search:4", baseline)
     for position in range(5):
         candidate = space.candidate_at(position)
         measured = evaluator.measure(candidate)
@@ -328,7 +329,7 @@ def opened(folder: Path) -> str:
     try:
         store = TrialStore(default_url(folder), "study", space.values())
         found = store.trials()
-        store.remembered()
+        store.extras()
         failed = Trial(space.candidate_at(6), None, Failure("timeout", "late", 1.0))
         store.add(failed, None)
     except AccelSearchError as error:
@@ -519,8 +520,8 @@ def use_results(path: Path) -> None:
     except ConfigurationError as error:
         assert "\n" not in str(error)
     key = next(iter(json.loads((ROOT / "search_params.json").read_text())))
-    entry = {"speedup": 1.5, "settings": {"tome": {"ratio": 0.5}}, "score_loss": 0.0}
-    save_winner(path, key, entry)
+    settings = {"tome": {"ratio": 0.5}}
+    save_winner(path, key, SearchEntry(speedup=1.5, settings=settings, score_loss=0.0))
     assert json.loads(path.read_text())[key]["speedup"] == 1.5
 
 
@@ -533,15 +534,16 @@ def use_bounds(path: Path) -> None:
         status = status_of(content, configuration, settings, {"device_name": "a processor"})
         table({configuration: status})
         if status.entry is not None:
-            said(status.entry)
+            in_a_line(status.entry)
     try:
         write_report(ReportSettings(str(path), output=str(path.with_name("page.html"))))
     except AccelSearchError as error:
         assert "\n" not in str(error)
     key = next(iter(json.loads((ROOT / "speedup_bounds.json").read_text())))
     entry = json.loads((ROOT / "speedup_bounds.json").read_text())[key]["by_model"].popitem()[1]
-    speedup_bounds.save_failure(path, "SD1.5_DDIM_20_tome", {"error": "timeout", "message": "late"})
-    speedup_bounds.save(path, key, "SD1.5", entry, "SD1.5_DDIM_20_tome")
+    late = FailedEntry(error="timeout", message="late")
+    speedup_bounds.save_failure(path, "SD1.5_DDIM_20_tome", late)
+    speedup_bounds.save(path, key, "SD1.5", as_type(entry, BoundEntry), "SD1.5_DDIM_20_tome")
     assert json.loads(path.read_text())[key]["by_model"]["SD1.5"] == entry
 
 
@@ -613,7 +615,7 @@ def test_a_result_file_of_a_million_entries_stays_usable(tmp_path, tell):
     assert find_settings(path, Wanted(steps=20)) == document[key]["settings"]
     read = time.monotonic() - began
     began = time.monotonic()
-    save_winner(path, key, document[key])
+    save_winner(path, key, as_type(document[key], SearchEntry))
     written = time.monotonic() - began
     # Read by a program of its own, which must have room beside the file's entries.
     assert len(json.loads(path.read_text())) == 1_000_002

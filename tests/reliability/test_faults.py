@@ -224,7 +224,7 @@ def test_out_of_memory_halves_the_batch_and_compares_equal_sizes(evaluator_for, 
     assert not [each for each in outcome.trials if each.trial.failure]
     kept = TrialStore(
         url, "study", JointSpace(("tome",), evaluator.workload, VALUES).values()
-    ).remembered()
+    ).extras()
     assert {f"baseline:search:{size}" for size in (4, fits)} <= set(kept)
 
 

@@ -304,7 +304,7 @@ def test_a_study_that_someone_else_wrote_is_refused_or_passed_over(tmp_path):
     store = TrialStore(url, "study", space.values())
     store._study.set_user_attr("owner", EVIL)
     store._study.set_user_attr("baseline:search:4", {"seconds_per_image": EVIL})
-    assert TrialStore(url, "study", space.values()).remembered() == {}
+    assert TrialStore(url, "study", space.values()).extras() == {}
     import optuna
 
     for record in (EVIL, {"candidate": [1]}, {"candidate": {}, "measurement": 3, "failure": None}):

@@ -1,4 +1,4 @@
-"""Every value of a story and of a list of pictures replaced by values of other types, in turn.
+"""Every value of a run record and of a list of pictures replaced by values of other types.
 
 A report passes over what it does not need, or says in one line what it cannot show.
 """
@@ -79,11 +79,11 @@ def test_a_value_of_another_type_is_passed_over_or_told_in_one_line(cases, share
 
 @pytest.fixture
 def damaged_run(tmp_path):
-    """Return a run folder, below that of a sweep, whose story is read and cannot be shown."""
+    """Return a run folder, below that of a sweep, whose record cannot be read."""
     folder = make_run_dir(tmp_path / "runs" / "SDXL_DDIM_20_deepcache")
-    [story] = (folder / "stories").iterdir()
-    told = json.loads(story.read_text()) | {"workload": "text", "held_out": 7}
-    story.write_text(json.dumps(told))
+    [record] = (folder / "stories").iterdir()
+    changed = json.loads(record.read_text()) | {"workload": "text", "held_out": 7}
+    record.write_text(json.dumps(changed))
     return folder
 
 
@@ -98,6 +98,6 @@ def test_a_sweeps_report_is_written_without_the_page_of_a_damaged_run(
 
 
 def test_a_table_of_a_damaged_run_is_refused_in_one_line(damaged_run):
-    with pytest.raises(LoadError, match="cannot be shown") as caught:
+    with pytest.raises(LoadError, match="cannot be read as a run record") as caught:
         load_trials(damaged_run)
     assert "\n" not in str(caught.value)

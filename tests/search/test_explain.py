@@ -112,11 +112,11 @@ def test_the_winner_is_timed_without_each_target_where_no_candidate_goes_without
     assert "deepcache costs" not in said
     settings = Settings(targets=ALWAYS.targets)
     entry = entry_of(outcome, settings, ALWAYS.summary(), FLASH, "study", said)
-    assert entry["no_gain"] == said
+    assert entry.no_gain == said
     assert said in " ".join(stored_summary(entry, settings).split())
-    evidence = entry["evidence"]
-    assert evidence["without"]["tome"]["speedup"] == pytest.approx(3.0, rel=0.05)
-    assert evidence["without"]["deepcache"]["speedup_interval"][1] < 0.9
+    without = entry.evidence.without
+    assert without["tome"].speedup == pytest.approx(3.0, rel=0.05)
+    assert without["deepcache"].speedup_interval[1] < 0.9
 
 
 @pytest.mark.parametrize("space", [BOTH, ALWAYS])

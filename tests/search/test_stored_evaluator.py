@@ -68,7 +68,7 @@ def test_a_baseline_of_a_halved_batch_gives_the_watchdog_its_pace(loop):
     # The second time it is stored already.
     for watchdog in (Watchdog(None), Watchdog(None)):
         loop(store, space, watchdog)
-        assert store.recall("baseline:search:2").seconds == SLOW
+        assert store.load_extra("baseline:search:2").seconds == SLOW
         assert watchdog.limit(1) > SLOW
 
 
@@ -81,13 +81,13 @@ def test_an_extra_measurement_is_made_once_a_study(store):
     evaluator, name = FakeEvaluator(), extras.held_out(point(2, 3))
     measured = StoredEvaluator(evaluator, store).once(name, point(2, 3), "held_out")
     again = StoredEvaluator(evaluator, store)
-    assert again.once(name, point(2, 3), "held_out") == measured == store.recall(name)
+    assert again.once(name, point(2, 3), "held_out") == measured == store.load_extra(name)
     assert len(evaluator.calls) == 1 and again.spent == 0
 
 
 def test_what_hung_beside_the_trials_is_not_measured_again(store):
     name = extras.held_out(point(2, 3))
-    store.remember_failure(name, Failure("timeout", "it did not end", 3.0))
+    store.save_failure(name, Failure("timeout", "it did not end", 3.0))
     evaluator = FakeEvaluator()
     with pytest.raises(TrialFailure, match="it did not end"):
         StoredEvaluator(evaluator, store).once(name, point(2, 3))

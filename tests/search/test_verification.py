@@ -23,6 +23,8 @@ from accel_search.search.verification import (
     verify,
 )
 from accel_search.settings import UPPER_BOUND
+from accel_search.storage.entries import SearchEntry
+from accel_search.storage.json_files import as_type
 from accel_search.storage.keys import search_key
 from accel_search.storage.search_results import save_winner
 from accel_search.storage.trials_file import read_trials
@@ -167,7 +169,7 @@ def test_a_bound_on_likeness_is_held_the_stored_one_or_the_one_given(tmp_path):
     assert verified(None, settings, Like()).verdict == "pass"
     found = verified(None, replace(settings, min_ssim=0.9), Like())
     said = verified_text(found, settings)
-    assert found.score_verdict == "fail" and "SSIM to the baseline's pictures: 0.80" in said
+    assert found.score_verdict == "fail" and "SSIM to the baseline's images: 0.80" in said
     content = json.loads((tmp_path / "f.json").read_text())
     for entry in content.values():
         entry["evidence"]["search"]["min_ssim"] = 0.85
@@ -190,9 +192,9 @@ def test_in_what_the_machine_differs_is_said_version_by_version(stored):
 
 def test_of_several_models_the_one_that_is_loaded_is_meant(stored, tmp_path):
     key = search_key(WORKLOAD, UPPER_BOUND, 0.02, ("deepcache",))
-    entry = json.loads((tmp_path / "f.json").read_text())[key]
-    other = entry | {"provenance": entry["provenance"] | {"model_id": "sd2-community/sd21"}}
-    save_winner(tmp_path / "f.json", key, other | {"speedup": 9.0})
+    entry = as_type(json.loads((tmp_path / "f.json").read_text())[key], SearchEntry)
+    where = replace(entry.provenance, model_id="sd2-community/sd21")
+    save_winner(tmp_path / "f.json", key, replace(entry, provenance=where, speedup=9.0))
     assert verified(None, stored).stored.speedup.value < 3
     elsewhere = replace(PROVENANCE, model_id="/models/copy")
     with pytest.raises(ConfigurationError, match="results of demo, sd2-community/sd21, none of"):
@@ -231,7 +233,7 @@ def test_a_batch_that_was_halved_there_too_is_no_difference(tmp_path):
     [
         (None, "no such file"),
         ("{", "cannot be read"),
-        ("[]", "not a JSON object"),
+        ("[]", "cannot be read: Expected `object`, got `array`"),
         ("{}", "holds no result for --pipe demo --sched DDIM --steps 20 --targets deepcache"),
     ],
 )
@@ -260,12 +262,12 @@ def test_an_entry_that_lacks_its_settings_is_none(stored, tmp_path):
         verified(None, stored)
 
 
-def test_an_entry_that_lacks_its_interval_is_one_line(stored, tmp_path):
+def test_an_entry_that_cannot_be_read_is_passed_over(stored, tmp_path):
     content = json.loads((tmp_path / "f.json").read_text())
     for entry in content.values():
         entry["evidence"]["speedup_interval"] = ["fast", 1.0]
     (tmp_path / "f.json").write_text(json.dumps(content))
-    with pytest.raises(ConfigurationError, match="lacks what a verification needs"):
+    with pytest.raises(ConfigurationError, match="holds no result"):
         verified(None, stored)
 
 
@@ -280,11 +282,11 @@ def replay(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     command = ["--replay", str(TABLE), "--strategy", "grid"]
     assert main([*command, "--json"]) == 0
-    entry = json.loads(capsys.readouterr().out)
+    entry = as_type(json.loads(capsys.readouterr().out), SearchEntry)
     key = search_key(read_trials(TABLE).workload, UPPER_BOUND, 0.02, ("deepcache",))
 
     def run(*arguments, **changes):
-        save_winner(tmp_path / "search_params.json", key, entry | changes)
+        save_winner(tmp_path / "search_params.json", key, replace(entry, **changes))
         code = main([*command, "--verify", *arguments])
         return code, capsys.readouterr().out
 
@@ -294,7 +296,7 @@ def replay(tmp_path, monkeypatch, capsys):
 def test_the_program_verifies_against_recorded_trials_with_its_three_codes(replay):
     code, out = replay()
     assert code == 0 and "\npass: the result stored in search_params.json holds" in out
-    assert "From recorded trials" in out
+    assert "The trials were recorded" in out
     # A search's own options, those of a configuration file among them, write nothing here.
     code, _ = replay("--report", "page.html", "--trials_out", "out.json", "--export", "fast.py")
     assert code == 0 and not {"page.html", "out.json", "fast.py"} & {

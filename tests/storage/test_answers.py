@@ -11,6 +11,8 @@ from accel_search.search.space import JointSpace
 from accel_search.session import explore, open_store
 from accel_search.settings import Settings
 from accel_search.storage import answers, lookup, speedup_bounds
+from accel_search.storage.entries import SearchEntry
+from accel_search.storage.json_files import as_type
 from accel_search.storage.keys import Configuration
 from accel_search.storage.search_results import save_winner
 from accel_search.sweep.status import status_of
@@ -51,7 +53,7 @@ def files(tmp_path_factory):
     """Return a file of results and one of bounds, from one exploration that was settled."""
     folder = tmp_path_factory.mktemp("answers")
     found = explore(replace(STORED_BY, run_dir=str(folder)), FakeEvaluator(), logging.getLogger())
-    assert found.entry["evidence"]["search_settled"]
+    assert found.entry.evidence.search_settled
     speedup_bounds.save(folder / "bounds.json", found.key, found.label, found.entry)
     save_winner(folder / "params.json", found.key, found.winner)
     return folder / "params.json", folder / "bounds.json"
@@ -105,9 +107,10 @@ def test_trials_are_shared_by_the_same_rule(tmp_path, name):
 
 def test_what_is_committed_is_answered_as_it_was():
     content = json.loads((ROOT / "search_params.json").read_text())
-    entry = next(iter(content.values()))
-    provenance = type(PROVENANCE)(**entry["provenance"])
-    values = entry["evidence"]["search"]["values"]
+    (key, value), *_ = content.items()
+    entry = as_type(value, SearchEntry)
+    provenance = type(PROVENANCE)(**value["provenance"])
+    values = value["evidence"]["search"]["values"]
     for asked in ({}, {"req_speedup": 2.5}, {"strategy": "bayes"}, {"timing_pairs": 2}):
         found = answers.stored_answer(
             ROOT / "search_params.json", WORKLOAD, Settings(**asked), values, provenance
@@ -116,21 +119,21 @@ def test_what_is_committed_is_answered_as_it_was():
     content = json.loads((ROOT / "speedup_bounds.json").read_text())
     states = []
     for stored in lookup.bounds(content):
-        targets = tuple(stored.key[5])
+        targets = tuple(stored.key.targets)
         short = {"DDIMScheduler": "DDIM", "UniPCMultistepScheduler": "UniPC"}
         settings = Settings(
-            pipe=stored.entry["model"],
-            sched=short.get(stored.key[1], "DPM-Solver++"),
-            steps=int(stored.key[2]),
+            pipe=stored.entry.model,
+            sched=short.get(stored.key.scheduler_class, "DPM-Solver++"),
+            steps=int(stored.key.steps),
             targets=targets,
-            latency_only=stored.entry["latency_only"],
+            latency_only=stored.entry.latency_only,
             **{
                 name: value
-                for name, value in stored.entry["asked"].items()
+                for name, value in stored.entry.asked.items()
                 if name not in ("space", "req_score_loss")
             },
         )
-        machine = {"device_name": stored.entry["provenance"]["device_name"]}
+        machine = {"device_name": stored.entry.provenance.device_name}
         name = Configuration(settings.pipe, settings.sched, settings.steps, "+".join(targets))
         states.append(status_of(content, name, settings, machine).state)
         limited = replace(settings, memory_limit=8.0)

@@ -68,8 +68,8 @@ def test_what_a_study_is_of_stands_in_it_and_is_no_measurement(tmp_path):
     space = JointSpace(("deepcache",), evaluator.workload)
     settings = Settings(run_dir=str(tmp_path))
     store = open_store(settings, evaluator, space)
-    store.remember("baseline:search:4", evaluator.baseline())
-    assert list(open_store(settings, evaluator, space).remembered()) == ["baseline:search:4"]
+    store.save_extra("baseline:search:4", evaluator.baseline())
+    assert list(open_store(settings, evaluator, space).extras()) == ["baseline:search:4"]
     study = optuna.load_study(study_name=store.name, storage=default_url(tmp_path))
     assert study.user_attrs["about"] == (
         "demo, deepcache: DDIMScheduler, 20 steps, 128 × 128 pixels, batch size 4, float32, "

@@ -22,8 +22,10 @@ from accel_search.report.format import factor
 from accel_search.report.html import script as export
 from accel_search.report.html.page import search_page
 from accel_search.settings import Settings
-from accel_search.storage.run_folder import story_of, story_path, to_picture, write_story
+from accel_search.storage.entries import StoredProvenance
+from accel_search.storage.run_folder import record_path, to_picture, write_record
 from accel_search.storage.run_reader import of_outcome, read_run
+from accel_search.storage.run_record import ended_record
 from accel_search.storage.trials_db import default_url
 from accel_search.sweep.page import read_bounds, sweep_page
 from accel_search.write_report import main
@@ -44,7 +46,7 @@ def test_a_run_folder_holds_the_winner_its_rivals_and_why_it_stopped(folder):
     run = read_run(folder)
     assert run.winner.candidate == WINNER and run.is_confirmed and run.winner.state == "pass"
     assert len(run.rows) == 16 and [rival.steps for rival in run.rivals]
-    assert run.story["stopped"] == "every distinct candidate was measured"
+    assert run.record.end.stopped == "every distinct candidate was measured"
     front = [row for row in run.rows if row.is_front]
     ordered = sorted(front, key=lambda row: row.score_loss.value)
     assert ordered == sorted(front, key=lambda row: row.speedup.value)
@@ -61,49 +63,17 @@ def test_what_is_pictured_are_baseline_winner_fastest_refused_and_rival():
     assert found["rival"]["steps"]["num_inference_steps"] in {r.steps for r in outcome.rivals}
 
 
-def test_a_folder_without_a_story_is_reported_without_one(tmp_path):
-    make_run_dir(tmp_path, story=False, pictures=False)
+def test_a_folder_without_a_record_is_reported_without_one(tmp_path):
+    make_run_dir(tmp_path, record=False, pictures=False)
     run = read_run(tmp_path, bound=0.02)
     assert run.winner.candidate == WINNER and not run.is_confirmed
     page = search_page(run)
     assert "Why this search ended is not stored" in page and "not confirmed" in page
 
 
-def test_an_earlier_versions_folder_is_told_by_the_result_file_beside_it(tmp_path):
-    make_run_dir(tmp_path / "runs", story=False, pictures=False)
-    content = json.loads((ROOT / "search_params.json").read_text())
-    for entry in content.values():
-        entry["evidence"]["study"] = "study-run1"
-        entry["settings"] = WINNER.as_dict()
-    (tmp_path / "search_params.json").write_text(json.dumps(content))
-    run = read_run(tmp_path / "runs")
-    assert run.is_confirmed and run.workload["steps"] == 20
-    assert "too slow even at the optimistic end" in search_page(run)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda entry: entry.update(by_model=3),
-        lambda entry: entry.update(by_model={"demo": "text"}),
-        lambda entry: entry.update(evidence=[1]),
-        lambda entry: entry.update(provenance="here"),
-    ],
-)
-def test_a_damaged_result_file_beside_it_is_passed_over(tmp_path, damage):
-    make_run_dir(tmp_path / "runs", story=False, pictures=False)
-    content = json.loads((ROOT / "search_params.json").read_text())
-    for entry in content.values():
-        entry["evidence"]["study"] = "study-run1"
-        entry["settings"] = WINNER.as_dict()
-        damage(entry)
-    (tmp_path / "search_params.json").write_text(json.dumps(content))
-    assert "deepcache" in search_page(read_run(tmp_path / "runs"))
-
-
 def test_an_outcome_makes_the_same_page_as_what_it_stored():
-    outcome, story = search()
-    run = of_outcome(outcome, story, {}, None)
+    outcome, record = search()
+    run = of_outcome(outcome, record, {}, None)
     assert run.winner.candidate == WINNER and "3 % of" not in search_page(run)
 
 
@@ -120,22 +90,23 @@ def test_one_held_out_prompt_is_told_without_an_interval(tmp_path):
             few = 1 if split == "held_out" else self.prompt_count
             return replace(measured, scores=measured.scores[:few])
 
-    outcome, told = search(Single())
+    outcome, record = search(Single())
     assert not outcome.held_out.score_loss.is_bounded
-    write_story(tmp_path, told)  # JSON has no infinity.
-    assert told["held_out"]["score_loss_interval"] is None
-    assert "loss 1.6 % [unknown]" in search_page(of_outcome(outcome, told, {}, None))
+    write_record(tmp_path, record)  # JSON has no infinity.
+    assert record.end.held_out.score_loss_interval is None
+    assert "loss 1.6 % [unknown]" in search_page(of_outcome(outcome, record, {}, None))
 
 
 def test_what_gains_nothing_is_said_on_the_page_as_text():
-    outcome, story = search(FakeEvaluator(lambda candidate: (0.9, 0.0)))
-    assert story["no_gain"].startswith("deepcache does not pay here: ")
-    assert story["no_gain"] in search_page(of_outcome(outcome, story, {}, None))
-    evil = search_page(of_outcome(outcome, story | {"no_gain": "<script>x</script>"}, {}, None))
+    outcome, record = search(FakeEvaluator(lambda candidate: (0.9, 0.0)))
+    assert record.end.no_gain.startswith("deepcache does not pay here: ")
+    assert record.end.no_gain in search_page(of_outcome(outcome, record, {}, None))
+    changed = replace(record, end=replace(record.end, no_gain="<script>x</script>"))
+    evil = search_page(of_outcome(outcome, changed, {}, None))
     assert "&lt;script&gt;x&lt;/script&gt;" in evil and "<script>x" not in evil
-    outcome, story = search()
-    assert story["no_gain"] is None
-    assert 'role="note"' not in search_page(of_outcome(outcome, story, {}, None))
+    outcome, record = search()
+    assert record.end.no_gain is None
+    assert 'role="note"' not in search_page(of_outcome(outcome, record, {}, None))
 
 
 def test_the_page_says_what_the_winner_of_a_joint_search_is_without_each_target(
@@ -144,10 +115,9 @@ def test_the_page_says_what_the_winner_of_a_joint_search_is_without_each_target(
     with caplog.at_level(logging.INFO, "test"):
         outcome, _, said = jointly(0.8, monkeypatch, ALWAYS, default_url(tmp_path))
     settings = Settings(targets=ALWAYS.targets)
-    write_story(
-        tmp_path,
-        story_of(outcome, settings, ALWAYS.summary(), WORKLOAD, PROVENANCE, "study-run1", said),
-    )
+    summary, study = ALWAYS.summary(), "study-run1"
+    record = ended_record(outcome, settings, summary, WORKLOAD, PROVENANCE, study, said)
+    write_record(tmp_path, record)
     without = read_run(tmp_path).without
     assert without == {each.target: each.assessment.speedup for each in outcome.ablations}
     page = search_page(read_run(tmp_path))
@@ -193,15 +163,17 @@ def test_what_cannot_be_read_is_one_line_and_its_own_exit_code(tmp_path, capsys)
     assert main([]) == 2
 
 
-def test_a_broken_story_or_index_of_pictures_is_named(tmp_path):
+def test_a_broken_record_or_index_of_pictures_is_named(tmp_path):
     make_run_dir(tmp_path)
     index = tmp_path / "pictures" / "study-run1" / "pictures.json"
     index.write_text("{}")
     with pytest.raises(LoadError, match=r"pictures\.json: cannot be read"):
         read_run(tmp_path)
-    story_path(tmp_path, "study-run1").write_text("[]")
-    with pytest.raises(LoadError, match="cannot be read as a story"):
-        read_run(tmp_path)
+    record = json.loads(record_path(tmp_path, "study-run1").read_text())
+    for broken in ([], record | {"format": "accel-search-story/2"}, record | {"end": 3}):
+        record_path(tmp_path, "study-run1").write_text(json.dumps(broken))
+        with pytest.raises(LoadError, match="cannot be read as a run record"):
+            read_run(tmp_path)
     with pytest.raises(ConfigurationError, match="--study other"):
         read_run(tmp_path, "other")
 
@@ -238,15 +210,16 @@ def test_a_script_cannot_be_made_to_say_what_a_name_says(folder):
     run = read_run(folder)
     names = {"pipeline": EVIL, "scheduler_class": "UniPCMultistepScheduler", "dtype": "float16"}
     named = {"model_id": EVIL + "\n", "device_name": '"""\nimport os', "revision": "'main\n"}
-    story = {**run.story, "workload": run.workload | names, "provenance": named}
-    text = export.script(replace(run, story=story))
+    workload = replace(run.record.workload, **names)
+    record = replace(run.record, workload=workload, provenance=StoredProvenance(**named))
+    text = export.script(replace(run, record=record))
     values = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     assert EVIL + "\n" in values and "'main\n" in values
     assert text.count("import os") == 1 and "import os" in ast.get_docstring(ast.parse(text))
-    for name in ("X;import os", "None", True):
-        story["workload"] |= {"scheduler_class": name}
+    for name in ("X;import os", "None"):
+        other = replace(record, workload=replace(workload, scheduler_class=name))
         with pytest.raises(ConfigurationError, match="no class's name"):
-            export.script(replace(run, story=story))
+            export.script(replace(run, record=other))
     with pytest.raises(ConfigurationError, match="no candidate meets the goal"):
         export.script(replace(run, winner=None))
 
@@ -254,15 +227,16 @@ def test_a_script_cannot_be_made_to_say_what_a_name_says(folder):
 def test_a_script_loads_what_was_measured(folder):
     run = read_run(folder)
     named = {"compiled": True, "offload": "model", "vae": "owner/vae@0123\nimport os"}
-    story = {**run.story, "provenance": named, "workload": run.workload | {"dtype": "float16"}}
-    text = export.script(replace(run, story=story))
+    workload = replace(run.record.workload, dtype="float16")
+    record = replace(run.record, workload=workload, provenance=StoredProvenance(**named))
+    text = export.script(replace(run, record=record))
     ast.parse(text)
     assert "from accel_search import accelerate, compile_unet\n" in text
     assert text.index("compile_unet(pipe)") < text.index("accelerate(pipe, SETTINGS, ")
     assert "pipe.enable_model_cpu_offload(device=device)" in text and "pipe.to(" not in text
     assert "another VAE, owner/vae@0123 import os:" in text
     assert 'dtype = torch.float32 if device == "cpu" else torch.float16\n' in text
-    lines = export.direct_lines(replace(run, story=story))
+    lines = export.direct_lines(replace(run, record=record))
     assert lines[1] == "compile_unet(pipe)" and lines[2].startswith("accelerate(pipe, ")
     assert lines[2].endswith('}, scheduler="DDIM")')
     assert export.file_lines(run)[1:] == [
@@ -284,9 +258,9 @@ def test_a_script_loads_what_was_measured(folder):
 def exported(folder, tmp_path):
     """Return a script for small pictures."""
     run = read_run(folder)
-    small = run.workload | {"steps": 6, "height": 64, "width": 64}
+    small = replace(run.record.workload, steps=6, height=64, width=64)
     path = tmp_path / "run_fast.py"
-    export.write_script(replace(run, story=run.story | {"workload": small}), path)
+    export.write_script(replace(run, record=replace(run.record, workload=small)), path)
     return path
 
 
@@ -342,7 +316,7 @@ def test_a_result_is_stored_before_anything_is_made_for_a_report(fake_search, mo
         raise ConfigurationError("--run_dir: no space left")
 
     search, folder = fake_search
-    monkeypatch.setattr(session, "write_story", fails)
+    monkeypatch.setattr(session, "write_record", fails)
     with pytest.raises(ConfigurationError, match="no space left"):
         search(report="auto")
     assert len(json.loads((folder / "output").read_text())) == 2  # One a kind of key.

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,13 +11,15 @@ import pytest
 
 import accel_search
 from accel_search.errors import ConfigurationError, LoadError
+from accel_search.storage.entries import BoundEvidence
+from accel_search.storage.run_folder import write_record
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.tables import load_results, load_trials
 from accel_search.storage.trials_db import default_url
 from accel_search.write_report import main
 from tests.support.fakes import FakeEvaluator
 from tests.support.pages import add_failure, make_run_dir, search
-from tests.support.results import GRID, searched
+from tests.support.results import GRID, bound_entry, searched
 from tests.support.searches import point, run
 
 ROOT = Path(__file__).parents[2]
@@ -96,9 +99,9 @@ def test_a_result_file_is_a_table(tmp_path):
     assert table.goal.tolist() == ["upbound_speedup", "1.9"]
     first = table.iloc[0]
     assert (first.steps, first.targets, first.model) == (20, "deepcache", "demo")
-    assert first.speedup == entry["speedup"] and first.speedup_low < first.speedup
+    assert first.speedup == entry.speedup and first.speedup_low < first.speedup
     assert [first[name] for name in PARAMETERS] == [4, 3]
-    assert first.held_out_speedup == entry["evidence"]["held_out"]["speedup"]
+    assert first.held_out_speedup == entry.evidence.held_out.speedup
 
 
 def test_the_committed_bounds_are_a_table():
@@ -140,17 +143,14 @@ def test_the_package_itself_hands_out_the_tables():
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Return the URL of a storage that is not in the run folder, and the folder of its story."""
+    """Return the URL of a storage that is not in the run folder, and the folder of its record."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     run(FakeEvaluator(), url=url)
-    _, told = search()
-    from accel_search.storage.run_folder import write_story
-
-    write_story(tmp_path / "runs", told | {"study": "study-run1"})
+    write_record(tmp_path / "runs", replace(search()[1], study="study-run1"))
     return url, tmp_path / "runs"
 
 
-def test_a_search_in_another_storage_is_reported_with_the_story_of_its_folder(elsewhere, capsys):
+def test_a_search_in_another_storage_is_reported_with_the_record_of_its_folder(elsewhere, capsys):
     url, folder = elsewhere
     assert main([str(folder)]) == 2
     assert "the same --storage" in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_other_peoples_studies_in_a_storage_are_none_of_ours(elsewhere):
 
     url, folder = elsewhere
     optuna.create_study(study_name="of-others", storage=url)
-    assert read_run(folder, storage=url).story["study"] == "study-run1"
+    assert read_run(folder, storage=url).record.study == "study-run1"
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,9 @@ def test_a_sweep_in_a_shared_storage_finds_each_configurations_study(tmp_path):
     url = default_url(tmp_path)
     run(FakeEvaluator(), url=url)
     where = Configuration("demo", "DDIM", 20, "deepcache")
-    entry = {"evidence": {"study": "study-run1"}}
+    entry = bound_entry(evidence=BoundEvidence(study="study-run1"))
     found = _page_of(tmp_path / "none", where, entry, url)
     assert found is not None and "study-run1" in found
-    assert _page_of(tmp_path / "none", where, {"evidence": {"study": "other"}}, url) is None
+    other = bound_entry(evidence=BoundEvidence(study="other"))
+    assert _page_of(tmp_path / "none", where, other, url) is None
     assert _page_of(tmp_path / "none", where, entry, None) is None

@@ -31,7 +31,7 @@ def filled(url):
     failed = Trial(CANDIDATES[1], None, Failure("invalid_image", "image 3 is black", 2.0))
     store.add(measured, assess(measured.measurement, baseline, 0.02))
     store.add(failed, None)
-    store.remember("baseline:search", baseline)
+    store.save_extra("baseline:search", baseline)
     return store, [measured, failed], baseline
 
 
@@ -40,8 +40,8 @@ def test_trials_come_back_whole_in_another_process(tmp_path):
     _, trials, baseline = filled(url)
     again = TrialStore(url, "study", SPACE.values())
     assert again.trials() == trials
-    assert again.recall("baseline:search") == baseline
-    assert again.recall("held_out:nothing") is None
+    assert again.load_extra("baseline:search") == baseline
+    assert again.load_extra("held_out:nothing") is None
 
 
 def test_optunas_own_tools_read_the_study(tmp_path):

@@ -15,34 +15,34 @@ import time
 from pathlib import Path
 
 from accel_search.settings import Settings
+from accel_search.storage.entries import BoundEvidence, StoredProvenance
 from accel_search.storage.keys import search_key
 from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.worker import _jobs, settings_of
 from tests.support.fakes import PROVENANCE, with_steps
+from tests.support.results import bound_entry
 
 PLAN = json.loads(os.environ.get("FAKE_PLAN", "{}"))
 
 
-def entry(settings: Settings, speedup: float = 2.0):
+def entry(settings: Settings):
+    """Return an entry whose study names the process and the GPU that it saw."""
     from accel_search.storage import speedup_bounds
 
-    return {
-        "max_speedup": round(speedup * 1.1, 2),
-        "measured_max_speedup": speedup,
-        "measured_max": {"speedup_interval": [1.9, 2.1], "params": {}, "settings": {}},
-        "best_feasible": None,
-        "model": settings.pipe,
-        "latency_only": settings.latency_only,
-        "asked": speedup_bounds.asked(settings),
-        "evidence": {"seconds": 1.0, "pid": os.getpid(), "gpu": os.environ.get("GPU_SEEN")},
-        "provenance": PROVENANCE.as_dict(),
-    }
+    study = f"{os.getpid()} {os.environ.get('GPU_SEEN')}"
+    return bound_entry(
+        settings.pipe,
+        latency_only=settings.latency_only,
+        asked=speedup_bounds.asked(settings),
+        evidence=BoundEvidence(seconds=1.0, study=study),
+        provenance=StoredProvenance(**PROVENANCE.as_dict()),
+    )
 
 
 def answer(job):
     if job.get("probe"):
         where = PROVENANCE.as_dict()
-        return Answer(entry={name: where[name] for name in ("device_name", "driver", "versions")})
+        return Answer(machine={name: where[name] for name in ("device_name", "driver", "versions")})
     settings = settings_of(job["options"])
     name = f"{settings.pipe}_{settings.sched}_{settings.steps}_{'+'.join(settings.targets)}"
     what, _, detail = PLAN.get(name, PLAN.get(settings.pipe, "done")).partition(" ")
@@ -70,7 +70,7 @@ def answer(job):
     elif what == "hung" and job["carried"][0] < int(detail):
         return Answer(carried=(job["carried"][0] + 1, 0.0))
     elif what == "oom":
-        facts = {"batch_sizes_tried": [4, 2, 1], "bytes_asked": 8, "bytes_free": 4}
+        facts = {"batch_sizes_tried": (4, 2, 1), "bytes_asked": 8, "bytes_free": 4}
         return Answer(failure=failure("cuda_oom", "does not fit", seconds=1, exit_code=4, **facts))
     elif what == "load":
         broken = failure("model_load", "no such folder", seconds=1, exit_code=5)

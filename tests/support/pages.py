@@ -13,7 +13,8 @@ from accel_search.core.trial import Failure, Trial
 from accel_search.search.explain import of_search
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.storage.run_folder import pictures_path, story_of, to_picture, write_story
+from accel_search.storage.run_folder import pictures_path, to_picture, write_record
+from accel_search.storage.run_record import ended_record
 from accel_search.storage.trials_db import TrialStore, default_url
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.searches import run
@@ -26,12 +27,12 @@ TARGETS = ("deepcache",)
 
 
 def search(evaluator=None, **options):
-    """Return the outcome of a fake search, and its story."""
+    """Return the outcome of a fake search, and its record."""
     evaluator = evaluator or FakeEvaluator()
     outcome = run(evaluator, **options)
     space = JointSpace(TARGETS, WORKLOAD)
     load = replace(WORKLOAD, pipeline=options.pop("pipeline", "demo"))
-    return outcome, story_of(
+    return outcome, ended_record(
         outcome,
         Settings(),
         space.summary(),
@@ -42,14 +43,14 @@ def search(evaluator=None, **options):
     )
 
 
-def make_run_dir(folder, model="demo", prompt="a red ring", pictures=True, story=True):
+def make_run_dir(folder, model="demo", prompt="a red ring", pictures=True, record=True):
     """Make the folder that a search leaves, and return it."""
-    outcome, told = search(url=default_url(folder))
+    outcome, ended = search(url=default_url(folder))
     name = "study-run1"
-    told |= {"study": name, "workload": told["workload"] | {"pipeline": model}}
-    told["provenance"] |= {"model_id": model, "device_name": model}
-    if story:
-        write_story(folder, told)
+    if record:
+        workload = replace(ended.workload, pipeline=model)
+        where = replace(ended.provenance, model_id=model, device_name=model)
+        write_record(folder, replace(ended, study=name, workload=workload, provenance=where))
     if pictures:
         place = pictures_path(folder, name)
         place.mkdir(parents=True)

@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from accel_search.storage.entries import SearchEntry
+from accel_search.storage.json_files import as_type
 from accel_search.storage.keys import Configuration
 from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.driver import Sweep
@@ -215,11 +217,12 @@ def test_a_failure_counts_for_the_options_that_it_was_asked_for_with(tmp_path):
 
 def test_a_winner_is_written_for_use_too(tmp_path):
     search = settings(tmp_path).search_settings(Configuration("SD1.5", "DDIM", 20, "tome"))
-    winner = {"speedup": 1.534, "settings": {"tome": {"ratio": 0.5, "max_downsample": 1}}}
+    settings_found = {"tome": {"ratio": 0.5, "max_downsample": 1}}
+    winner = SearchEntry(speedup=1.534, score_loss=0.0, settings=settings_found)
     found = replace(answered({"options": asdict(search)}), winner=winner)
     run(settings(tmp_path), Worker({ALL[0]: found}))
     kept = json.loads((tmp_path / "params.json").read_text())
-    assert len(kept) == 2 and all(value == winner for value in kept.values())
+    assert len(kept) == 2 and all(as_type(value, SearchEntry) == winner for value in kept.values())
     assert sorted("upbound_speedup" in key for key in kept) == [False, True]
     assert sum("1.53" in key for key in kept) == 1
 
@@ -233,6 +236,6 @@ def test_two_models_of_one_class_keep_their_own_results(tmp_path):
     assert set(value["by_model"]) == {"SD1.5", "SD2.1"}
     for configuration in both.table:
         found = status_of(kept, configuration, both.search_settings(configuration), None)
-        assert found.state == "done" and found.entry["model"] == configuration.model
+        assert found.state == "done" and found.entry.model == configuration.model
     other = replace(both.search_settings(both.table[0]), steps=30)
     assert status_of(kept, both.table[0], other, None).state == "open"

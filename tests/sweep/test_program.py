@@ -120,7 +120,11 @@ def test_a_sweep_is_planned_run_tried_again_and_told_in_a_table(run, tmp_path):
     assert re.search(r"^demo +UniPC +20 .*cuda_oom$", output, re.M)
     # Two workers, one file, a process each.
     assert len(content(tmp_path)) == 4
-    pids = {each["evidence"]["pid"] for each in content(tmp_path).values() if "evidence" in each}
+    pids = {
+        each["evidence"]["study"].split()[0]
+        for each in content(tmp_path).values()
+        if "evidence" in each
+    }
     assert len(pids) == 3
     failed = content(tmp_path)["failed_configs"]["demo_UniPC_20_tgate"]
     assert failed["batch_sizes_tried"] == [4, 2, 1] and failed["bytes_free"] == 4

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
+from accel_search.storage.entries import Feasible
 from accel_search.storage.keys import Configuration
 from accel_search.sweep.answer import Answer, failure
-from accel_search.sweep.progress import SweepProgress, legend, plan, said, table
+from accel_search.sweep.progress import SweepProgress, in_a_line, legend, plan, table
 from accel_search.sweep.status import Status
+from tests.support.results import bound_entry
 
 LOG = logging.getLogger("tests.sweep")
 ONE, TWO, THREE = (
     Configuration("SDXL", "DDIM", 20, each) for each in ("tome", "tgate", "deepcache")
 )
-ENTRY = {
-    "max_speedup": 2.2,
-    "measured_max_speedup": 2.0,
-    "measured_max": {"speedup_interval": [1.9, 2.1]},
-    "best_feasible": {"speedup": 1.5, "speedup_interval": [1.4, 1.6], "score_loss": 0.0123},
-    "latency_only": False,
-}
+ENTRY = bound_entry(
+    best_feasible=Feasible(
+        speedup=1.5, speedup_interval=(1.4, 1.6), score_loss=0.0123, score_loss_interval=None
+    )
+)
 FAILED = failure("timeout", "too late", seconds=9)
 
 
@@ -37,7 +38,7 @@ def test_lines_bear_the_configurations_name_and_the_level_of_their_own(caplog):
         ("INFO", "[SDXL DDIM 20 tome] trial 1/16"),
         ("WARNING", "[SDXL DDIM 20 tome] out of memory"),
         ("ERROR", "[SDXL DDIM 20 tome] oh"),
-        ("INFO", f"done: SDXL DDIM 20 tome  {said(ENTRY)}  in 1 min 1 s"),
+        ("INFO", f"done: SDXL DDIM 20 tome  {in_a_line(ENTRY)}  in 1 min 1 s"),
         ("ERROR", "failed: SDXL DDIM 20 tgate  timeout: too late"),
         ("INFO", "skipped: SDXL DDIM 20 deepcache  done: speedup: 2.00"),
         ("INFO", "skipped: SDXL DDIM 20 deepcache  failed before: timeout; --retry_failed explores "
@@ -63,15 +64,16 @@ def test_the_bar_tells_what_is_done_and_how_long_the_rest_takes(capsys):
 
 
 def test_an_entry_is_told_with_what_scripts_look_for():
-    assert said(ENTRY) == (
+    assert in_a_line(ENTRY) == (
         "speedup: 2.00 [1.90, 2.10]  bound: 2.20  within the loss: 1.50 [1.40, 1.60] at a score "
         "loss of 1.2 %"
     )
-    none = ENTRY | {"best_feasible": None}
-    assert said(none).endswith("nothing within the loss")
-    assert said(none | {"latency_only": True}).endswith("(latency only: nothing was scored)")
-    assert said(none | {"no_gain": None}) == said(none)  # One of before does not say.
-    assert said(none | {"no_gain": "it does not pay"}).endswith("the loss  it does not pay")
+    none = replace(ENTRY, best_feasible=None)
+    assert in_a_line(none).endswith("nothing within the loss")
+    timed = replace(none, latency_only=True)
+    assert in_a_line(timed).endswith("(latency only: nothing was scored)")
+    slow = replace(none, no_gain="it does not pay")
+    assert in_a_line(slow).endswith("the loss  it does not pay")
 
 
 def test_the_table_has_a_column_a_method():
@@ -80,7 +82,7 @@ def test_the_table_has_a_column_a_method():
         TWO: Status("failed", failure=FAILED),
         THREE: Status("open"),
         Configuration("demo", "UniPC", 8, "tome"): Status(
-            "done", entry=ENTRY | {"best_feasible": None, "latency_only": True}
+            "done", entry=replace(ENTRY, best_feasible=None, latency_only=True)
         ),
     }
     assert table(statuses).splitlines() == [

@@ -155,14 +155,14 @@ def test_a_defect_is_an_answer_with_its_traceback_in_the_log(ask, monkeypatch, c
 
 
 def test_the_machine_is_told_for_the_asking(ask):
-    found = ask(probe=True)["entry"]
+    found = ask(probe=True)["machine"]
     assert found["device_name"] and torch.__version__.startswith(found["versions"]["torch"])
 
 
 def test_failures_are_told_apart():
     wrapped = ConfigurationError("black")
     wrapped.__cause__ = InvalidImage("black")
-    kinds = [failure_of(error, 1.0)["error"] for error in (
+    kinds = [failure_of(error, 1.0).error for error in (
         LoadError("a"), wrapped, ConfigurationError("b"), TrialFailure("c"), OSError("d"),
     )]  # fmt: skip
     assert kinds == ["model_load", "invalid_image", *["unknown_error"] * 3]

@@ -53,8 +53,8 @@ def test_a_job_is_answered_and_every_line_is_heard(child):
     process, lines = child(environment={"GPU_SEEN": "7"})
     for steps in (20, 25):
         answer = process.ask({"options": asdict(settings(steps=steps))}, 60, NEVER)
-        assert answer.entry["measured_max_speedup"] == 2.0 and f"'{steps}'" in answer.key
-        assert answer.entry["evidence"]["gpu"] == "7"  # Its environment is its own.
+        assert answer.entry.measured_max_speedup == 2.0 and f"'{steps}'" in answer.key
+        assert answer.entry.evidence.study.split()[1] == "7"  # Its environment is its own.
     assert [line.partition(" in ")[0] for line in lines if "measuring" in line] == [
         "measuring demo_DDIM_20_tome",
         "measuring demo_DDIM_25_tome",
@@ -117,7 +117,9 @@ def test_a_worker_keeps_its_process_for_a_model_and_not_beyond_a_failure(monkeyp
 
     def explore(**changes):
         answer = worker.explore(settings(**changes), lambda line: None, NEVER)
-        return answer.failure["error"] if answer.failure else answer.entry["evidence"]["pid"]
+        return (
+            answer.failure.error if answer.failure else int(answer.entry.evidence.study.split()[0])
+        )
 
     pids["first"], pids["again"] = explore(steps=20), explore(steps=25)
     assert pids["first"] == pids["again"]
@@ -134,7 +136,7 @@ def test_a_process_that_ends_with_a_workers_own_code_is_no_hang(monkeypatch, cod
     plan(monkeypatch, demo=f"exit {code}")
     worker, lines = LocalWorker(command=COMMAND, timeout=60), []
     found = worker.explore(settings(), lines.append, NEVER).failure
-    assert found["error"] == "subprocess_error" and found["exit_code"] == code
+    assert found.error == "subprocess_error" and found.exit_code == code
     assert sum("measuring" in line for line in lines) == 1
 
 
@@ -142,7 +144,7 @@ def test_a_job_that_hangs_goes_on_in_a_new_process_each_time(monkeypatch):
     plan(monkeypatch, demo="hung 2")
     worker, lines = LocalWorker(command=COMMAND, timeout=60), []
     answer = worker.explore(settings(), lines.append, NEVER)
-    assert answer.entry["measured_max_speedup"] == 2.0
+    assert answer.entry.measured_max_speedup == 2.0
     pids = {line.rpartition(" ")[2] for line in lines if "measuring" in line}
     worker.close()
     assert len(pids) == 3 and all(is_gone(int(pid)) for pid in pids)
@@ -152,11 +154,11 @@ def test_a_crash_and_a_timeout_are_failures_with_what_is_known(monkeypatch):
     plan(monkeypatch, demo="crash", SDXL="sleep 60")
     worker = LocalWorker(command=COMMAND, timeout=5)
     crash = worker.explore(settings(), lambda line: None, NEVER).failure
-    assert crash["error"] == "subprocess_error" and crash["exit_code"] == -11
-    assert "ended by SIGSEGV" in crash["message"] and "it is only a fake" in crash["message"]
+    assert crash.error == "subprocess_error" and crash.exit_code == -11
+    assert "ended by SIGSEGV" in crash.message and "it is only a fake" in crash.message
     late = worker.explore(settings(pipe="SDXL"), lambda line: None, NEVER).failure
-    assert late["error"] == "timeout" and late["exit_code"] is None and late["seconds"] >= 5
-    assert "--timeout of 5 s" in late["message"]
+    assert late.error == "timeout" and late.exit_code is None and late.seconds >= 5
+    assert "--timeout of 5 s" in late.message
 
 
 def test_exits_are_named():

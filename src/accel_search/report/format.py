@@ -1,4 +1,4 @@
-"""How figures are written, the same everywhere."""
+"""Write figures, settings and lines of Python the same way everywhere."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from accel_search.core.intervals import Estimate
 from accel_search.core.schedulers import SCHEDULERS, scheduler_name
 
 UNKNOWN = "[unknown]"
-"""In place of an interval that nothing is known of: one prompt, or no timed pairs."""
+"""In place of an unknown interval: one prompt, or no timed pairs."""
 CODE_WIDTH = 78
-"""Columns that a line of Python takes before its arguments get a line each."""
+"""Columns of a line of Python; a longer call gets a line per argument."""
 
 
 def factor(estimate: Estimate) -> str:
@@ -30,12 +30,12 @@ def percent(estimate: Estimate) -> str:
     value = f"{round(100 * estimate.value, 1) + 0.0:.1f} %"
     if not estimate.is_bounded:
         return f"{value} {UNKNOWN}"
-    low, high = (round(100 * each, 1) + 0.0 for each in estimate.as_list())
+    low, high = (round(100 * end, 1) + 0.0 for end in estimate.as_list())
     return f"{value} [{low:.1f}, {high:.1f}]"
 
 
 def figures(assessment: Assessment) -> str:
-    """Write what is said of a trial, in the words that scripts look for."""
+    """Write a trial's figures and verdict, in the words that scripts look for."""
     after = "" if assessment.is_complete else f" after {assessment.prompts} prompts"
     return (
         f"speedup: {factor(assessment.speedup)}  "
@@ -59,13 +59,13 @@ def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
     Args:
         settings: Expression of the settings, or of the file that holds them.
         options: Further arguments of `accelerate`.
-        compiled: Whether its UNet was compiled.
+        compiled: Whether the UNet was compiled.
     """
     names = "accelerate, compile_unet" if compiled else "accelerate"
     arguments = ("pipe", settings, *options)
     call = [f"accelerate({', '.join(arguments)})"]
     if "\n" not in settings and len(call[0]) > CODE_WIDTH:
-        call = ["accelerate(", *(f"    {each}," for each in arguments), ")"]
+        call = ["accelerate(", *(f"    {argument}," for argument in arguments), ")"]
     return [
         f"from accel_search import {names}",
         *(["compile_unet(pipe)"] if compiled else []),
@@ -79,13 +79,13 @@ def choosing(choice: Mapping[str, Any]) -> list[str]:
 
 
 def scheduler_option(class_name: str) -> list[str]:
-    """Return the argument that gives a pipeline the scheduler of a search; none for others."""
+    """Return the argument for the scheduler of a search; none for others than `SCHEDULERS`."""
     name = scheduler_name(class_name)
     return choosing({"scheduler": name}) if name in SCHEDULERS else []
 
 
 def literal(settings: Mapping[str, Any], indent: int = 0) -> str:
-    """Return settings as a Python literal, an accelerator a line where there are several."""
+    """Return settings as a Python literal, a line per accelerator if there are several."""
     parts = [
         f"{json.dumps(name)}: {{"
         + ", ".join(f"{json.dumps(key)}: {value!r}" for key, value in params.items())
@@ -102,11 +102,11 @@ UNSTEADY = (
     "The two timings differ by more than their intervals allow: the machine's speed varied. Count "
     "on the lower one, or search again with more --timing_pairs."
 )
-"""Said where a winner's speedup on held-out prompts lies outside what the search claimed."""
+"""For a winner whose two speedup intervals do not overlap."""
 
 
 def settings_lines(candidate: Candidate) -> list[str]:
-    """Return a line an accelerator, with its parameters."""
+    """Return a line per accelerator, with its parameters."""
     width = max(len(name) for name in candidate)
     return [
         f"{name:{width}}  " + "  ".join(f"{key}={value}" for key, value in params.items())
@@ -115,7 +115,7 @@ def settings_lines(candidate: Candidate) -> list[str]:
 
 
 def short(candidate: Candidate) -> str:
-    """Write a candidate in little room: `deepcache(3, 0)`, values in the parameters' order."""
+    """Write a candidate briefly: `deepcache(3, 0)`, values in the parameters' order."""
     return " ".join(
         f"{name}({', '.join(str(value) for value in params.values())})"
         for name, params in candidate.items()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Goal, Measurement, Trial
@@ -31,7 +29,7 @@ class ReplayEvaluator:
     """
 
     def __init__(self, recorded: TrialsFile, space: JointSpace) -> None:
-        self.workload = recorded.workload or unknown_workload(recorded.workload_fields)
+        self.workload = recorded.workload or _partial_workload(recorded.given)
         self._recorded = recorded
         self._space = space
         self._trials: dict[Key, Trial] = {
@@ -198,25 +196,10 @@ def replay_space(recorded: TrialsFile, targets: tuple[str, ...]) -> JointSpace:
     )
 
 
-def unknown_workload(given: Mapping[str, Any]) -> Workload:
-    """Return what a file says of its workload, `unknown` and 0 for what it does not say.
+def _partial_workload(given: Workload) -> Workload:
+    """Return a workload that a file gives in part, with what a search divides by.
 
     It serves to name the result; no two points are taken as one by such a workload.
     """
-    steps = int(given.get("steps", 0))
-    return Workload(
-        pipeline=str(given.get("pipeline", "unknown")),
-        pipeline_class=str(given.get("pipeline_class", "unknown")),
-        scheduler_class=str(given.get("scheduler_class", "unknown")),
-        steps=steps,
-        unet_calls=int(given.get("unet_calls", steps)),
-        height=int(given.get("height", 0)),
-        width=int(given.get("width", 0)),
-        batch_size=int(given.get("batch_size", 1)),
-        guidance_scale=float(given.get("guidance_scale", 0.0)),
-        dtype=str(given.get("dtype", "unknown")),
-        device=str(given.get("device", "unknown")),
-        latent_height=0,
-        latent_width=0,
-        attention_downsamples=(),
-    )
+    calls, size = given.unet_calls or given.steps, given.batch_size or 1
+    return replace(given, unet_calls=calls, batch_size=size, attention_downsamples=())

@@ -44,7 +44,7 @@ class StoredEvaluator:
     def reload(self) -> None:
         """Take over all extra measurements of the study, other processes' too."""
         if self._store is not None:
-            self.extras = self._store.remembered()
+            self.extras = self._store.extras()
 
     def baseline(self, split: Split = "search", beside: Measurement | None = None) -> Measurement:
         """Return the baseline, measured once a study and batch size.
@@ -100,11 +100,11 @@ class StoredEvaluator:
         """
         kept = self._load(name)
         if kept is None:
-            failed = None if self._store is None else self._store.failure_of(name)
+            failed = None if self._store is None else self._store.load_failure(name)
             if failed is not None:
                 raise TrialFailure(failed.message, failed.kind, failed.seconds)
             pictures = self._evaluator.prompt_count if prompts is None else len(prompts)
-            record = self._recorder(lambda store, failure: store.remember_failure(name, failure))
+            record = self._recorder(lambda store, failure: store.save_failure(name, failure))
             with self._watchdog.over(candidate, pictures, record):
                 kept = self._evaluator.measure(candidate, split, prompts)
             self.spent += kept.seconds
@@ -168,10 +168,10 @@ class StoredEvaluator:
         return record
 
     def _load(self, name: ExtraName) -> Measurement | None:
-        return self.extras.get(name) if self._store is None else self._store.recall(name)
+        return self.extras.get(name) if self._store is None else self._store.load_extra(name)
 
     def _save(self, name: ExtraName, measured: Measurement) -> None:
         if self._store is not None:
-            self._store.remember(name, measured)
+            self._store.save_extra(name, measured)
         self.extras[name] = measured
         self._on_extra()

@@ -19,7 +19,6 @@ machine passes, and how often one that became slower is found out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,8 @@ from accel_search.search.evaluator import Evaluator
 from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.settings import Settings
 from accel_search.storage.answers import answering
-from accel_search.storage.search_results import model_of
+from accel_search.storage.entries import BoundEntry, Interval, SearchEntry
+from accel_search.storage.json_files import Unreadable, as_type, load_json
 
 
 @dataclass(frozen=True)
@@ -127,22 +127,16 @@ def find_stored(settings: Settings, workload: Workload, provenance: Provenance |
     found = answering(_read(settings), settings, workload)
     if not found:
         raise _nothing(settings)
-    models = sorted({model_of(each) for each in found})
+    models = sorted({entry.model_id for entry in found})
     here = None if provenance is None else provenance.model_id
     if here in models:
-        found = [each for each in found if model_of(each) == here]
+        found = [entry for entry in found if entry.model_id == here]
     elif len(models) > 1:
         raise ConfigurationError(
             f"{_file(settings)}: holds results of {', '.join(models)}, none of "
             f"{here or 'a recorded file'}: verify the model that was searched"
         )
-    try:
-        return _stored_of(found[0], settings)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ConfigurationError(
-            f"{_file(settings)}: its entry lacks what a verification needs ({error!r}): search "
-            "again with --force"
-        ) from error
+    return _stored_of(found[0], settings)
 
 
 def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> Verification:
@@ -251,12 +245,9 @@ def _read(settings: Settings) -> dict[str, Any]:
             f"--verify: {path}: no such file; accel-search writes it when it has found a result"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        return as_type(load_json(path), dict[str, Any])
+    except Unreadable as error:
         raise ConfigurationError(f"--verify: {path}: cannot be read: {error}") from error
-    return content
 
 
 def _nothing(settings: Settings) -> ConfigurationError:
@@ -268,23 +259,29 @@ def _nothing(settings: Settings) -> ConfigurationError:
     )
 
 
-def _stored_of(entry: Mapping[str, Any], settings: Settings) -> Stored:
-    evidence = entry.get("evidence") or {}
-    searched = evidence.get("search") or {}
-    found = entry["measured_max"] if settings.latency_only else entry
-    value = float(entry["measured_max_speedup" if settings.latency_only else "speedup"])
-    timings = [found.get("speedup_interval"), evidence.get("speedup_interval")]
-    timings.append((evidence.get("held_out") or {}).get("speedup_interval"))
-    loss = None
-    if not settings.latency_only:
-        middle = float(entry["score_loss"])
-        loss = _spanned(middle, [evidence.get("score_loss_interval")])
+def _stored_of(entry: SearchEntry | BoundEntry, settings: Settings) -> Stored:
+    searched: Mapping[str, Any] = {}
+    if isinstance(entry, BoundEntry):
+        fastest, value, loss = entry.measured_max.settings, entry.measured_max_speedup, None
+        timings: list[Interval | None] = [entry.measured_max.speedup_interval]
+    else:
+        evidence, held_out = entry.evidence, entry.evidence.held_out
+        fastest, value, searched = entry.settings, entry.speedup, evidence.search
+        timings = [evidence.speedup_interval, held_out.speedup_interval if held_out else None]
+        if entry.score_loss is None:
+            raise ConfigurationError(
+                f"{_file(settings)}: its entry does not say what is lost: search again with --force"
+            )
+        loss = _spanned(entry.score_loss, [evidence.score_loss_interval])
+    where = {} if entry.provenance is None else entry.provenance.as_dict()
+    if where.get("measured_batch_size") is not None:  # It may be halved here, too.
+        where["batch_size"] = where["measured_batch_size"]
     return Stored(
         file=_file(settings),
-        candidate=Candidate(found["settings"]),
+        candidate=Candidate(fastest),
         speedup=_spanned(value, timings),
         score_loss=loss,
-        provenance=_measured_at(entry.get("provenance") or {}),
+        provenance=where,
         goal=Goal(
             settings.req_score_loss,
             settings.req_speedup,
@@ -294,14 +291,8 @@ def _stored_of(entry: Mapping[str, Any], settings: Settings) -> Stored:
     )
 
 
-def _measured_at(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a stored provenance with the batch size that was measured; it may be halved here."""
-    measured = provenance.get("measured_batch_size")
-    return provenance if measured is None else {**provenance, "batch_size": measured}
-
-
-def _spanned(value: float, intervals: Sequence[Sequence[float] | None]) -> Estimate:
-    ends = [float(end) for each in intervals if each for end in each]
+def _spanned(value: float, intervals: Sequence[Interval | None]) -> Estimate:
+    ends = [end for interval in intervals if interval for end in interval]
     return Estimate(value, min([value, *ends]), max([value, *ends]))
 
 

@@ -1,8 +1,8 @@
-"""What a search, a sweep and `--verify` look for among stored results, by the rule of `lookup`."""
+"""The queries of a search, a sweep and `--verify` to stored entries, by the rule of `lookup`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,21 @@ from typing import Any
 from accel_search.core.workload import Provenance, Workload
 from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
 from accel_search.storage import speedup_bounds
+from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.json_files import read_json
-from accel_search.storage.lookup import HOW_FAR, Fitting, Reason, Wanted, bounds, matching, why_not
+from accel_search.storage.lookup import HOW_FAR, Reason, Result, Wanted, bounds, matching, why_not
 from accel_search.storage.search_results import Values, search_identity
 
 
 def measured_as(
     settings: Settings, workload: Workload, values: Values, provenance: Provenance | None
 ) -> dict[str, Any]:
-    """Return what trials share that are taken for one another's: all that a sample depends on."""
+    """Return all that a sample depends on: searches that agree in it share their trials."""
     searched = search_identity(settings, values)
     return {
         "workload": asdict(workload),
         "provenance": None if provenance is None else provenance.identity(),
-        **{name: each for name, each in searched.items() if AFFECTING.get(name) != "search"},
+        **{name: value for name, value in searched.items() if AFFECTING.get(name) != "search"},
     }
 
 
@@ -33,29 +34,28 @@ def stored_answer(
     settings: Settings,
     values: Values,
     provenance: Provenance | None,
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """Look for a finished search that answers this one.
+) -> tuple[SearchEntry | None, list[str]]:
+    """Return the entry of a finished search that answers this one.
 
-    For a required speedup any stored result that reached it will do, the fastest first.
+    A required speedup is answered by any result that reached it, the fastest first.
 
     Args:
         path: The result file.
         workload: What is measured.
-        settings: What is asked.
-        values: What is searched: accelerator -> parameter -> values.
-        provenance: Where and with what; None of recorded trials.
+        settings: The options.
+        values: The searched values: accelerator -> parameter -> values.
+        provenance: Of this machine; None for recorded trials.
 
     Returns:
-        The entry, or None; and the fields in which the entries that were passed over differ
-        from this machine, so that the user can be told that they were measured elsewhere.
+        The entry, or None; and the fields in which entries of other machines differ from this one.
     """
     options = search_identity(settings, values)
-    if settings.req_speedup is not None:  # Met by any result that meets it under the same bounds.
-        options = {n: each for n, each in options.items() if n not in ("values", *HOW_FAR)}
+    if settings.req_speedup is not None:  # Met by any search within the same bounds.
+        options = {n: value for n, value in options.items() if n not in ("values", *HOW_FAR)}
     passed_over: list[str] = []
     key = _key_of(settings, workload)
     for stored in _by_speed(read_json(path), key):
-        if provenance is None or not isinstance(stored.entry.get("provenance"), dict):
+        if provenance is None or stored.entry.provenance is None:
             continue
         reasons = why_not(stored, replace(key, options=options, provenance=provenance.as_dict()))
         if not reasons:
@@ -67,14 +67,13 @@ def stored_answer(
 
 def answering(
     content: Mapping[str, Any], settings: Settings, workload: Workload | None
-) -> list[dict[str, Any]]:
-    """Return the entries whose key is this search's and that reach its goal, the fastest first.
+) -> Sequence[SearchEntry | BoundEntry]:
+    """Return the entries with this search's key that reach its goal, the fastest first.
 
     Args:
-        content: Object of a file of results, or with `latency_only` of bounds.
-        settings: What is asked.
-        workload: What is measured; None, before a pipeline is loaded, takes any pipeline's class
-            and the settings' scheduler and steps.
+        content: Object of the result file, or with `latency_only` of the file of bounds.
+        settings: The options.
+        workload: What is measured; None, before a pipeline is loaded, accepts any pipeline class.
     """
     key = _key_of(settings, workload)
     if settings.latency_only:
@@ -84,13 +83,13 @@ def answering(
 
 def stored_bound(
     content: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
-) -> tuple[dict[str, Any] | None, list[Reason]]:
-    """Return what a file of bounds holds of a configuration, and why that does not answer.
+) -> tuple[BoundEntry | None, list[Reason]]:
+    """Return the stored bound of a configuration, and why it does not answer.
 
     Args:
-        content: Of the file.
+        content: Object of the file of bounds.
         settings: The configuration.
-        machine: The fields of a provenance that depend on the machine; None takes any machine's.
+        machine: The fields of a provenance that depend on the machine; None accepts any.
     """
     label = speedup_bounds.label_of(settings.pipe, settings.latency_only)
     key = replace(_key_of(settings, None), goal=UPPER_BOUND, label=label)
@@ -113,5 +112,5 @@ def _key_of(settings: Settings, workload: Workload | None) -> Wanted:
     )
 
 
-def _by_speed(content: Mapping[str, Any], query: Wanted) -> list[Fitting]:
-    return sorted(matching(content, query), key=lambda stored: -float(stored.entry["speedup"]))
+def _by_speed(content: Mapping[str, Any], query: Wanted) -> list[Result]:
+    return sorted(matching(content, query), key=lambda stored: -stored.entry.speedup)

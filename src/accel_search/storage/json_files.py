@@ -1,19 +1,22 @@
-"""JSON result files that several processes share and none can leave half written."""
+"""JSON files that several processes share, replaced as a whole and checked when read."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from msgspec import ValidationError, convert
 
 from accel_search.errors import ConfigurationError, first_line
 
@@ -23,17 +26,22 @@ DEPTH = 64
 """Levels that a file may be nested; ours have seven."""
 
 _logger = logging.getLogger(__name__)
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class Unreadable(ValueError):
+    """A file, or a part of one, is corrupt; the message is one line."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a result file; `{}` where there is no file.
 
-    A file that does not hold a JSON object is moved aside, with a warning that names it; so is one
-    with a number that is none (NaN, 1e999) or nested too deep, which could not be written back.
+    A file without a JSON object is moved aside, with a warning that names it; so is one with NaN or
+    an infinite number, or nested too deep, which could not be written back.
 
     Raises:
-        ConfigurationError: The file cannot be read at all, or one that does not parse cannot be
-            moved aside.
+        ConfigurationError: The file cannot be read, or a corrupt one cannot be moved aside.
     """
     content, wrong = _parsed(path)
     if not wrong:
@@ -43,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Do as `read_json`; under the lock, since another process may have mended the file."""
+    """Do as `read_json`, under the lock: another process may have replaced the file."""
     content, wrong = _parsed(path)
     if wrong:
         aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
@@ -53,7 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], str]:
-    """Return a file's object, and what is wrong with the file; empty if nothing is."""
+    """Return a file's object, and what is wrong with the file, if anything."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -66,10 +74,10 @@ def _parsed(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text, each number of it finite, and not nested beyond `DEPTH`.
+    """Return the value of a JSON text with finite numbers, nested at most `DEPTH` levels.
 
     Raises:
-        ValueError, RecursionError: It holds none.
+        ValueError, RecursionError: It is not one.
     """
 
     def finite(digits: str) -> float:
@@ -82,10 +90,10 @@ def parse_json(text: str) -> Any:
     level = [content]
     for _ in range(DEPTH):
         level = [
-            each
+            inner
             for value in level
             if isinstance(value, dict | list)
-            for each in (value.values() if isinstance(value, dict) else value)
+            for inner in (value.values() if isinstance(value, dict) else value)
         ]
         if not level:
             return content
@@ -95,11 +103,11 @@ def parse_json(text: str) -> Any:
 def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Read a result file, change its object and replace the file, under its lock.
 
-    A reader sees the old file or the new one, never a part, and two writers never lose each
-    other's entries.
+    A reader sees the old file or the new one, never a part, and no writer loses the entries of
+    another.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         change: Changes the object in place.
 
     Raises:
@@ -111,31 +119,59 @@ def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
         write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def load_json(path: Path) -> Any:
+    """Return the content of a JSON file, compressed if its name ends in `.gz`.
+
+    Raises:
+        Unreadable: It cannot be read, or `parse_json` refuses it.
+    """
+    try:
+        raw = path.read_bytes()
+        return parse_json((gzip.decompress(raw) if path.suffix == ".gz" else raw).decode())
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise Unreadable(first_line(error)) from error
+
+
+def as_type(value: Any, kind: type[T]) -> T:
+    """Return a value of a file converted to a type, every field checked.
+
+    Raises:
+        Unreadable: It does not fit the type.
+    """
+    try:
+        return convert(value, kind)
+    except ValidationError as error:
+        raise Unreadable(str(error).splitlines()[0]) from error
+
+
+def readable(values: Mapping[K, Any], kind: type[T], *, strict: bool = False) -> dict[K, T]:
+    """Return the values that fit a type, converted to it, under their names.
+
+    Others, which someone edited or a later version wrote, are skipped.
+
+    Raises:
+        Unreadable: With `strict`, for the first that does not fit.
+    """
+    typed = {}
+    for name, value in values.items():
+        try:
+            typed[name] = as_type(value, kind)
+        except Unreadable:
+            if strict:
+                raise
+    return typed
+
+
 def as_object(value: Any) -> dict[str, Any]:
-    """Return a JSON object as it is, and an empty one in place of anything else."""
+    """Return a JSON object, or an empty one in place of anything else."""
     return value if isinstance(value, dict) else {}
 
 
-def part_of(value: Any, name: str) -> dict[str, Any]:
-    """Return an object within an object of a file; empty where there is none."""
-    return as_object(as_object(value).get(name))
-
-
-def are_numbers(*values: Any) -> bool:
-    """Tell whether all values are numbers to compute with; true and false are none."""
-    return all(type(each) in (int, float) and abs(each) < 1e300 for each in values)
-
-
-def is_interval(value: Any) -> TypeGuard[list[float]]:
-    """Tell whether a value is a list of two numbers."""
-    return isinstance(value, list) and len(value) == 2 and are_numbers(*value)
-
-
 def ensure_writable(path: Path) -> None:
-    """Find out before hours of measuring whether a file can be written after them.
+    """Check before hours of measuring that a file can be written.
 
     Args:
-        path: The file, which need not be there; its folder is made.
+        path: The file, which need not exist; its folder is created.
 
     Raises:
         ConfigurationError: It cannot.
@@ -156,8 +192,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold a result file's lock for the length of a `with` block.
 
     Raises:
-        ConfigurationError: Another process holds it, or the block, or the folder, does not let
-            the file be written.
+        ConfigurationError: Another process holds it, or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +208,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one.
+    """Write a file so that a crash leaves either the old one or the new one.
 
     Raises:
         OSError: The folder cannot be written to, or the disk is full; the old file is intact.
@@ -185,7 +220,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; a result file is as readable as any other.
+        # mkstemp creates a private file; a result file gets the usual permissions.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:

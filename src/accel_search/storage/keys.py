@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from accel_search.core.schedulers import SCHEDULERS
 from accel_search.core.workload import Workload
@@ -17,7 +17,7 @@ _FAILED_KEY = re.compile(rf"(.+)_({'|'.join(map(re.escape, SCHEDULERS))})_(\d{{1
 
 @dataclass(frozen=True)
 class Configuration:
-    """A model, a scheduler, a number of steps, and what is to make them faster."""
+    """A row and column of a sweep's table: model, scheduler, steps and method."""
 
     model: str
     """What `accel-search --pipe` takes."""
@@ -39,16 +39,16 @@ class Configuration:
 
     @classmethod
     def from_failed_key(cls, key: str) -> Configuration | None:
-        """Return the configuration of a key in `failed_configs`; None where it is none.
+        """Return the configuration of a key in `failed_configs`; None for an invalid key.
 
-        A model and a method may hold the separator; a scheduler, which stands between, does not.
+        A model or a method may contain the separator; the scheduler between them does not.
         """
-        found = _FAILED_KEY.fullmatch(key)
-        return None if found is None else cls(found[1], found[2], int(found[3]), found[4])
+        match = _FAILED_KEY.fullmatch(key)
+        return None if match is None else cls(match[1], match[2], int(match[3]), match[4])
 
     @property
     def slug(self) -> str:
-        """Return a name for its folder; that of another configuration is another."""
+        """Return a unique name for its folder."""
         plain = re.sub(r"[^A-Za-z0-9.+-]+", "_", self.failed_key).strip("_.")
         if plain == self.failed_key:
             return plain
@@ -58,19 +58,29 @@ class Configuration:
         return f"{self.model} {self.sched} {self.steps} {self.method}"
 
 
+class Key(NamedTuple):
+    """A key of a result file, which holds it as the text of a Python tuple."""
+
+    pipeline_class: str
+    scheduler_class: str
+    steps: str
+    goal: str | float
+    """`upbound_speedup`, or the speedup that was reached."""
+    req_score_loss: float
+    """The bound on the loss of score, a fraction."""
+    targets: list[str]
+    """Names of the accelerators searched, sorted."""
+
+    def __str__(self) -> str:
+        return str(tuple(self))
+
+
 def search_key(
     workload: Workload, goal: str | float, req_score_loss: float, targets: Sequence[str]
 ) -> str:
-    """Return the key of a result in `search_params.json`: the text of a Python tuple.
-
-    Args:
-        workload: Gives the class names of pipeline and scheduler, and the steps.
-        goal: `upbound_speedup`, or the speedup that was reached.
-        req_score_loss: The bound on the loss of score, a fraction.
-        targets: Names of the accelerators searched.
-    """
+    """Return the key of a search's result; `goal` and `req_score_loss` as in `Key`."""
     return str(
-        (
+        Key(
             workload.pipeline_class,
             workload.scheduler_class,
             str(workload.steps),
@@ -81,26 +91,26 @@ def search_key(
     )
 
 
-def parse_key(text: str) -> tuple[Any, ...] | None:
-    """Return such a key as a tuple, None where it is not one; literals only, nothing is run."""
+def parse_key(text: str) -> Key | None:
+    """Return the key of such a text, None for an invalid one; nothing in it is executed."""
     try:
-        key = ast.literal_eval(text)
+        parts = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-    return key if isinstance(key, tuple) and _is_key(key) else None
+    return Key(*parts) if isinstance(parts, tuple) and _is_key(parts) else None
 
 
-def _is_key(key: tuple[Any, ...]) -> bool:
-    """Tell whether the parts are those of `search_key`; a file may hold anything."""
-    if len(key) != 6:
+def _is_key(parts: tuple[Any, ...]) -> bool:
+    """Return whether a tuple has the parts of a key; a file may hold anything."""
+    if len(parts) != 6:
         return False
-    pipeline, scheduler, steps, goal, loss, targets = key
+    pipeline, scheduler, steps, goal, loss, targets = parts
     return (
-        all(isinstance(each, str) for each in (pipeline, scheduler, steps))
+        all(isinstance(name, str) for name in (pipeline, scheduler, steps))
         and steps.isdecimal()
         and len(steps) < 10
         and type(goal) in (str, int, float)
         and type(loss) in (int, float)
         and isinstance(targets, list)
-        and all(isinstance(each, str) for each in targets)
+        and all(isinstance(name, str) for name in targets)
     )

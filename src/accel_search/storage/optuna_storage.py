@@ -84,7 +84,7 @@ def _make(path: Path) -> None:
     if not os.access(path.parent, os.W_OK):
         return
     unfinished = path.with_name(f"{path.name}.unfinished")
-    for each in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
-        each.unlink(missing_ok=True)  # Of one that was killed here.
+    for file in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+        file.unlink(missing_ok=True)  # Of a process that was killed here.
     optuna.storages.RDBStorage(sqlite_url(unfinished)).engine.dispose()
     unfinished.replace(path)

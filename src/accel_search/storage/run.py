@@ -1,11 +1,10 @@
-"""What a report is made of: one search, its trials, its rivals and its pictures."""
+"""The content of a report: one search, its trials, fewer steps, and its images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, verdict
@@ -13,16 +12,11 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
-from accel_search.errors import LoadError, first_line
+from accel_search.core.workload import Prompt
+from accel_search.storage.run_record import Asked, End, RunRecord
 
 DEFAULT_BOUND = 0.02
-"""Loss of score that is allowed where a run does not say."""
-
-
-DAMAGED = (
-    ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError
-)  # fmt: skip
-"""What comes of reading a story or a list of pictures that someone else wrote."""
+"""Allowed loss of score of a run without a record."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +25,23 @@ class Row:
 
     candidate: Candidate
     state: str
-    """`pass`, `fail`, `inconclusive`; `open` or `dropped` at an early look; `timed` where nothing
-    was scored; `failed`."""
+    """`pass`, `fail`, `inconclusive`; `open` or `dropped` at an early stage; `timed` if nothing was
+    scored; `failed`."""
     speedup: Estimate | None
     score_loss: Estimate | None
     prompts: int
-    """Prompts that it was scored on."""
+    """Prompts it was scored on."""
     measurement: Measurement | None
     failure: str | None
     is_front: bool = False
-    """Whether none was faster at a smaller loss, among those scored on all prompts."""
+    """Whether no trial scored on all prompts is faster at a smaller loss."""
     seconds: float = 0.0
-    """Wall seconds that it took, a failed one until it failed."""
+    """Wall seconds it took, a failed one until it failed."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """The bare pipeline with fewer steps."""
+    """The baseline pipeline with fewer steps."""
 
     steps: int
     speedup: Estimate
@@ -57,20 +51,24 @@ class Rival:
 
 @dataclass(frozen=True)
 class Column:
-    """Pictures of one candidate."""
+    """Images of one candidate."""
 
     part: str
     """`baseline`, `winner`, `refused` or `rival`."""
     candidate: Candidate
     files: tuple[Path, ...]
 
+    @property
+    def steps(self) -> int:
+        """Return the steps of a candidate that sets them, 0 of another."""
+        return int(self.candidate.get("steps", {}).get("num_inference_steps", 0))
+
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of several candidates, from the same prompts and noise."""
+    """Images of several candidates, from the same prompts and noise."""
 
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
+    prompts: tuple[Prompt, ...]
     columns: tuple[Column, ...]
 
 
@@ -79,9 +77,8 @@ class Run:
     """One search."""
 
     origin: str
-    """Where it was read from."""
-    story: Mapping[str, Any]
-    """As `run_folder.story_of` returned it; parts that the run did not store may be missing."""
+    """Its folder, file or storage."""
+    record: RunRecord
     goal: Goal
     baseline: Measurement
     rows: tuple[Row, ...]
@@ -91,26 +88,19 @@ class Run:
     rivals: tuple[Rival, ...] = ()
     winner: Row | None = None
     without: Mapping[str, Estimate] = field(default_factory=dict)
-    """The winner's speedup without each of several targets, of those that it was timed without."""
+    """Target -> the winner's speedup without it, where that was timed."""
     is_confirmed: bool = False
-    """Whether a search named the winner; otherwise it is only the fastest within the bound."""
+    """Whether the search named the winner; if not, it is only the fastest within the bound."""
     pictures: Pictures | None = None
 
     @property
-    def workload(self) -> Mapping[str, Any]:
-        """Return the fields of the workload that are known."""
-        found: Mapping[str, Any] = self.story.get("workload") or {}
-        return found
-
-    @property
-    def asked(self) -> Mapping[str, Any]:
-        """Return what was asked for, as far as it is known."""
-        found: Mapping[str, Any] = self.story.get("asked") or {}
-        return found
+    def asked(self) -> Asked:
+        """Return the options, as far as they are known."""
+        return self.record.asked or Asked()
 
     @property
     def noise_floor(self) -> float:
-        """Return how far apart two timings of the bare pipeline may lie by chance."""
+        """Return the relative difference that two timings of the baseline may show by chance."""
         baseline = self.baseline
         noises = timing_noises(
             {extras.baseline(): baseline} | dict(self.beside),
@@ -121,62 +111,45 @@ class Run:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Return the accelerators that were searched."""
-        named = self.asked.get("targets")
-        return tuple(named or sorted({name for row in self.rows for name in row.candidate}))
-
-
-def damaged(run: Run | Path, error: Exception) -> LoadError:
-    """Return the error that says so."""
-    where = run.origin if isinstance(run, Run) else run
-    return LoadError(
-        f"{where}: what is told of the search there cannot be shown ({first_line(error)}): "
-        f"search again, or remove its story"
-    )
+        """Return the accelerators searched."""
+        searched = sorted({name for row in self.rows for name in row.candidate})
+        return self.asked.targets or tuple(searched)
 
 
 def build(
     origin: str,
-    story: Mapping[str, Any],
+    record: RunRecord,
     bound: float,
     baselines: Mapping[int, Measurement],
     trials: Sequence[Trial | AssessedTrial],
     beside: Mapping[str, Measurement],
 ) -> Run:
-    """Return a run; trials that a search has assessed already are not assessed again."""
-    asked = story.get("asked") or {}
-    goal = Goal(
-        bound if asked.get("req_score_loss") is None else float(asked["req_score_loss"]),
-        asked.get("req_speedup"),
-        asked.get("min_psnr"),
-        asked.get("min_ssim"),
-    )
-    records = [each.trial if isinstance(each, AssessedTrial) else each for each in trials]
+    """Return a run; trials that are assessed already are not assessed again."""
+    asked, end = record.asked or Asked(), record.end
+    limit = bound if asked.req_score_loss is None else asked.req_score_loss
+    goal = Goal(limit, asked.req_speedup, asked.min_psnr, asked.min_ssim)
+    known = [
+        trial if isinstance(trial, AssessedTrial) else AssessedTrial(trial, None)
+        for trial in trials
+    ]
     noises = timing_noises(
-        {extras.baseline("search", size): each for size, each in baselines.items()} | dict(beside),
-        [each.measurement for each in records],
+        {extras.baseline("search", size): own for size, own in baselines.items()} | dict(beside),
+        [trial.trial.measurement for trial in known],
     )
-    rows: list[Row] = []
-    assessed: list[AssessedTrial] = []
-    for each in trials:
-        known = each if isinstance(each, AssessedTrial) else AssessedTrial(each, None)
-        row, found = _row(known, baselines, noises, goal)
+    rows, assessed = [], []
+    for trial in known:
+        row, assessment = _row(trial, baselines, noises, goal)
         rows.append(row)
-        assessed.append(AssessedTrial(known.trial, found))
+        assessed.append(AssessedTrial(trial.trial, assessment))
     rows = _with_front(rows)
-    refuted = [Candidate(each) for each in story.get("refuted") or []]
-    named = story.get("winner")
+    named = None if end is None else end.winner
     winner = None
     if named is not None:
         winner = next((row for row in rows if row.candidate == Candidate(named)), None)
-    elif "stopped" not in story:
-        # No search has said which one: the fastest of those that meet the goal.
+    elif end is None:
+        # No search has named one: the fastest of those that meet the goal.
         feasible = [
-            row
-            for row, each in zip(rows, assessed, strict=True)
-            if each.assessment is not None
-            and each.is_feasible(goal)
-            and each.trial.candidate not in refuted
+            row for row, trial in zip(rows, assessed, strict=True) if trial.is_feasible(goal)
         ]
         winner = max(feasible, key=lambda row: row.speedup.value, default=None)  # type: ignore[union-attr]
     size = list(baselines)[-1]
@@ -185,12 +158,12 @@ def build(
     baseline = baselines.get(size, next(iter(baselines.values())))
     return Run(
         origin=origin,
-        story=story,
+        record=record,
         goal=goal,
         baseline=baseline,
         rows=tuple(rows),
         beside=beside,
-        rivals=_rivals(story, beside, baseline, noises, goal),
+        rivals=_rivals(end, beside, baseline, noises, goal),
         winner=winner,
         without={} if winner is None else _without(winner.candidate, beside, noises),
         is_confirmed=named is not None,
@@ -207,35 +180,34 @@ def _row(
     measured, seconds = trial.measurement, trial.seconds
     if measured is None:
         assert trial.failure is not None
-        said = f"{trial.failure.kind}: {trial.failure.message}"
-        return Row(trial.candidate, "failed", None, None, 0, None, said, seconds=seconds), None
-    baseline = baselines.get(measured.batch_size)
+        message = f"{trial.failure.kind}: {trial.failure.message}"
+        return Row(trial.candidate, "failed", None, None, 0, None, message, seconds=seconds), None
+    size = measured.batch_size
+    baseline, noise = baselines.get(size), noises[size]
     if baseline is None:
-        said = f"no baseline was measured at its batch size, {measured.batch_size}"
-        return Row(trial.candidate, "failed", None, None, 0, measured, said, seconds=seconds), None
-    noise = noises[measured.batch_size]
+        message = f"no baseline was measured at its batch size, {size}"
+        row = Row(trial.candidate, "failed", None, None, 0, measured, message, seconds=seconds)
+        return row, None
     if not measured.scores or not baseline.scores:
-        found = speedup(measured, noise)
-        return Row(trial.candidate, "timed", found, None, 0, measured, None, seconds=seconds), None
-    each = known.assessment or assess(measured, baseline, goal.max_score_loss, noise)
-    state = verdict(each)
-    if not each.is_complete and each.verdict is Verdict.FAIL:
-        state = "dropped"
+        timed = speedup(measured, noise)
+        return Row(trial.candidate, "timed", timed, None, 0, measured, None, seconds=seconds), None
+    assessment = known.assessment or assess(measured, baseline, goal.max_score_loss, noise)
+    is_dropped = not assessment.is_complete and assessment.verdict is Verdict.FAIL
     row = Row(
         trial.candidate,
-        state,
-        each.speedup,
-        each.score_loss,
-        each.prompts,
+        "dropped" if is_dropped else verdict(assessment),
+        assessment.speedup,
+        assessment.score_loss,
+        assessment.prompts,
         measured,
         None,
         seconds=seconds,
     )
-    return row, each
+    return row, assessment
 
 
 def _with_front(rows: Sequence[Row]) -> list[Row]:
-    """Mark the rows that none beats in both speed and loss."""
+    """Mark the rows that no other beats in both speed and loss."""
     scored = [
         (row.score_loss.value, -row.speedup.value, number)
         for number, row in enumerate(rows)
@@ -251,31 +223,31 @@ def _with_front(rows: Sequence[Row]) -> list[Row]:
 
 
 def _rivals(
-    story: Mapping[str, Any],
+    end: End | None,
     beside: Mapping[str, Measurement],
     baseline: Measurement,
     noises: Mapping[int, TimingNoise],
     goal: Goal,
 ) -> tuple[Rival, ...]:
-    as_well = {int(each["steps"]): each["does_as_well"] for each in story.get("rivals") or []}
-    found = []
+    as_well = {} if end is None else {steps.steps: steps.does_as_well for steps in end.rivals}
+    rivals = []
     for name, measured in beside.items():
         kind, text = extras.parse(name)
         of_size = measured.batch_size == baseline.batch_size
-        if kind != extras.Kind.STEPS or not of_size or not baseline.scores:
+        if kind != extras.Kind.STEPS or not of_size or not baseline.scores or not text.isdecimal():
             continue
-        each = assess(measured, baseline, goal.max_score_loss, noises[measured.batch_size])
-        steps = int(text)
-        found.append(Rival(steps, each.speedup, each.score_loss, bool(as_well.get(steps))))
-    return tuple(sorted(found, key=lambda rival: rival.steps))
+        known = assess(measured, baseline, goal.max_score_loss, noises[measured.batch_size])
+        count = int(text)
+        rivals.append(Rival(count, known.speedup, known.score_loss, as_well.get(count, False)))
+    return tuple(sorted(rivals, key=lambda rival: rival.steps))
 
 
 def _without(
     winner: Candidate, beside: Mapping[str, Measurement], noises: Mapping[int, TimingNoise]
 ) -> dict[str, Estimate]:
-    found = {name: beside.get(extras.without(winner.without(name))) for name in winner}
+    timed = {name: beside.get(extras.without(winner.without(name))) for name in winner}
     return {
         name: speedup(measured, noises[measured.batch_size])
-        for name, measured in found.items()
+        for name, measured in timed.items()
         if measured is not None
     }

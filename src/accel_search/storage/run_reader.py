@@ -1,43 +1,44 @@
-"""A search as a report shows it, read from what it left on disk or taken as it ended."""
+"""Read a search for a report from disk, or take one that has just ended."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accel_search.core import extras
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
 from accel_search.core.trial import Measurement
+from accel_search.core.workload import Prompt
 from accel_search.errors import ConfigurationError, LoadError, first_line
-from accel_search.storage.json_files import as_object, part_of
-from accel_search.storage.run import DAMAGED, DEFAULT_BOUND, Column, Pictures, Run, build, damaged
-from accel_search.storage.run_folder import FORMAT, is_open, pictures_path, story_path
+from accel_search.storage.entries import Params
+from accel_search.storage.json_files import Unreadable, as_type, load_json
+from accel_search.storage.run import DEFAULT_BOUND, Column, Pictures, Run, build
+from accel_search.storage.run_folder import pictures_path, record_path
+from accel_search.storage.run_record import RunRecord, read_record
 from accel_search.storage.trials_db import DATABASE, default_url, read_study, study_names
 from accel_search.storage.trials_file import read_trials
 
 
 def of_outcome(
     outcome: Outcome,
-    story: Mapping[str, Any],
+    record: RunRecord,
     beside: Mapping[str, Measurement],
     run_dir: str | None,
 ) -> Run:
     """Return a search that has just ended.
 
     Args:
-        outcome: What it found.
-        story: From `run_folder.story_of`.
-        beside: What its store remembers beside the trials.
-        run_dir: Where its pictures are; None where it left nothing.
+        outcome: Of the search.
+        record: From `run_record.ended_record`.
+        beside: Measurements that are no trials, by name.
+        run_dir: Where its images are; None if it wrote nothing.
     """
     run = build(
         f"{run_dir or 'a replay'}",
-        story,
+        record,
         DEFAULT_BOUND,
         {outcome.baseline.batch_size: outcome.baseline} | _baselines(beside),
         outcome.trials,
@@ -57,13 +58,13 @@ def read_run(
     Args:
         path: The folder or the file.
         study: Which study of a folder; None is the one that ended last.
-        bound: Largest loss of score allowed, where the run does not say.
-        storage: Optuna storage URL that the trials are in, if not the folder's own database; the
-            folder need not exist then.
+        bound: Largest allowed loss of score, for a run without a record.
+        storage: Optuna storage URL of the trials, if they are not in the folder's own database;
+            the folder need not exist then.
 
     Raises:
-        ConfigurationError: There is no such study, or nothing in it to report.
-        LoadError: A file or storage cannot be read as what it should be.
+        ConfigurationError: There is no such study, or it is empty.
+        LoadError: A file or storage cannot be read.
     """
     if storage is not None or path.is_dir():
         return _read_folder(path, study, bound, storage)
@@ -79,11 +80,8 @@ def read_run(
         size = recorded.held_out_baseline.batch_size
         beside[extras.baseline("held_out", size)] = recorded.held_out_baseline
     baselines = {recorded.baseline.batch_size: recorded.baseline}
-    try:
-        told = {"workload": dict(recorded.workload_fields)}
-        return build(path.name, told, bound, baselines, recorded.trials, beside)
-    except DAMAGED as error:
-        raise damaged(path, error) from error
+    record = RunRecord(workload=recorded.given)
+    return build(path.name, record, bound, baselines, recorded.trials, beside)
 
 
 def studies(folder: Path, storage: str | None = None) -> list[str]:
@@ -111,7 +109,7 @@ def studies(folder: Path, storage: str | None = None) -> list[str]:
         ) from error
     if not names:
         raise ConfigurationError(f"{place}: holds no study; run accel-search first")
-    ended = {name: story_path(folder, name) for name in names}
+    ended = {name: record_path(folder, name) for name in names}
     return sorted(
         names,
         key=lambda name: ended[name].stat().st_mtime if ended[name].exists() else 0.0,
@@ -124,134 +122,81 @@ def _read_folder(folder: Path, study: str | None, bound: float, storage: str | N
     if study is not None and study not in names:
         raise ConfigurationError(f"--study {study}: {place} holds {', '.join(names)}")
     name = study or names[-1]
-    story = _read_story(folder, name)
+    path = record_path(folder, name)
+    record = read_record(path) if path.exists() else RunRecord(study=name)
+    origin = str(folder) if storage is None else without_secrets(storage)
     try:
         trials, beside = read_study(url, name)
-    except Exception as error:  # As above; or records of another version.
+        baselines = _baselines(beside)
+        run = build(origin, record, bound, baselines, trials, beside) if baselines else None
+    except Exception as error:  # As above, or records of another version.
         raise LoadError(f"{place}: {name} cannot be read: {first_line(error)}") from error
-    baselines = _baselines(beside)
-    if not baselines:
+    if run is None:
         raise ConfigurationError(
             f"{place}: {name} holds no finished baseline yet; run the search again to go on"
         )
-    origin = str(folder) if storage is None else without_secrets(storage)
-    try:
-        run = build(origin, story, bound, baselines, trials, beside)
-    except DAMAGED as error:
-        raise damaged(folder, error) from error
-    # Those of an earlier end show what need not be the winner any more.
-    return run if is_open(story) else _with_pictures(run, folder)
+    # Images of an earlier end may not show the winner any more.
+    return run if record.is_open else _with_pictures(run, folder)
 
 
 def _place(folder: Path, storage: str | None) -> tuple[str, str]:
-    """Return how the place of the trials is named in messages, and its URL."""
+    """Return the name of the trials' place in messages, and its URL."""
     if storage is not None:
         return f"--storage {without_secrets(storage)}", storage
     return str(folder / DATABASE), default_url(folder)
 
 
 def _baselines(beside: Mapping[str, Measurement]) -> dict[int, Measurement]:
-    """Return batch size -> the bare pipeline on the search's prompts, the latest size last."""
+    """Return batch size -> the baseline on the search's prompts, the latest size last."""
     return {
         measured.batch_size: measured
         for key, measured in beside.items()
-        if extras.is_baseline(key, "search")
+        if extras.is_baseline(key, "search") and measured.seconds_per_image
     }
 
 
-def _read_story(folder: Path, study: str) -> dict[str, Any]:
-    """Return a study's story; without one, what the result file beside the folder tells."""
-    path = story_path(folder, study)
-    if path.exists():
-        try:
-            story = json.loads(path.read_bytes())
-            if story["format"] != FORMAT:
-                raise ValueError(f"format is {story['format']!r}, expected {FORMAT!r}")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LoadError(f"{path}: cannot be read as a story: {error}") from error
-        return dict(story)
-    return {"study": study} | _from_result_file(folder, study)
+@dataclass(frozen=True)
+class _Column:
+    part: str
+    candidate: Params
+    files: tuple[str, ...]
 
 
-def _from_result_file(folder: Path, study: str) -> dict[str, Any]:
-    """Return what a search of an earlier version left of its story: its entry."""
-    from accel_search.storage.keys import parse_key
+@dataclass(frozen=True)
+class _Index:
+    """The content of `pictures.json`."""
 
-    for path in (folder / "search_params.json", folder.parent / "search_params.json"):
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        for text, value in as_object(content).items():
-            key = parse_key(text)
-            for entry in (part_of(value, "by_model") or {"": value}).values():
-                evidence, where = part_of(entry, "evidence"), part_of(entry, "provenance")
-                if key is None or evidence.get("study") != study:
-                    continue
-                names = ("dtype", "height", "width", "batch_size", "guidance_scale")
-                return {
-                    "date": where.get("date"),
-                    "workload": {name: where.get(name) for name in names}
-                    | {
-                        "pipeline": where.get("model_id"),
-                        "pipeline_class": key[0],
-                        "scheduler_class": key[1],
-                        "steps": int(key[2]),
-                    },
-                    "asked": {
-                        "targets": key[5],
-                        "req_score_loss": evidence.get("req_score_loss", key[4]),
-                        "strategy": evidence.get("strategy"),
-                        "output": str(path),
-                    },
-                    "winner": entry.get("settings"),
-                    "held_out": evidence.get("held_out"),
-                    "rivals": evidence.get("fewer_steps") or [],
-                    "refuted": evidence.get("refuted_on_held_out") or [],
-                    "space": {
-                        "points": evidence.get("space_points"),
-                        "distinct": evidence.get("space_distinct"),
-                    },
-                    "resumed": evidence.get("trials_resumed"),
-                    "stopped": evidence.get("stopped"),
-                    "settled": evidence.get("settled"),
-                    "could_win": evidence.get("could_win"),
-                    "seconds": evidence.get("seconds"),
-                    "provenance": where or None,
-                }
-    return {}
+    prompts: tuple[Prompt, ...]
+    columns: tuple[_Column, ...]
 
 
 def _with_pictures(run: Run, folder: Path) -> Run:
-    """Add the pictures of a run, where there are any that can be read."""
-    study = run.story.get("study")
-    if not study:
+    """Add the images of a run, if there are any."""
+    if not run.record.study:
         return run
-    place = pictures_path(folder, str(study))
-    index = place / "pictures.json"
-    if not index.exists():
+    place = pictures_path(folder, run.record.study)
+    path = place / "pictures.json"
+    if not path.exists():
         return run
     try:
-        content = json.loads(index.read_bytes())
-        found = Pictures(
-            tuple(str(each["text"]) for each in content["prompts"]),
-            tuple(int(each["seed"]) for each in content["prompts"]),
-            tuple(
-                Column(
-                    str(each["part"]),
-                    Candidate(each["candidate"]),
-                    # Names alone: a file elsewhere is none of this run's.
-                    tuple(place / Path(str(file)).name for file in each["files"]),
-                )
-                for each in content["columns"]
-            ),
+        index = as_type(load_json(path), _Index)
+        columns = tuple(
+            Column(
+                column.part,
+                Candidate(column.candidate),
+                # Only names: files elsewhere do not belong to this run.
+                tuple(place / Path(file).name for file in column.files),
+            )
+            for column in index.columns
         )
-        files = [file for column in found.columns for file in column.files]
+        if any(len(column.files) != len(index.prompts) for column in columns):
+            raise Unreadable("it does not name an image for each prompt")
+        files = [file for column in columns for file in column.files]
         missing = [file for file in files if not file.is_file()]  # Raises for an impossible name.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise LoadError(
-            f"{index}: cannot be read as a list of pictures: {first_line(error)}"
+            f"{path}: cannot be read as a list of pictures: {first_line(error)}"
         ) from error
     if missing:
         raise LoadError(f"{missing[0]}: is missing; delete {place} for a report without pictures")
-    return replace(run, pictures=found)
+    return replace(run, pictures=Pictures(index.prompts, columns))

@@ -1,24 +1,25 @@
-"""Results as pandas tables, for notebooks: one row a trial, or one row a stored result."""
+"""Results as pandas tables for notebooks: one row per trial, or per stored entry."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
+from accel_search.core.workload import Provenance
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.storage.keys import Configuration, parse_key
-from accel_search.storage.run import DAMAGED, DEFAULT_BOUND, Row, Run, damaged
+from accel_search.storage.entries import BoundEntry, Feasible, SearchEntry, SearchEvidence
+from accel_search.storage.json_files import Unreadable, as_type, load_json
+from accel_search.storage.keys import Key
+from accel_search.storage.lookup import bounds, results
+from accel_search.storage.run import DEFAULT_BOUND, Row, Run
 from accel_search.storage.run_reader import read_run
-from accel_search.storage.speedup_bounds import FAILED
+from accel_search.storage.speedup_bounds import failures, is_bounds
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_KEY = ("pipeline_class", "scheduler_class", "steps", "goal", "req_score_loss", "targets")
 
 
 def load_trials(
@@ -40,7 +41,7 @@ def load_trials(
         `deepcache.cache_interval` and so on; `speedup` and `score_loss` (a fraction) with their
         95 % intervals in `…_low` and `…_high`; `verdict` (`pass`, `fail`, `inconclusive`; `open`
         or `dropped` at an early look; `timed`; `failed`); `is_winner`; `prompts`; seconds an image,
-        mean likeness, memory, the seconds it took, and `failure`. What is not known is missing
+        mean similarity, memory, the seconds it took, and `failure`. What is not known is missing
         (NA). `attrs` holds the workload, the bound and where it was read from.
 
     Raises:
@@ -52,7 +53,7 @@ def load_trials(
         run = read_run(Path(), study, req_score_loss, text)
     else:
         path = Path(source)
-        # The database is the folder's; its story lies beside it.
+        # The database is the folder's; the record of the run lies beside it.
         is_database = path.suffix == ".db" and path.is_file()
         storage = f"sqlite:///{path}" if is_database else None
         if not path.exists():
@@ -61,10 +62,7 @@ def load_trials(
                 "file, or an Optuna storage URL"
             )
         run = read_run(path.parent if is_database else path, study, req_score_loss, storage)
-    try:
-        return _table(run)
-    except DAMAGED as error:
-        raise damaged(run, error) from error
+    return _table(run)
 
 
 def load_results(path: str | Path = "search_params.json") -> pd.DataFrame:
@@ -90,11 +88,10 @@ def load_results(path: str | Path = "search_params.json") -> pd.DataFrame:
     if not file.exists():
         raise ConfigurationError(f"{path}: no such file; accel-search and accel-explore write it")
     try:
-        rows = list(_results(json.loads(file.read_bytes())))
-    except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
-    ) as error:  # fmt: skip
-        raise LoadError(f"{path}: cannot be read as a result file: {error!r}") from error
+        content = as_type(load_json(file), dict[str, Any])
+        rows = [*_results(content, is_bounds(content))]
+    except Unreadable as error:
+        raise LoadError(f"{path}: cannot be read as a result file: {error}") from error
     if not rows:
         raise ConfigurationError(f"{path}: holds no result; run accel-search or accel-explore")
     return pd.DataFrame(rows).convert_dtypes()
@@ -103,13 +100,13 @@ def load_results(path: str | Path = "search_params.json") -> pd.DataFrame:
 def _table(run: Run) -> pd.DataFrame:
     import pandas as pd
 
-    table = pd.DataFrame([_row(each, run) for each in run.rows])
+    table = pd.DataFrame([_row(row, run) for row in run.rows])
     # Whole numbers stay whole where a parameter is of another accelerator, and missing.
     table = table.convert_dtypes()
     table.attrs = {
         "origin": run.origin,
-        "study": run.story.get("study"),
-        "workload": dict(run.workload),
+        "study": run.record.study or None,
+        "workload": run.record.workload.known(),
         "req_score_loss": run.goal.max_score_loss,
         "is_confirmed": run.is_confirmed,
     }
@@ -121,8 +118,8 @@ def _row(row: Row, run: Run) -> dict[str, Any]:
     own = () if measured is None else measured.seconds_per_image
     return {
         **_params(row.candidate),
-        **_ends("speedup", _figures(row.speedup)),
-        **_ends("score_loss", _figures(row.score_loss)),
+        **_estimate("speedup", row.speedup),
+        **_estimate("score_loss", row.score_loss),
         "verdict": row.state,
         "is_winner": run.winner is not None and row.candidate == run.winner.candidate,
         "prompts": row.prompts,
@@ -140,74 +137,71 @@ def _row(row: Row, run: Run) -> dict[str, Any]:
     }
 
 
-def _results(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for text, value in content.items():
-        key = parse_key(text)
-        if key is None:
-            continue
-        parts: dict[str, Any] = dict(zip(_KEY, key, strict=True))
-        parts |= {"steps": int(key[2]), "goal": str(key[3]), "targets": "+".join(key[5])}
-        for entry in (value.get("by_model") or {"": value}).values():
-            yield parts | (_bound(entry) if "max_speedup" in entry else _found(entry))
-    for name, failure in (content.get(FAILED) or {}).items():
-        configuration = Configuration.from_failed_key(name)
-        if configuration is None:
-            continue
+def _results(content: Mapping[str, Any], of_bounds: bool) -> Iterator[dict[str, Any]]:
+    if not of_bounds:
+        for stored in results(content, strict=True):
+            yield _key(stored.key) | _search_row(stored.entry)
+        return
+    for bound in bounds(content, strict=True):
+        yield _key(bound.key) | _bound_row(bound.entry)
+    for configuration, failure in failures(content, strict=True).items():
         yield {
             "model": configuration.model,
             "scheduler": configuration.sched,
             "steps": configuration.steps,
             "targets": configuration.method,
-            "failure": f"{failure['error']}: {failure.get('message', '')}",
-            "date": failure.get("timestamp"),
+            "failure": f"{failure.error}: {failure.message}",
+            "date": failure.timestamp,
         }
 
 
-def _found(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of an entry of `search_params.json`."""
-    evidence = entry.get("evidence") or {}
-    held_out = evidence.get("held_out") or {}
+def _key(key: Key) -> dict[str, Any]:
+    parts = {"steps": int(key.steps), "goal": str(key.goal), "targets": "+".join(key.targets)}
+    return key._asdict() | parts
+
+
+def _search_row(entry: SearchEntry) -> dict[str, Any]:
+    evidence = entry.evidence
+    held_out = evidence.held_out
     return {
-        **_where(entry),
+        **_where(entry.where),
         **_best(entry, evidence),
-        "held_out_speedup": held_out.get("speedup"),
-        "held_out_score_loss": held_out.get("score_loss"),
-        "seconds": evidence.get("seconds"),
+        "held_out_speedup": held_out and held_out.speedup,
+        "held_out_score_loss": held_out and held_out.score_loss,
+        "seconds": evidence.seconds,
     }
 
 
-def _bound(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of an entry of `speedup_bounds.json`."""
-    best = entry.get("best_feasible")
+def _bound_row(entry: BoundEntry) -> dict[str, Any]:
+    best = entry.best_feasible
     return {
-        **_where(entry),
-        "model": entry.get("model"),
-        "latency_only": entry.get("latency_only"),
-        "max_speedup": entry["max_speedup"],
+        **_where(entry.where),
+        "model": entry.model,
+        "latency_only": entry.latency_only,
+        "max_speedup": entry.max_speedup,
         **_ends(
-            "measured_max_speedup",
-            [entry["measured_max_speedup"], *entry["measured_max"]["speedup_interval"]],
+            "measured_max_speedup", entry.measured_max_speedup, entry.measured_max.speedup_interval
         ),
         **({} if best is None else _best(best, best)),
-        "seconds": (entry.get("evidence") or {}).get("seconds"),
+        "seconds": entry.evidence.seconds,
     }
 
 
-def _where(entry: Mapping[str, Any]) -> dict[str, Any]:
-    where = entry.get("provenance") or {}
+def _where(where: Provenance) -> dict[str, Any]:
     return {
-        "model": where.get("model_id"),
-        "device": where.get("device_name"),
-        "date": where.get("date"),
+        "model": where.model_id or None,
+        "device": where.device_name or None,
+        "date": where.date or None,
     }
 
 
-def _best(entry: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in ("speedup", "score_loss"):
-        interval = intervals.get(f"{name}_interval") or [None, None]
-        found |= _ends(name, [entry[name], *interval])
-    return found | {"verdict": intervals.get("verdict")} | _params(Candidate(entry["settings"]))
+def _best(entry: SearchEntry | Feasible, evidence: SearchEvidence | Feasible) -> dict[str, Any]:
+    return {
+        **_ends("speedup", entry.speedup, evidence.speedup_interval),
+        **_ends("score_loss", entry.score_loss, evidence.score_loss_interval),
+        "verdict": evidence.verdict or None,
+        **_params(Candidate(entry.settings)),
+    }
 
 
 def _params(candidate: Candidate) -> dict[str, Any]:
@@ -218,15 +212,17 @@ def _params(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _ends(name: str, figures: list[Any] | None) -> dict[str, Any]:
-    value, low, high = figures or (None, None, None)
+def _ends(
+    name: str, value: float | None, interval: Sequence[float] | None
+) -> dict[str, float | None]:
+    low, high = interval or (None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _figures(estimate: Estimate | None) -> list[Any] | None:
+def _estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     if estimate is None:
-        return None
-    return [estimate.value, *(estimate.as_list() if estimate.is_bounded else (None, None))]
+        return _ends(name, None, None)
+    return _ends(name, estimate.value, estimate.as_list() if estimate.is_bounded else None)
 
 
 def _mean(values: tuple[float, ...]) -> float | None:

@@ -1,7 +1,7 @@
-"""Trials in an Optuna storage: what a killed search goes on from.
+"""Trials in an Optuna storage, from which a killed search resumes.
 
-Each finished trial is one transaction, so a kill loses the trial in hand and nothing else.
-The raw samples are the record; the objective values stand there for Optuna's own tools.
+Each finished trial is one transaction, so a kill loses only the current trial. The raw samples are
+the record; the objective values are there for Optuna's own tools.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ if TYPE_CHECKING:
     from accel_search.core.assessment import Assessment
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
-"""What comes of reading a record that someone else wrote."""
+"""What reading a record of another program may raise."""
 
 DATABASE = "trials.db"
 """Name of a run folder's own storage."""
 _RECORD = "accel_search"  # User attribute that holds the raw record of a trial.
 _CONSTRAINTS = "constraints"
-"""System attribute, a list: where one is above 0, Optuna and its dashboard (which does not read the
-form that Optuna 5 adds) take a trial for infeasible."""
+"""System attribute, a list: a trial with a value above 0 is infeasible to Optuna and its dashboard,
+which does not read the newer form of Optuna 5."""
 _FAILED = "failed:"
-"""Begins the names of a study's attributes that `remember_failure` keeps."""
+"""Prefix of a study's attributes that hold failures of extra measurements."""
 ABOUT = "about"
-"""User attribute of a study that says what it is of."""
+"""User attribute of a study that describes it."""
 FORCED = "forced"
-"""User attribute of a study that was begun afresh: whether it is unfinished."""
-_GO_ON = "what was finished is stored: mend that and run the same command again"
+"""User attribute of a study begun with `--force`: whether it is unfinished."""
+_GO_ON = "finished trials are stored: fix that and run the same command again"
 
 
 def study_name(identity: Mapping[str, Any]) -> str:
-    """Return the name shared by all searches whose trials can be taken for one another's.
+    """Return the name of the study that searches with the same measurements share.
 
     Args:
-        identity: All that a measurement depends on, as plain JSON types.
+        identity: All that a measurement depends on, in plain JSON types.
     """
     text = json.dumps(identity, sort_keys=True, default=str)
     return f"accel-search-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class TrialStore:
-    """The trials of one study, and notes beside them.
+    """The trials of one study, and its extra measurements.
 
     Args:
         url: Optuna storage URL, e.g. `sqlite:///runs/trials.db`; None keeps trials in memory.
         name: Study name, from `study_name`.
         values: Accelerator -> parameter -> values searched, declared to Optuna.
-        fresh: Leave stored trials alone and begin a study beside them; one that was begun so and is
-            not finished is gone on with, for an interrupted search is resumed by its own command.
-        about: What is searched and where, in words: the name is a digest of it.
+        fresh: Begin another study beside the stored ones, or resume an unfinished one that was
+            begun so: an interrupted search is resumed by its own command.
+        about: Describes what is searched and where; the name is only a digest.
 
     Raises:
         ConfigurationError: The storage cannot be opened.
@@ -124,27 +124,26 @@ class TrialStore:
         return self._study.study_name
 
     def finish(self) -> None:
-        """Note that the search of this study has ended: a fresh one no longer goes on with it."""
-        with self._told("written", _GO_ON):
+        """Mark the search of this study as ended: a fresh one no longer resumes it."""
+        with self._one_line("written", _GO_ON):
             if self._study.user_attrs.get(FORCED):
                 self._study.set_user_attr(FORCED, False)
 
     def trials(self) -> list[Trial]:
-        """Return each candidate's latest trial, other machines' too, in the order of the first."""
-        with self._told("read", "move it away to begin anew"):
+        """Return each candidate's latest trial, of any machine, in the order of the first ones."""
+        with self._one_line("read", "move it away to start again"):
             return _latest(self._study)
 
     def add(self, trial: Trial, assessment: Assessment | None, bound: float | None = None) -> None:
         """Store a trial; it is on disk when this returns.
 
-        A trial at an early look of its race, or one that was timed alone, stands in the study as
-        pruned; one that goes on is stored again, with all its samples so far.
+        A trial at an early stage, or one that was only timed, is a pruned one to Optuna; when it
+        continues, it is stored again with all its samples so far.
 
         Args:
             trial: The candidate with its raw samples or its failure.
-            assessment: What follows from the samples; None for a failure, and where nothing was
-                scored.
-            bound: Largest loss of score allowed, a fraction: beyond it Optuna's tools show a trial
+            assessment: Derived from the samples; None for a failure, and where nothing was scored.
+            bound: Largest allowed loss of score, a fraction; Optuna's tools show a trial beyond it
                 as infeasible.
         """
         import optuna
@@ -175,47 +174,47 @@ class TrialStore:
             if assessment is not None and bound is not None
             else None,
         )
-        # When it was measured, for a timeline: Optuna takes the moment of storing for both ends.
+        # For a timeline: Optuna would take the time of storing for both ends.
         kept.datetime_complete = datetime.now()
         kept.datetime_start = kept.datetime_complete - timedelta(seconds=trial.seconds)
-        with self._told("written", _GO_ON):
+        with self._one_line("written", _GO_ON):
             self._study.add_trial(kept)
 
-    def remember(self, name: ExtraName, measurement: Measurement) -> None:
-        """Keep a measurement that is no trial: the baseline, a confirmation, a rival."""
-        with self._told("written", _GO_ON):
+    def save_extra(self, name: ExtraName, measurement: Measurement) -> None:
+        """Store a measurement that is no trial: a baseline, held-out prompts, fewer steps."""
+        with self._one_line("written", _GO_ON):
             self._study.set_user_attr(name, asdict(measurement))
 
-    def remember_failure(self, name: ExtraName, failure: Failure) -> None:
-        """Keep that what `remember` would have kept under a name could not be measured."""
-        with self._told("written", _GO_ON):
+    def save_failure(self, name: ExtraName, failure: Failure) -> None:
+        """Store why an extra measurement failed."""
+        with self._one_line("written", _GO_ON):
             self._study.set_user_attr(f"{_FAILED}{name}", asdict(failure))
 
-    def failure_of(self, name: ExtraName) -> Failure | None:
-        """Return what `remember_failure` kept under that name, None if nothing."""
-        with self._told("read", "move it away to begin anew"):
-            kept = self._study.user_attrs.get(f"{_FAILED}{name}")
-            return None if kept is None else Failure(**kept)
+    def load_failure(self, name: ExtraName) -> Failure | None:
+        """Return the failure stored under a name, if there is one."""
+        with self._one_line("read", "move it away to start again"):
+            failure = self._study.user_attrs.get(f"{_FAILED}{name}")
+            return None if failure is None else Failure(**failure)
 
     def hangs(self) -> int:
         """Return how many candidates did not end in time, on held-out prompts and rivals too."""
-        with self._told("read", "move it away to begin anew"):
+        with self._one_line("read", "move it away to start again"):
             noted = [key for key in self._study.user_attrs if key.startswith(_FAILED)]
-        failures = [each.failure for each in self.trials() if each.failure is not None]
-        return len(noted) + sum(each.kind == "timeout" for each in failures)
+        failures = [trial.failure for trial in self.trials() if trial.failure is not None]
+        return len(noted) + sum(failure.kind == "timeout" for failure in failures)
 
-    def recall(self, name: ExtraName) -> Measurement | None:
-        """Return what `remember` kept under that name, None if nothing."""
-        return self.remembered().get(name)
+    def load_extra(self, name: ExtraName) -> Measurement | None:
+        """Return the extra measurement of a name, if there is one."""
+        return self.extras().get(name)
 
-    def remembered(self) -> dict[str, Measurement]:
-        """Return everything that `remember` kept, by name."""
-        with self._told("read", "move it away to begin anew"):
-            return _remembered(self._study)
+    def extras(self) -> dict[str, Measurement]:
+        """Return all extra measurements, by name."""
+        with self._one_line("read", "move it away to start again"):
+            return _extras(self._study)
 
     @contextmanager
-    def _told(self, done: str, remedy: str) -> Iterator[None]:
-        """Turn whatever the storage raises into one line."""
+    def _one_line(self, done: str, remedy: str) -> Iterator[None]:
+        """Turn any exception of the storage into one line."""
         try:
             yield
         except UNREADABLE as error:
@@ -232,51 +231,51 @@ class TrialStore:
 def study_names(url: str) -> list[str]:
     """Return the names of the studies in a storage, the one begun last at the end.
 
-    A storage may be shared with others' studies; those that hold no baseline of ours are left out,
-    unless there are no others.
+    A shared storage may hold other programs' studies: those without a baseline of ours are left
+    out, unless there are no others.
 
     Args:
         url: Optuna storage URL; `optuna_storage.sqlite_url` makes one of a file.
 
     Raises:
-        Exception: Whatever the driver raises of what is no such storage.
+        Exception: Whatever the driver raises for an invalid storage.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Optuna would make an empty one.
+    # Optuna would create an empty one.
     file = sqlite_file(url)
     if file is not None and not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
-    found = open_storage(url).get_all_studies()
-    ours = [each for each in found if any(map(is_baseline, each.user_attrs))]
-    return [each.study_name for each in ours or found]
+    studies = open_storage(url).get_all_studies()
+    ours = [study for study in studies if any(map(is_baseline, study.user_attrs))]
+    return [study.study_name for study in ours or studies]
 
 
 def read_study(url: str, name: str) -> tuple[list[Trial], dict[str, Measurement]]:
-    """Return a study's trials, as `TrialStore.trials`, and what it remembers, to be read alone.
+    """Return a study's trials, as `TrialStore.trials`, and its extra measurements.
 
     Raises:
-        Exception: Whatever the driver raises of what is no such storage.
+        Exception: Whatever the driver raises for an invalid storage.
     """
     import optuna
 
     study = optuna.load_study(study_name=name, storage=open_storage(url))
-    return _latest(study), _remembered(study)
+    return _latest(study), _extras(study)
 
 
 def _shown(trial: Trial, assessment: Assessment | None) -> dict[str, Any]:
-    """Return what a reader in Optuna's own tools wants beside the two objectives."""
+    """Return the attributes that Optuna's own tools show next to the two objectives."""
     shown: dict[str, Any] = {}
     if assessment is not None:
         shown["verdict"] = str(assessment.verdict)
         shown["prompts"] = assessment.prompts
-        for name, found in (
+        for name, estimate in (
             ("speedup", assessment.speedup),
             ("score_loss", assessment.score_loss),
         ):
-            if found.is_bounded:  # JSON has no infinity.
-                shown |= {f"{name}_low": found.low, f"{name}_high": found.high}
+            if estimate.is_bounded:  # JSON has no infinity.
+                shown |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         shown |= {
             name: value
             for name, value in (("psnr", assessment.psnr), ("ssim", assessment.ssim))
@@ -287,26 +286,26 @@ def _shown(trial: Trial, assessment: Assessment | None) -> dict[str, Any]:
     return shown
 
 
-def _remembered(study: optuna.Study) -> dict[str, Measurement]:
-    """Return the measurements among a study's attributes; other tools keep theirs there, too."""
-    found = {}
-    for name, kept in study.user_attrs.items():
-        if isinstance(kept, dict) and "seconds_per_image" in kept:
+def _extras(study: optuna.Study) -> dict[str, Measurement]:
+    """Return the measurements among a study's attributes, where other tools have theirs, too."""
+    measurements = {}
+    for name, value in study.user_attrs.items():
+        if isinstance(value, dict) and "seconds_per_image" in value:
             with suppress(*UNREADABLE):
-                found[name] = Measurement.from_dict(kept)
-    return found
+                measurements[name] = Measurement.from_dict(value)
+    return measurements
 
 
 def _latest(study: optuna.Study) -> list[Trial]:
-    found: dict[Candidate, Trial] = {}
+    latest: dict[Candidate, Trial] = {}
     for kept in study.get_trials(deepcopy=False):
         if _RECORD in kept.user_attrs:
             trial = _from_optuna(kept)
-            before = found.get(trial.candidate)
-            # Two machines may have raced one candidate: the one that got farther counts.
+            before = latest.get(trial.candidate)
+            # Two machines may have measured one candidate: the trial with more prompts counts.
             if before is None or _scored(trial) >= _scored(before):
-                found[trial.candidate] = trial
-    return list(found.values())
+                latest[trial.candidate] = trial
+    return list(latest.values())
 
 
 def default_url(run_dir: str | Path) -> str:

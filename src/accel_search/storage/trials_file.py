@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.compose import check_params
@@ -22,26 +23,27 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, first_line
-from accel_search.storage.json_files import are_numbers, parse_json, write_atomically
+from accel_search.storage.entries import Number, Params, StoredWorkload
+from accel_search.storage.json_files import Unreadable, as_type, load_json, write_atomically
 
 FORMAT = "accel-search-trials/1"
 
 
 @dataclass(frozen=True)
 class TrialsFile:
-    """What such a file holds."""
+    """What such a file holds, ready to be used."""
 
     workload: Workload | None
     """None where the file does not give every field; then no two points are taken as one."""
-    workload_fields: Mapping[str, Any]
-    """The workload as written."""
+    given: StoredWorkload
+    """The workload as far as the file gives it."""
     baseline: Measurement
     held_out_baseline: Measurement | None
     trials: tuple[Trial, ...]
     held_out: Mapping[Candidate, Measurement]
-    """Confirmations on held-out prompts."""
+    """What was measured on held-out prompts."""
     rivals: Mapping[int, Measurement]
-    """Step count -> the bare pipeline with so many steps."""
+    """Step count -> the baseline pipeline with that many steps."""
 
 
 def write_trials(
@@ -50,7 +52,7 @@ def write_trials(
     workload: Workload,
     baseline: Measurement,
     trials: Sequence[Trial],
-    recall: Mapping[str, Measurement],
+    beside: Mapping[str, Measurement],
 ) -> None:
     """Write every trial with its raw samples.
 
@@ -58,9 +60,9 @@ def write_trials(
         path: The file; replaced at once. Compressed if its name ends in `.gz`.
         coinciding: Returns every point that is the same computation as a measured one.
         workload: What was measured.
-        baseline: The bare pipeline's samples.
+        baseline: The baseline pipeline's samples.
         trials: Measured and failed ones, in the order they were stored.
-        recall: What the store remembers beside the trials, by name.
+        beside: Measurements that are no trials, by name.
 
     Raises:
         ConfigurationError: The file cannot be written.
@@ -70,7 +72,7 @@ def write_trials(
         "workload": asdict(workload),
         "baseline": asdict(baseline),
         "trials": [_written(trial, coinciding) for trial in trials],
-        "beside": {name: asdict(measurement) for name, measurement in recall.items()},
+        "beside": {name: asdict(measurement) for name, measurement in beside.items()},
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,187 +106,160 @@ def read_trials(path: Path) -> TrialsFile:
         ConfigurationError: It cannot be read, is of another format, or lacks a field.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        content = parse_json(raw.decode())
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        content = load_json(path)
+    except Unreadable as error:
         raise ConfigurationError(f"--replay {path}: cannot be read: {error}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise ConfigurationError(f"--replay {path}: format is {found!r}, expected {FORMAT!r}")
+    stated = content.get("format") if isinstance(content, dict) else None
+    if stated != FORMAT:
+        raise ConfigurationError(f"--replay {path}: format is {stated!r}, expected {FORMAT!r}")
     try:
-        return _parse(content)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        ConfigurationError,
-    ) as error:
+        return _trials_of(as_type(content, _Document), content["workload"])
+    except (ValueError, ConfigurationError) as error:
         raise ConfigurationError(
             f"--replay {path}: not a valid {FORMAT} file: {first_line(error)}"
         ) from error
 
 
-def _parse(content: Mapping[str, Any]) -> TrialsFile:
-    given = _workload(content["workload"])
-    names = {each.name for each in fields(Workload)}
-    workload = None
-    if names <= set(given):
-        values = {name: given[name] for name in names}
-        values["attention_downsamples"] = tuple(values["attention_downsamples"])
-        workload = Workload(**values)
-    baseline = _baseline(content["baseline"], given)
-    beside = content.get("beside", {})
-    held_out = [each for name, each in beside.items() if extras.is_baseline(name, "held_out")]
-    trials = tuple(_trial(each, baseline) for each in content["trials"])
-    by_text = {str(trial.candidate): trial.candidate for trial in trials}
-    prefixed = {
-        extras.parse(name): _checked(
-            Measurement.from_dict(value), name, is_paired=not extras.is_baseline(name)
+Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """A measurement as a file gives it."""
+
+    seconds_per_image: tuple[Seconds, ...] = ()
+    baseline_seconds_per_image: tuple[Seconds, ...] | None = None
+    scores: tuple[Number, ...] = ()
+    batch_size: Annotated[int, Meta(gt=0, le=100_000)] | None = None
+    peak_memory_bytes: int | None = None
+    seconds: Annotated[float, Meta(ge=0, lt=1e12)] | None = None
+    psnr: tuple[Number, ...] = ()
+    ssim: tuple[Number, ...] = ()
+
+    def measurement(
+        self, name: object, batch_size: int = 1, pairs: tuple[float, ...] | None = None
+    ) -> Measurement:
+        """Return the measurement.
+
+        Args:
+            name: What it is of, for messages.
+            batch_size: Where the file does not give one.
+            pairs: Baseline samples, where the file does not give them; None for a baseline, of
+                which pairs tell nothing but the noise.
+
+        Raises:
+            Unreadable: It lacks samples, or samples that are pairs are not.
+        """
+        own, beside = self.seconds_per_image, self.baseline_seconds_per_image
+        beside = pairs or () if beside is None else beside
+        if not own or (pairs is not None and not beside):
+            raise Unreadable(f"{name}: seconds_per_image holds no samples, or the baseline's none")
+        if len(beside) > len(own):
+            raise Unreadable(f"{name}: {len(beside)} baseline samples beside {len(own)}")
+        return Measurement(
+            own,
+            beside,
+            self.scores,
+            self.batch_size or batch_size,
+            self.peak_memory_bytes,
+            sum(own) * batch_size if self.seconds is None else self.seconds,
+            self.psnr,
+            self.ssim,
         )
-        for name, value in beside.items()
-        if value["scores"]  # A part without prompts has no samples.
-    }
-    return TrialsFile(
-        workload=workload,
-        workload_fields=given,
-        baseline=baseline,
-        held_out_baseline=_checked(Measurement.from_dict(held_out[-1]), "held out", is_paired=False)
-        if held_out and held_out[-1]["scores"]
-        else None,
-        trials=trials,
-        held_out={
-            by_text[text]: measurement
-            for (kind, text), measurement in prefixed.items()
-            if kind == extras.Kind.HELD_OUT and text in by_text
-        },
-        rivals={
-            int(text): measurement
-            for (kind, text), measurement in prefixed.items()
-            if kind == extras.Kind.STEPS
-        },
-    )
 
 
-MOST = 100_000
-"""Largest whole number of a workload: every step of it is gone through."""
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    kind: str
+    message: str = ""
+    seconds: Number = 0.0
 
 
-def _workload(given: Any) -> Mapping[str, Any]:
-    """Return the fields of a workload, each of its type and none beyond all measure.
+@dataclass(frozen=True, kw_only=True)
+class _Trial(_Samples):
+    """A trial as a file gives it: samples, or how it failed."""
 
-    Raises:
-        ValueError: One is not.
-    """
-    if not isinstance(given, dict):
-        raise ValueError("workload: expected an object")
-    kinds = {each.name: str(each.type) for each in fields(Workload)}
-    for name, value in given.items():
-        kind = kinds.get(name)
-        if kind == "int":
-            fits = type(value) is int and 0 <= value <= MOST
-        elif kind == "float":
-            fits = are_numbers(value)
-        elif kind == "str":
-            fits = isinstance(value, str)
-        else:
-            fits = kind is None or (
-                isinstance(value, list) and all(type(e) is int and 0 < e <= MOST for e in value)
-            )
-        if not fits:
-            raise ValueError(f"workload: {name} cannot be {value!r}")
-    return given
+    candidate: Params
+    failure: _Failure | str | None = None
 
 
-def _checked(measured: Measurement, name: object, *, is_paired: bool = True) -> Measurement:
-    """Return a measurement that every figure can be computed from.
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """What such a file holds, as it is written."""
+
+    workload: StoredWorkload
+    baseline: _Samples
+    trials: tuple[_Trial, ...]
+    beside: dict[str, _Samples] = field(default_factory=dict)
+
+
+def _trials_of(document: _Document, workload: Collection[str]) -> TrialsFile:
+    """Return what a document holds; raises as `_Samples.measurement` and `check_params`.
 
     Args:
-        measured: As it was read.
-        name: What it is of.
-        is_paired: Whether nothing can be said of it without pairs; of a baseline only the noise.
-
-    Raises:
-        ValueError: A sample is no number, or samples that are pairs are not.
+        document: The document.
+        workload: The fields of its workload that it gives.
     """
-    own, beside = measured.seconds_per_image, measured.baseline_seconds_per_image
-    if not own or (is_paired and not beside):
-        raise ValueError(f"{name}: seconds_per_image holds no positive samples")
-    if not all(0 < each < 1e9 for each in (*own, *beside)):
-        raise ValueError(f"{name}: seconds_per_image holds no positive samples, or others beside")
-    if len(beside) > len(own):
-        raise ValueError(f"{name}: {len(beside)} baseline samples beside {len(own)}")
-    if not are_numbers(*measured.scores, *measured.psnr, *measured.ssim):
-        raise ValueError(f"{name}: a score is no number")
-    if not 0 < measured.batch_size <= MOST or not 0 <= measured.seconds < 1e12:
-        raise ValueError(f"{name}: batch_size or seconds is out of range")
-    return measured
+    given = document.workload
+    is_whole = {option.name for option in fields(Workload)} <= set(workload)
+    baseline = _baseline(document.baseline, given)
+    trials = tuple(_trial(trial, baseline) for trial in document.trials)
+    by_text = {str(trial.candidate): trial.candidate for trial in trials}
+    held_out_baseline = None
+    held_out: dict[Candidate, Measurement] = {}
+    rivals: dict[int, Measurement] = {}
+    for name, samples in document.beside.items():
+        kind, text = extras.parse(name)
+        if not samples.scores:
+            continue  # A part without prompts has no samples.
+        if extras.is_baseline(name, "held_out"):
+            held_out_baseline = samples.measurement(name)
+        elif kind == extras.Kind.HELD_OUT and text in by_text:
+            held_out[by_text[text]] = samples.measurement(name, pairs=())
+        elif kind == extras.Kind.STEPS:
+            rivals[int(text)] = samples.measurement(name, pairs=())
+    return TrialsFile(
+        workload=given if is_whole else None,
+        given=given,
+        baseline=baseline,
+        held_out_baseline=held_out_baseline,
+        trials=trials,
+        held_out=held_out,
+        rivals=rivals,
+    )
 
 
-def _candidate(given: Any) -> Candidate:
-    """Return a candidate of a file; raises ValueError or ConfigurationError where it is none."""
-    if not isinstance(given, dict) or not all(
-        isinstance(params, dict) and are_numbers(*params.values()) for params in given.values()
-    ):
-        raise ValueError("candidate: expected accelerator -> parameter -> number")
+def _baseline(samples: _Samples, workload: Workload) -> Measurement:
+    """Return the baseline; without pairs of its own, neighbouring samples are paired."""
+    if not samples.seconds_per_image or not samples.scores:
+        raise Unreadable("the baseline has no samples")
+    measured = samples.measurement("baseline", workload.batch_size or 1)
+    half = len(measured.seconds_per_image) // 2
+    if samples.baseline_seconds_per_image is not None or not half:
+        return measured
+    # Sample 0 beside 1, 2 beside 3, …; a single one tells nothing of the noise.
+    calls = measured.seconds_per_image
+    own, beside = calls[: 2 * half : 2], calls[1::2]
+    return replace(measured, seconds_per_image=own, baseline_seconds_per_image=beside)
+
+
+def _trial(trial: _Trial, baseline: Measurement) -> Trial:
+    """Return a trial; without a baseline of its own it is paired with the file's."""
     known = all_accelerators()
-    for name, params in given.items():
+    for name, params in trial.candidate.items():
         if name in known:  # A report can be made of what a plug-in did that is not here.
             check_params(known[name], params)
-    return Candidate(given)
-
-
-def _baseline(given: Mapping[str, Any], workload: Mapping[str, Any]) -> Measurement:
-    """Return the baseline; without pairs of its own, neighbouring samples are paired."""
-    seconds = [float(each) for each in given["seconds_per_image"]]
-    if not seconds or not given["scores"]:
-        raise ValueError("the baseline has no samples")
-    batch_size = int(given.get("batch_size", workload.get("batch_size", 1)))
-    beside = given.get("baseline_seconds_per_image")
-    if beside is None:
-        # Sample 0 beside 1, 2 beside 3, …; a single one tells nothing of the noise.
-        half = len(seconds) // 2
-        seconds, beside = (seconds[: 2 * half : 2], seconds[1::2]) if half else (seconds, [])
-    charged = given.get("seconds", sum(given["seconds_per_image"]) * batch_size)
-    measured = Measurement.from_dict(
-        {
-            **given,
-            "seconds_per_image": seconds,
-            "baseline_seconds_per_image": beside,
-            "batch_size": batch_size,
-            "seconds": charged,
-        }
-    )
-    return _checked(measured, "baseline", is_paired=False)
-
-
-def _trial(given: Mapping[str, Any], baseline: Measurement) -> Trial:
-    """Return a trial; without a baseline of its own it is paired with the file's."""
-    candidate = _candidate(given["candidate"])
-    failure = given.get("failure")
+    candidate, failure = Candidate(trial.candidate), trial.failure
+    if isinstance(failure, str):
+        return Trial(candidate, None, Failure(failure, failure, 0.0))
     if failure is not None:
-        kind = str(failure["kind"]) if isinstance(failure, dict) else str(failure)
-        details = failure if isinstance(failure, dict) else {}
-        message, seconds = details.get("message", kind), details.get("seconds", 0.0)
-        return Trial(candidate, None, Failure(kind, str(message), float(seconds)))
-    own = given["seconds_per_image"]
-    beside = given.get("baseline_seconds_per_image")
-    if beside is None:
-        beside = baseline.seconds_per_image[: len(own)]
-    charged = given.get("seconds", sum(own) * baseline.batch_size)
-    measurement = Measurement.from_dict(
-        {
-            "batch_size": baseline.batch_size,
-            **given,
-            "baseline_seconds_per_image": beside,
-            "seconds": charged,
-        }
-    )
-    _checked(measurement, candidate)
-    # A race that was given up has fewer.
+        message = failure.message or failure.kind
+        return Trial(candidate, None, Failure(failure.kind, message, failure.seconds))
+    pairs = baseline.seconds_per_image[: len(trial.seconds_per_image)]
+    measurement = trial.measurement(candidate, baseline.batch_size, pairs)
+    # A candidate that was given up at an early stage has fewer.
     if not 0 < len(measurement.scores) <= len(baseline.scores):
-        raise ValueError(
+        raise Unreadable(
             f"{candidate}: {len(measurement.scores)} scores, the baseline has "
             f"{len(baseline.scores)}"
         )

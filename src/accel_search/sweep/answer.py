@@ -1,11 +1,13 @@
-"""What a worker answers: an entry, a failure as `failed_configs` holds it, or a hang. JSON."""
+"""A worker's answer, in JSON: an entry, a failure, a hang, or its machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import to_builtins
 
 from accel_search.errors import (
     AccelSearchError,
@@ -15,28 +17,38 @@ from accel_search.errors import (
     OutOfMemoryError,
     TrialFailure,
 )
+from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
+from accel_search.storage.json_files import as_type
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one configuration: one of `entry`, `failure` and `carried`."""
+    """The answer to one job: one of `entry`, `failure`, `carried` and `machine`."""
 
     key: str = ""
     """Of `speedup_bounds.json`."""
     label: str = ""
     """The model's, under that key."""
-    entry: Mapping[str, Any] | None = None
-    winner: Mapping[str, Any] | None = None
+    entry: BoundEntry | None = None
+    winner: SearchEntry | None = None
     """Entry of `search_params.json`, where there is one."""
-    failure: Mapping[str, Any] | None = None
+    failure: FailedEntry | None = None
     is_of_model: bool = False
     """Whether every configuration of the model would fail the same way."""
     carried: tuple[int, float] | None = None
-    """Where a candidate hung and is recorded as failed: what the next process takes over."""
+    """After a hang that is stored as a failure: counts for the next process."""
+    machine: Mapping[str, Any] | None = None
+    """The fields of a provenance that depend on the machine, for a probe."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return asdict(self)
+        document: dict[str, Any] = to_builtins(self)
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Answer:
+        """Return the answer that `as_dict` was written from; raises Unreadable where it is none."""
+        return as_type(document, cls)
 
 
 def failure(
@@ -46,35 +58,35 @@ def failure(
     seconds: float,
     exit_code: int | None = None,
     **facts: Any,
-) -> dict[str, Any]:
-    """Return a failure as the file holds it.
+) -> FailedEntry:
+    """Return a failure with the current time.
 
     Args:
         error: Its kind.
-        message: What a user can act on; cut to length when it is written.
+        message: For the user; cut to length when it is written.
         seconds: Wall seconds until it failed.
-        exit_code: Of the process or of the program, had it been run alone; below 0 a signal's.
+        exit_code: As in `FailedEntry`.
         facts: Further fields: `batch_sizes_tried`, `bytes_asked`, `bytes_free`.
     """
-    return {
-        "error": error,
-        "message": message,
-        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-        "exit_code": exit_code,
-        "seconds": round(seconds, 1),
+    return FailedEntry(
+        error=error,
+        message=message,
+        timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
+        exit_code=exit_code,
+        seconds=round(seconds, 1),
         **facts,
-    }
+    )
 
 
-def failure_of(error: BaseException, seconds: float) -> dict[str, Any]:
-    """Return the failure that an exception amounts to."""
+def failure_of(error: BaseException, seconds: float) -> FailedEntry:
+    """Return an exception as a failure."""
     code = error.exit_code if isinstance(error, AccelSearchError) else ExitCode.UNEXPECTED
     message = str(error) if isinstance(error, AccelSearchError) else _named(error)
     facts: dict[str, Any] = {}
     if isinstance(error, OutOfMemoryError):
         kind = "cuda_oom"
         facts = {
-            "batch_sizes_tried": list(error.batch_sizes),
+            "batch_sizes_tried": error.batch_sizes,
             "bytes_asked": error.bytes_asked,
             "bytes_free": error.bytes_free,
         }
@@ -83,7 +95,7 @@ def failure_of(error: BaseException, seconds: float) -> dict[str, Any]:
     elif isinstance(error, TrialFailure):
         kind = error.kind
     elif isinstance(error, ConfigurationError) and isinstance(error.__cause__, TrialFailure):
-        kind = error.__cause__.kind  # The bare pipeline's own pictures.
+        kind = error.__cause__.kind  # The baseline pipeline's own images.
     else:
         kind = "unknown_error"
     return failure(kind, message, seconds=seconds, exit_code=code, **facts)

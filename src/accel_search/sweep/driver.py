@@ -1,10 +1,11 @@
-"""The sweep itself: workers take configurations, and what they answer is written down."""
+"""The sweep: workers take configurations, and their answers are stored."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,30 +23,30 @@ TICK_SECONDS = 0.2
 
 
 class Observer(Protocol):
-    """Is told what happens, from several threads."""
+    """Receives the events of a sweep, from several threads."""
 
     def on_skip(self, configuration: Configuration, status: Status) -> None:
-        """Tell that a configuration is not explored: it is done, or failed before."""
+        """Receive a configuration that is skipped: it is done, or failed before."""
 
     def on_start(self, configuration: Configuration, status: Status) -> None:
-        """Tell that a configuration begins."""
+        """Receive a configuration that begins."""
 
     def on_line(self, configuration: Configuration, line: str) -> None:
-        """Tell what its process printed."""
+        """Receive a line that its process printed."""
 
     def on_done(self, configuration: Configuration, answer: Answer, seconds: float) -> None:
-        """Tell what it found, or how it failed."""
+        """Receive its answer."""
 
 
 class Sweep:
-    """Explores every open configuration of a table; each result is on disk before the next begins.
+    """Explores every open configuration of a table; a result is on disk before the next begins.
 
     Args:
         settings: The table and the options.
-        workers: Each is asked for one configuration at a time, by a thread of its own.
-        expected: Seconds that a configuration should take, for sharing them out well.
-        machine: Returns the machine's part of a provenance; stored results of another are not
-            taken. None, or a machine that cannot be told, takes any. Asked once, where it matters.
+        workers: Each explores one configuration at a time, driven by a thread of its own.
+        expected: Seconds that a configuration should take, to share them out well.
+        machine: Returns the machine's part of a provenance, with which stored results must agree.
+            None, or a result of None, accepts any. Called at most once.
     """
 
     def __init__(
@@ -67,13 +68,13 @@ class Sweep:
         self._defects: list[BaseException] = []
 
     def run(self, observer: Observer) -> int:
-        """Explore what is open and return how many configurations of the table stand as failed.
+        """Explore the open configurations and return how many of the table have failed.
 
         Args:
-            observer: Is told what happens.
+            observer: Receives the events.
 
         Raises:
-            KeyboardInterrupt: It was interrupted; the workers' processes are ended.
+            KeyboardInterrupt: It was interrupted; the workers' processes have ended.
         """
         statuses = self.statuses()
         pending = []
@@ -103,34 +104,36 @@ class Sweep:
         return self._failed
 
     def statuses(self) -> dict[Configuration, Status]:
-        """Return what became of each configuration so far."""
-        found = self._statuses(None)
-        if self._ask_machine is not None and any(each.state == "done" for each in found.values()):
+        """Return the state of every configuration."""
+        statuses = self._statuses(None)
+        is_any_done = any(status.state == "done" for status in statuses.values())
+        if self._ask_machine is not None and is_any_done:
             self._machine, self._ask_machine = self._ask_machine(), None
-        return found if self._machine is None else self._statuses(self._machine)
+        return statuses if self._machine is None else self._statuses(self._machine)
 
     def _statuses(self, machine: Mapping[str, Any] | None) -> dict[Configuration, Status]:
         settings = self._settings
-        found = {}
+        statuses = {}
         content: dict[str, dict[str, Any]] = {}
         for configuration in settings.table:
             search = settings.search_settings(configuration)
             if search.bounds not in content:
                 content[search.bounds] = read_json(Path(search.bounds))
-            found[configuration] = status_of(content[search.bounds], configuration, search, machine)
-        return found
+            stored = content[search.bounds]
+            statuses[configuration] = status_of(stored, configuration, search, machine)
+        return statuses
 
     def _is_skipped(self, status: Status) -> bool:
         if self._settings.common.get("force"):
             return False
         if status.failure is None:
             return status.state == "done"
-        return self._settings.retry_failed not in (ALL, status.failure.get("error"))
+        return self._settings.retry_failed not in (ALL, status.failure.error)
 
     def _work(
         self, worker: Worker, statuses: Mapping[Configuration, Status], observer: Observer
     ) -> None:
-        """Explore one configuration after the other until none is left."""
+        """Explore configurations until none is left."""
         configuration = None
         try:
             while not self._stop.is_set():
@@ -143,7 +146,7 @@ class Sweep:
                     self._queue.finish(configuration)
         except Stopped:
             pass
-        except BaseException as error:  # A defect here must not leave the others running.
+        except BaseException as error:  # A defect must not leave the other threads running.
             self._defects.append(error)
             self._stop.set()
         finally:
@@ -168,15 +171,16 @@ class Sweep:
                 observer.on_done(other, answer, 0.0)
 
     def _record(self, configuration: Configuration, answer: Answer) -> None:
-        """Write an answer down: on disk when this returns."""
+        """Store an answer; it is on disk when this returns."""
         search = self._settings.search_settings(configuration)
         path, failed = Path(search.bounds), configuration.failed_key
         if answer.entry is None:
             assert answer.failure is not None
-            failure = dict(answer.failure) | {
-                "latency_only": search.latency_only,
-                "asked": speedup_bounds.asked(search),
-            }
+            failure = replace(
+                answer.failure,
+                latency_only=search.latency_only,
+                asked=speedup_bounds.asked(search),
+            )
             speedup_bounds.save_failure(path, failed, failure)
             with self._lock:
                 self._failed += 1

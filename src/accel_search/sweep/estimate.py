@@ -1,4 +1,4 @@
-"""How long a sweep will take: a guess from measured call times, corrected by what is done."""
+"""Estimate how long a sweep takes: from known call times, corrected by finished results."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ CALL_SECONDS = {"demo": 2.0, "SD1.5": 0.81, "SD2.1": 1.40, "SDXL": 3.42}
 """Seconds of a call of 20 steps and 4 images: the three on an H200, the demo on two CPU cores."""
 UNKNOWN_CALL = 2.0
 TIMED_CALLS = 18
-"""Baseline-long calls that a configuration takes where nothing is scored."""
+"""Calls as long as the baseline's that a configuration takes without scoring."""
 SCORED_CALLS = 15
-"""The same, a batch of prompts, where everything is."""
+"""The same with scoring, for each batch of prompts."""
 
 
 class Estimate:
@@ -37,17 +37,17 @@ class Estimate:
         return SCORED_CALLS * call * max(1.0, settings.num_samples / settings.batch_size)
 
     def left(self, statuses: Mapping[Configuration, Status]) -> tuple[float, bool]:
-        """Return the seconds that are left, and whether this machine's own pace was known.
+        """Return the seconds that are left, and whether they are based on this machine's results.
 
         Args:
-            statuses: Of all configurations; what the done ones took corrects the others.
+            statuses: Of all configurations; the time of the done ones corrects the estimate.
         """
         expected = actual = left = 0.0
         for configuration, status in statuses.items():
             seconds = self.seconds(configuration)
-            taken = ((status.entry or {}).get("evidence") or {}).get("seconds")
+            taken = status.entry.evidence.seconds if status.entry else 0.0
             if taken:
-                expected, actual = expected + seconds, actual + float(taken)
+                expected, actual = expected + seconds, actual + taken
             if status.state == "open":
                 left += seconds
         return (left * actual / expected, True) if expected else (left, False)

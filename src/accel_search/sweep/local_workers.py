@@ -1,4 +1,4 @@
-"""Workers: each explores one configuration at a time, in a process of this machine."""
+"""Workers that explore one configuration at a time, in a process of this machine."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ OnLine = Callable[[str], None]
 
 
 class Worker(Protocol):
-    """Explores configurations, one at a time."""
+    """Explores one configuration at a time."""
 
     @property
     def model(self) -> str | None:
-        """Return the model that it has loaded; None if none."""
+        """Return the loaded model; None if there is none."""
 
     def explore(self, settings: Settings, on_line: OnLine, stop: threading.Event) -> Answer:
         """Explore a configuration; every failure is an answer.
 
         Args:
             settings: The configuration's.
-            on_line: Is given each line that its process prints.
-            stop: Ends it.
+            on_line: Receives each line that its process prints.
+            stop: Ends the exploration.
 
         Raises:
-            Stopped: It was ended by `stop`.
+            Stopped: `stop` was set.
         """
 
     def probe(self, settings: Settings, stop: threading.Event) -> Mapping[str, Any] | None:
-        """Return the fields of a provenance that hang on the machine; None if it cannot tell."""
+        """Return the fields of a provenance that depend on the machine; None if unknown."""
 
     def close(self) -> None:
         """End its process."""
@@ -47,34 +47,34 @@ class Worker(Protocol):
 
 @dataclass
 class LocalWorker:
-    """A process of this machine, begun anew where it has to be.
+    """A process of this machine, restarted where necessary.
 
-    That is for another model, after a failure, since what it left behind in a process is unknown,
-    after a hang, and for every configuration where the isolation says so.
+    That is for another model, after a failure, whose effects on the process are unknown, after a
+    hang, and for every configuration with the isolation `config`.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """E.g. the one GPU that it sees."""
+    """E.g. its only GPU."""
     arguments: Sequence[str] = ()
     isolation: str = "model"
     """`model` or `config`."""
     timeout: float = 3600.0
-    """Seconds that one configuration may take."""
+    """Seconds allowed for one configuration."""
     command: Sequence[str] | None = None
-    """Of the process; None is the worker's own."""
+    """Command of the process; None is the worker's own."""
     model: str | None = None
     _child: Child | None = None
     _on_line: OnLine = lambda line: None
 
     def explore(self, settings: Settings, on_line: OnLine, stop: threading.Event) -> Answer:
-        """Explore a configuration in the process in hand, or in a new one."""
+        """Explore a configuration in the current process, or in a new one."""
         if self.model not in (None, settings.pipe) or self.isolation == "config":
             self.close()
         self._on_line = on_line
         self.model = settings.pipe
         began = time.monotonic()
         try:
-            answer = self._ask_again_after_hangs(settings, stop)
+            answer = self._ask_until_done(settings, stop)
         except TimedOut:
             return Answer(
                 failure=failure(
@@ -98,24 +98,24 @@ class LocalWorker:
         return answer
 
     def probe(self, settings: Settings, stop: threading.Event) -> Mapping[str, Any] | None:
-        """Return the fields of a provenance that hang on the machine; None if it cannot tell."""
+        """Return the fields of a provenance that depend on the machine; None if unknown."""
         try:
             answer = self._ask({"probe": True, "options": asdict(settings)}, stop)
         except (Died, TimedOut):
             return None
-        return answer.entry
+        return answer.machine
 
     def close(self) -> None:
-        """End the process in hand, if there is one."""
+        """End the current process, if there is one."""
         if self._child is not None:
             self._child.end()
         self._child, self.model = None, None
 
-    def _hear(self, line: str) -> None:
-        self._on_line(line)  # The one of the configuration in hand.
+    def _receive(self, line: str) -> None:
+        self._on_line(line)  # Of the current configuration.
 
-    def _ask_again_after_hangs(self, settings: Settings, stop: threading.Event) -> Answer:
-        """Ask one process after the other while each records a candidate that hung in it."""
+    def _ask_until_done(self, settings: Settings, stop: threading.Event) -> Answer:
+        """Start one process after the other, as long as a candidate hangs in each."""
         deadline = time.monotonic() + self.timeout
         carried: tuple[int, float] = Carried()
         while True:
@@ -131,7 +131,7 @@ class LocalWorker:
         self, job: Mapping[str, Any], stop: threading.Event, timeout: float | None = None
     ) -> Answer:
         if self._child is None or not self._child.is_alive:
-            self._child = Child(self.arguments, self.environment, self._hear, self.command)
+            self._child = Child(self.arguments, self.environment, self._receive, self.command)
         try:
             return self._child.ask(job, self.timeout if timeout is None else timeout, stop)
         except BaseException:
@@ -140,15 +140,15 @@ class LocalWorker:
 
 
 def local_workers(settings: SweepSettings) -> list[LocalWorker]:
-    """Return the workers that a sweep asks for: one a GPU, some on the CPU, or one.
+    """Return the workers of a sweep: one per GPU, some on the CPU, or one.
 
     Raises:
-        ConfigurationError: A GPU is asked for that is not there.
+        ConfigurationError: A requested GPU does not exist.
     """
     environments: list[dict[str, str]] = [{}]
     if settings.gpus is not None:
         gpus = choose_gpus(settings.gpus, visible_gpus())
-        # Each sees one GPU, which is its cuda:0: no worker can take another's memory.
+        # Each sees one GPU as its cuda:0: no worker can take another's memory.
         environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
     elif settings.workers is not None:
         environments = [{} for _ in range(settings.workers)]
@@ -167,5 +167,5 @@ def local_workers(settings: SweepSettings) -> list[LocalWorker]:
 
 
 def turns_folder(run_dir: str) -> list[str]:
-    """Return the arguments that let the workers of a sweep take turns."""
+    """Return the arguments by which the workers of a sweep share a timing lock."""
     return ["--turns", str(Path(run_dir).absolute() / "turns")]

@@ -13,17 +13,17 @@ from accel_search.errors import ConfigurationError
 
 @contextmanager
 def only_one(run_dir: str | Path) -> Iterator[None]:
-    """Keep other sweeps off a run folder for the length of a `with` block.
+    """Keep other sweeps out of a run folder for the length of a `with` block.
 
-    Two of them would explore the same configurations, each disturbing the other's timings.
+    Two sweeps would explore the same configurations and disturb each other's timings.
 
     Raises:
-        ConfigurationError: Another sweep has it, or the folder cannot be made.
+        ConfigurationError: Another sweep uses it, or the folder cannot be made.
     """
     folder = Path(run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Released by the system when the process ends, however it ends.
+        # The system releases it however the process ends.
         lock = FileLock(folder / "sweep.lock", blocking=False)
         lock.acquire()
     except Timeout as error:

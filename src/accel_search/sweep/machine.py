@@ -1,4 +1,4 @@
-"""Which GPUs and cores this machine gives to workers."""
+"""The GPUs and cores of this machine that workers get."""
 
 from __future__ import annotations
 
@@ -17,41 +17,40 @@ def visible_gpus() -> list[str]:
     return query("index")
 
 
-def choose_gpus(wanted: str | Sequence[int], found: Sequence[str]) -> list[str]:
-    """Return the GPUs to work on.
+def choose_gpus(wanted: str | Sequence[int], gpus: Sequence[str]) -> list[str]:
+    """Return the GPUs to use.
 
     Args:
-        wanted: `all`, or places in `found`.
-        found: What there is.
+        wanted: `all`, or positions in `gpus`.
+        gpus: The visible ones.
 
     Raises:
-        ConfigurationError: One is not there.
+        ConfigurationError: One does not exist.
     """
-    there = f"GPUs 0 to {len(found) - 1}" if found else "no GPU"
+    there = f"GPUs 0 to {len(gpus) - 1}" if gpus else "no GPU"
     if wanted == "all":
-        if not found:
+        if not gpus:
             raise ConfigurationError(f"--gpus all: this machine shows {there}; leave it out")
-        return list(found)
+        return list(gpus)
     assert not isinstance(wanted, str)
     for place in wanted:
-        if place >= len(found):
+        if place >= len(gpus):
             named = ",".join(map(str, wanted))
             raise ConfigurationError(
                 f"--gpus {named}: this machine shows {there}; name some of them, or leave it out"
             )
-    return [found[place] for place in wanted]
+    return [gpus[place] for place in wanted]
 
 
 def shares(count: int) -> list[list[int]]:
-    """Return the cores of each of several workers: as many each, none shared.
+    """Return the cores of each worker: equal shares, none in two of them.
 
-    Launching kernels keeps a core busy; two workers on one would slow each other's timings down.
-    Where there are fewer cores than workers, or the system cannot pin, each share is empty, which
-    leaves it to the system.
+    Launching kernels keeps a core busy: two workers on one would slow each other down. With fewer
+    cores than workers, or on a system that cannot pin, every share is empty: no worker is pinned.
     """
     if not hasattr(os, "sched_getaffinity"):
         return [[] for _ in range(count)]
     cores = sorted(os.sched_getaffinity(0))
-    each = len(cores) // count
+    share = len(cores) // count
     # Neighbouring numbers mostly share caches and memory.
-    return [cores[index * each : (index + 1) * each] for index in range(count)]
+    return [cores[index * share : (index + 1) * share] for index in range(count)]

@@ -1,29 +1,29 @@
-"""What a person reads of a sweep: its lines, its bar, its table."""
+"""The lines, the bar and the table of a sweep."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from accel_search.report.console.bar import WithBar
-from accel_search.report.format import duration
+from accel_search.report.format import duration, factor
+from accel_search.storage.entries import BoundEntry, estimate_of
 from accel_search.storage.keys import Configuration
 from accel_search.sweep.answer import Answer
 from accel_search.sweep.status import Status
 
 LEVELS = {"WARNING: ": logging.WARNING, "ERROR: ": logging.ERROR}
-"""How a process marks its lines -> their level in the sweep's log."""
+"""Prefix of a process's line -> its level in the sweep's log."""
 
 
 class SweepProgress(WithBar):
     """Writes the sweep's lines to the log, and draws a bar below them.
 
     Args:
-        logger: Gets the lines; safe from several threads, as loggers are.
+        logger: Receives the lines, from several threads.
         total: Configurations in the table.
-        expected: Seconds that a configuration should take on some machine or other.
+        expected: Relative seconds that a configuration should take.
         show_bar: Whether a bar is drawn on standard error.
     """
 
@@ -46,18 +46,18 @@ class SweepProgress(WithBar):
         super().__init__(total, "  {desc}", show=show_bar)
 
     def expect(self, configurations: Sequence[Configuration], workers: int) -> None:
-        """Say what there is to do, for the time left."""
+        """Set the configurations to explore, for the time left."""
         self._left = set(configurations)
         self._workers = max(1, workers)
 
     def on_skip(self, configuration: Configuration, status: Status) -> None:
-        """Write that a configuration is done, or failed before."""
+        """Write that a configuration was done or failed before."""
         if status.failure is not None:
             self.failed += 1
             self._logger.info(
                 "skipped: %s  failed before: %s; --retry_failed explores it again",
                 configuration,
-                status.failure.get("error"),
+                status.failure.error,
             )
         else:
             self.done += 1
@@ -65,7 +65,7 @@ class SweepProgress(WithBar):
             self._logger.info(
                 "skipped: %s  done: speedup: %.2f",
                 configuration,
-                status.entry["measured_max_speedup"],
+                status.entry.measured_max_speedup,
             )
         self._left.discard(configuration)
         self._advance(1)
@@ -79,7 +79,7 @@ class SweepProgress(WithBar):
         self._advance(0)
 
     def on_line(self, configuration: Configuration, line: str) -> None:
-        """Write what its process printed, under its name."""
+        """Write a line of its process, under its name."""
         level = logging.INFO
         for mark, its_level in LEVELS.items():
             if line.startswith(mark):
@@ -87,7 +87,7 @@ class SweepProgress(WithBar):
         self._logger.log(level, "[%s] %s", configuration, line)
 
     def on_done(self, configuration: Configuration, answer: Answer, seconds: float) -> None:
-        """Write what was found, or how it failed."""
+        """Write its result or its failure."""
         with self._lock:
             self._running.discard(configuration)
             self._left.discard(configuration)
@@ -100,15 +100,15 @@ class SweepProgress(WithBar):
                 self._earned += self._expected(configuration)
         if answer.entry is not None:
             self._logger.info(
-                "done: %s  %s  in %s", configuration, said(answer.entry), duration(seconds)
+                "done: %s  %s  in %s", configuration, in_a_line(answer.entry), duration(seconds)
             )
         else:
             assert answer.failure is not None
             self._logger.error(
                 "failed: %s  %s: %s",
                 configuration,
-                answer.failure["error"],
-                answer.failure["message"],
+                answer.failure.error,
+                answer.failure.message,
             )
         self._advance(1)
 
@@ -116,38 +116,34 @@ class SweepProgress(WithBar):
         with self._lock:
             parts = [f"{self.done} done", f"{self.failed} failed", f"{len(self._running)} running"]
             if self._earned and self._left:
-                left = sum(self._expected(each) for each in self._left) / self._workers
+                left = sum(map(self._expected, self._left)) / self._workers
                 parts.append(f"{duration(left * self._spent / self._earned)} left")
         self._bar.set_description_str(", ".join(parts), refresh=False)
         self._bar.update(count)
         self._bar.refresh()
 
 
-def said(entry: Mapping[str, Any]) -> str:
+def in_a_line(entry: BoundEntry) -> str:
     """Write an entry in the words that scripts look for: `speedup: 1.83`."""
-    low, high = entry["measured_max"]["speedup_interval"]
+    low, high = entry.measured_max.speedup_interval
     text = (
-        f"speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]  "
-        f"bound: {entry['max_speedup']:.2f}"
+        f"speedup: {entry.measured_max_speedup:.2f} [{low:.2f}, {high:.2f}]  "
+        f"bound: {entry.max_speedup:.2f}"
     )
-    feasible = entry["best_feasible"]
+    feasible = entry.best_feasible
     if feasible is not None:
-        low, high = feasible["speedup_interval"]
-        text += (
-            f"  within the loss: {feasible['speedup']:.2f} [{low:.2f}, {high:.2f}] at a score loss "
-            f"of {100 * feasible['score_loss']:.1f} %"
-        )
-    elif entry["latency_only"]:
+        within = factor(estimate_of(feasible.speedup, feasible.speedup_interval))
+        text += f"  within the loss: {within} at a score loss of {100 * feasible.score_loss:.1f} %"
+    elif entry.latency_only:
         text += "  (latency only: nothing was scored)"
     else:
         text += "  nothing within the loss"
-    # Entries of before do not say.
-    return f"{text}  {entry['no_gain']}" if entry.get("no_gain") else text
+    return f"{text}  {entry.no_gain}" if entry.no_gain else text
 
 
 def table(statuses: Mapping[Configuration, Status]) -> str:
-    """Return the sweep's table: a line a model, scheduler and steps, a column a method."""
-    methods = list(dict.fromkeys(each.method for each in statuses))
+    """Return the sweep's table: a line per model, scheduler and steps, a column per method."""
+    methods = list(dict.fromkeys(configuration.method for configuration in statuses))
     rows: dict[tuple[str, str, int], dict[str, str]] = {}
     for configuration, status in statuses.items():
         place = (configuration.model, configuration.sched, configuration.steps)
@@ -166,18 +162,18 @@ def table(statuses: Mapping[Configuration, Status]) -> str:
 
 def _cell(status: Status) -> str:
     if status.entry is not None:
-        feasible = status.entry["best_feasible"]
-        measured = f"{status.entry['measured_max_speedup']:.2f}"
-        if status.entry["latency_only"]:
+        feasible = status.entry.best_feasible
+        measured = f"{status.entry.measured_max_speedup:.2f}"
+        if status.entry.latency_only:
             return measured
-        return f"{'–' if feasible is None else format(feasible['speedup'], '.2f')} ({measured})"
+        return f"{'–' if feasible is None else format(feasible.speedup, '.2f')} ({measured})"
     if status.failure is not None:
-        return str(status.failure.get("error"))
+        return status.failure.error
     return "to run"
 
 
 def legend(latency_only: bool) -> str:
-    """Say what the table's figures are."""
+    """Return the legend of the table."""
     if latency_only:
         return "Largest measured speedup; latency only, nothing was scored."
     return "Best speedup within the loss of score, and in brackets the largest measured at all."
@@ -186,13 +182,13 @@ def legend(latency_only: bool) -> str:
 def plan(
     statuses: Mapping[Configuration, Status], seconds: float, workers: int, *, measured: bool
 ) -> str:
-    """Return what a dry run prints.
+    """Return the text of a dry run.
 
     Args:
-        statuses: What became of each configuration so far.
-        seconds: Expected for those that are to run.
-        workers: Among which they are shared.
-        measured: Whether the estimate leans on what was measured on this machine.
+        statuses: The state of each configuration.
+        seconds: Expected for the open ones.
+        workers: Number of workers that share them.
+        measured: Whether the estimate uses measurements of this machine.
     """
     counts = {"open": 0, "done": 0, "failed": 0}
     for status in statuses.values():

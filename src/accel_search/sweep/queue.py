@@ -1,4 +1,4 @@
-"""What is still to be explored, and which of it a worker takes next."""
+"""The open configurations of a sweep, and which one a worker takes next."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Queue:
 
     Args:
         pending: In the order of the table.
-        expected: Seconds that a configuration should take. Where it is given the longest come
-            first, so that at the end no worker waits long for another; it is for several workers.
+        expected: Seconds that a configuration should take, for several workers: the longest come
+            first, so that at the end no worker waits long for another.
     """
 
     pending: list[Configuration]
@@ -31,30 +31,28 @@ class Queue:
     def __post_init__(self) -> None:
         self.pending = list(self.pending)
         if (expected := self.expected) is not None:
-            of_model = _sums(self.pending, lambda each: each.model, expected)
+            of_model = _sums(self.pending, lambda one: one.model, expected)
             of_workload = _sums(self.pending, _workload, expected)
-            # Stable: what belongs together stays together, in the order of the table.
-            self.pending.sort(
-                key=lambda each: (-of_model[each.model], -of_workload[_workload(each)])
-            )
+            # Stable: configurations of a workload stay together, in the order of the table.
+            self.pending.sort(key=lambda one: (-of_model[one.model], -of_workload[_workload(one)]))
 
     def take(self, model: str | None, latest: Configuration | None) -> Configuration | None:
-        """Take what suits a worker best; None if nothing is left.
+        """Take the configuration that suits a worker best; None if none is left.
 
         Args:
-            model: What it has loaded.
-            latest: What it explored before; None at its beginning.
+            model: The model that it has loaded.
+            latest: Its previous configuration; None at its beginning.
         """
         with self._lock:
-            models = {each.model for each in self._in_hand}
-            workloads = {_workload(each) for each in self._in_hand}
+            models = {one.model for one in self._in_hand}
+            workloads = {_workload(one) for one in self._in_hand}
             wishes: list[Callable[[Configuration], bool]] = [
-                lambda each: each.model == model and _is_of(latest, each),
-                lambda each: each.model == model and _workload(each) not in workloads,
-                lambda each: each.model not in models,
-                lambda each: each.model == model,
-                lambda each: _workload(each) not in workloads,
-                lambda each: True,
+                lambda one: one.model == model and _is_of(latest, one),
+                lambda one: one.model == model and _workload(one) not in workloads,
+                lambda one: one.model not in models,
+                lambda one: one.model == model,
+                lambda one: _workload(one) not in workloads,
+                lambda one: True,
             ]
             for is_wished in wishes:
                 for configuration in self.pending:
@@ -65,24 +63,24 @@ class Queue:
             return None
 
     def finish(self, configuration: Configuration) -> None:
-        """Tell that nobody is on a configuration any more."""
+        """Mark a configuration as no longer explored by a worker."""
         with self._lock:
             self._in_hand.remove(configuration)
 
     def withdraw(self, model: str) -> list[Configuration]:
-        """Take all that is left of a model off the table and return it."""
+        """Remove the open configurations of a model and return them."""
         with self._lock:
-            found = [each for each in self.pending if each.model == model]
-            self.pending = [each for each in self.pending if each.model != model]
-            return found
+            withdrawn = [other for other in self.pending if other.model == model]
+            self.pending = [other for other in self.pending if other.model != model]
+            return withdrawn
 
 
 def _workload(configuration: Configuration) -> tuple[str, str, int]:
     return configuration.model, configuration.sched, configuration.steps
 
 
-def _is_of(latest: Configuration | None, each: Configuration) -> bool:
-    return latest is not None and _workload(latest) == _workload(each)
+def _is_of(latest: Configuration | None, other: Configuration) -> bool:
+    return latest is not None and _workload(latest) == _workload(other)
 
 
 def _sums(
@@ -90,7 +88,8 @@ def _sums(
     key: Callable[[Configuration], Hashable],
     seconds: Callable[[Configuration], float],
 ) -> dict[Hashable, float]:
-    found: dict[Hashable, float] = {}
-    for each in configurations:
-        found[key(each)] = found.get(key(each), 0.0) + seconds(each)
-    return found
+    sums: dict[Hashable, float] = {}
+    for configuration in configurations:
+        group = key(configuration)
+        sums[group] = sums.get(group, 0.0) + seconds(configuration)
+    return sums

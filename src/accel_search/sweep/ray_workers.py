@@ -28,7 +28,7 @@ POLL_SECONDS = 0.2
 KNOCK_SECONDS = 10.0
 PAUSE_SECONDS = 5.0
 RETRIES = 2
-"""Times that a configuration is given to another node after its own was lost."""
+"""Further nodes that a configuration is given to after its own was lost."""
 
 
 class Explorer:
@@ -55,16 +55,16 @@ class Explorer:
         return [self._lines.popleft() for _ in range(len(self._lines))]
 
     def end(self) -> None:
-        """End the process in hand."""
+        """End the current process."""
         self._stop.set()
         self._worker.close()
 
 
 class RayWorker:
-    """An actor of the cluster, begun anew on another node if its own is lost.
+    """An actor of the cluster, restarted on another node if its own is lost.
 
     Args:
-        gpus: GPUs that it is to have, 0 or 1.
+        gpus: Its GPUs, 0 or 1.
         arguments: As `LocalWorker`'s.
         isolation: As `LocalWorker`'s.
         timeout: As `LocalWorker`'s.
@@ -88,7 +88,7 @@ class RayWorker:
         """Explore a configuration on some node; a lost node is an answer after two more tries."""
         from ray.exceptions import RayActorError
 
-        # What a relative path means on a node is the node's own affair.
+        # A relative path may mean another folder on the node.
         settings = replace(settings, run_dir=str(Path(settings.run_dir).absolute()))
         self.model = settings.pipe
         lost = ""
@@ -99,7 +99,7 @@ class RayWorker:
                 lost = first_line(error)
                 on_line(f"WARNING: its node or actor was lost ({lost}); another one takes over")
                 self._actor = None
-                stop.wait(PAUSE_SECONDS)  # Else it may be given to the node that was lost.
+                stop.wait(PAUSE_SECONDS)  # Otherwise it may be given to the lost node again.
         return Answer(
             failure=failure(
                 "subprocess_error",
@@ -109,7 +109,7 @@ class RayWorker:
         )
 
     def probe(self, settings: Settings, stop: threading.Event) -> Mapping[str, Any] | None:
-        """Return None: a cluster's nodes are not one machine, and any may have measured."""
+        """Return None: any node of the cluster may measure, and they differ."""
         return None
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class RayWorker:
         import ray
 
         if self._actor is not None:
-            with suppress(Exception):  # A node that is gone needs no ending.
+            with suppress(Exception):  # The node may be lost.
                 ray.get(self._actor.end.remote(), timeout=20)
             ray.kill(self._actor)
         self._actor, self.model = None, None
@@ -135,16 +135,16 @@ class RayWorker:
         lines = self._actor.lines.remote()
         while True:
             is_done = bool(ray.wait([task], timeout=POLL_SECONDS)[0])
-            # An actor that still waits for a node answers nothing: never block on it before then.
+            # An actor that waits for a node does not answer: never block on it.
             if is_done or ray.wait([lines], timeout=0)[0]:
                 for line in ray.get(lines):
                     on_line(line)
                 lines = self._actor.lines.remote()
             if is_done:
-                # Only what was asked for after the end has the last lines.
+                # Only a request after the end returns the last lines.
                 for line in ray.get(lines):
                     on_line(line)
-                return Answer(**ray.get(task))
+                return Answer.from_dict(ray.get(task))
             if stop.is_set():
                 self.close()
                 raise Stopped
@@ -168,7 +168,7 @@ def ray_workers(settings: SweepSettings) -> Iterator[Sequence[RayWorker]]:
     if settings.gpus is not None:
         raise ConfigurationError("--gpus: is for --executor local; Ray gives out its GPUs itself")
     address = settings.ray_address
-    # Ray has its workers give way to whatever else runs, and what gives way is timed too slow.
+    # Ray lowers its workers' priority, which would slow their timings down.
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         _knock(address)
@@ -178,7 +178,7 @@ def ray_workers(settings: SweepSettings) -> Iterator[Sequence[RayWorker]]:
             f"--ray_address {address}: no cluster answers there ({first_line(error)})"
         ) from error
     if threading.current_thread() is threading.main_thread():
-        # Ray takes SIGTERM for itself, and would end this process with a code of its own.
+        # Ray handles SIGTERM itself, with an exit code of its own.
         end_as_interrupted(signal.SIGTERM)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if settings.common.get("device") == "cpu":
@@ -198,10 +198,10 @@ def ray_workers(settings: SweepSettings) -> Iterator[Sequence[RayWorker]]:
 
 
 def _knock(address: str | None) -> None:
-    """Raise OSError where nothing listens: Ray itself would try for minutes.
+    """Raise OSError if nothing listens there: Ray itself would try for minutes.
 
     Args:
-        address: `host:port`, with `ray://` before it or not; other words are Ray's to understand.
+        address: `host:port`, optionally after `ray://`; others are left to Ray.
     """
     match = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or "")
     if match:

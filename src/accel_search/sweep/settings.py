@@ -1,4 +1,4 @@
-"""What a sweep is: its table, how it is run, and the options that each search of it gets."""
+"""The options of a sweep: its table, how it runs, and the options of its searches."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ ISOLATIONS = ("model", "config")
 EXECUTORS = ("local", "ray")
 
 
-def parse_names(text: str | Sequence[str]) -> tuple[str, ...]:
+def parse_names(text: str | Sequence[object]) -> tuple[str, ...]:
     """Parse `SD1.5,SDXL` into distinct names, in the order given.
 
     Raises:
-        ValueError: It holds none.
+        ValueError: There is none.
     """
-    names = text.split(",") if isinstance(text, str) else [str(each) for each in text]
-    found = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not found:
+    names = text.split(",") if isinstance(text, str) else map(str, text)
+    distinct = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not distinct:
         raise ValueError("one or more names, comma-separated")
-    return found
+    return distinct
 
 
 def parse_schedulers(text: str | Sequence[str]) -> tuple[str, ...]:
@@ -58,9 +58,9 @@ def parse_step_counts(text: str | Sequence[int]) -> tuple[int, ...]:
     """Parse `20,25,50`.
 
     Raises:
-        ValueError: One is no whole number above 0.
+        ValueError: One is not a whole number above 0.
     """
-    names = parse_names(text if isinstance(text, str) else [str(each) for each in text])
+    names = parse_names(text)
     if not all(name.isdecimal() and int(name) > 0 for name in names):
         raise ValueError("whole numbers, comma-separated, e.g. 20,25,50")
     return tuple(dict.fromkeys(int(name) for name in names))
@@ -84,7 +84,7 @@ def parse_gpus(text: str | Sequence[int]) -> str | tuple[int, ...]:
     """
     if text == ALL:
         return ALL
-    names = parse_names(text if isinstance(text, str) else [str(each) for each in text])
+    names = parse_names(text)
     if not all(name.isdecimal() for name in names):
         raise ValueError("all, or numbers of GPUs, e.g. 0,1")
     return tuple(dict.fromkeys(int(name) for name in names))
@@ -94,7 +94,7 @@ def parse_bytes(text: str) -> int:
     """Parse a size: `50MB`, `1GB`, `500000`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a size.
     """
     units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
     spelled = text.strip().upper()
@@ -107,7 +107,7 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Everything that decides what a sweep does. Values are checked on construction."""
+    """The options of a sweep, checked on construction."""
 
     # fmt: off
     # Table
@@ -181,7 +181,7 @@ class SweepSettings:
 
     @property
     def latency_only(self) -> bool:
-        """Tell whether nothing is scored."""
+        """Return whether nothing is scored."""
         return bool(self.common.get("latency_only", False))
 
     def search_settings(self, configuration: Configuration) -> Settings:
@@ -218,8 +218,8 @@ _GROUPS = GROUPS | {"models": "table", "dry_run": "running", "revision": "each s
 
 def options() -> list[Field[Any]]:
     """Return the fields that `accel-explore` takes: a sweep's own, then those of every search."""
-    own = [each for each in fields(SweepSettings) if each.metadata]
-    return own + [each for each in fields(Settings) if each.metadata.get("sweep", True)]
+    own = [option for option in fields(SweepSettings) if option.metadata]
+    return own + [option for option in fields(Settings) if option.metadata.get("sweep", True)]
 
 
 def sweep_parser(prog: str, description: str, version: str) -> argparse.ArgumentParser:
@@ -241,7 +241,7 @@ def from_command_line(
         ConfigurationError: An option or a TOML entry is unknown or out of range.
     """
     given = given_options(parser, arguments, options())
-    own = {each.name for each in fields(SweepSettings) if each.metadata}
+    own = {option.name for option in fields(SweepSettings) if option.metadata}
     return SweepSettings(
         **{name: value for name, value in given.items() if name in own},
         common={name: value for name, value in given.items() if name not in own},

@@ -1,4 +1,4 @@
-"""What became of a configuration so far, as the bounds file tells it."""
+"""The state of a configuration, by the bounds file: open, done or failed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any, Literal
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.answers import stored_bound
+from accel_search.storage.entries import BoundEntry, FailedEntry
 from accel_search.storage.keys import Configuration
 from accel_search.storage.lookup import Reason, other_options
 
 
 @dataclass(frozen=True)
 class Status:
-    """What became of a configuration so far."""
+    """The state of a configuration."""
 
     state: Literal["open", "done", "failed"]
-    entry: Mapping[str, Any] | None = None
-    """Of `speedup_bounds.json`, where it is done."""
-    failure: Mapping[str, Any] | None = None
-    """Of `failed_configs`, where it failed."""
+    entry: BoundEntry | None = None
+    """Where it is done."""
+    failure: FailedEntry | None = None
+    """Where it failed."""
     note: str = ""
-    """Why a stored result does not count."""
+    """Why a stored entry does not count."""
 
 
 def status_of(
@@ -32,33 +33,33 @@ def status_of(
     settings: Settings,
     machine: Mapping[str, Any] | None,
 ) -> Status:
-    """Return what a bounds file says of a configuration.
+    """Return the state of a configuration.
 
-    A result counts if the same options asked for it and this machine, with these versions of the
-    packages, made it.
+    An entry counts if it was made with the same options, on this machine and with these versions
+    of the packages.
 
     Args:
-        content: Of the file.
-        configuration: Which one.
-        settings: Its search's.
+        content: Of the bounds file.
+        configuration: The configuration.
+        settings: The settings of its search.
         machine: The fields of a provenance that depend on the machine; None takes any machine's.
     """
     entry, reasons = stored_bound(content, settings, machine)
     if entry is not None and not reasons:
         return Status("done", entry=entry)
-    note = _said(reasons)
-    failure = speedup_bounds.failures(content).get(configuration.failed_key)
-    if failure is not None and bool(failure.get("latency_only")) == settings.latency_only:
+    note = _reason_for(reasons)
+    failure = speedup_bounds.failures(content).get(configuration)
+    if failure is not None and bool(failure.latency_only) == settings.latency_only:
         wanted = speedup_bounds.asked(settings)
-        others = other_options(failure["asked"], wanted) if "asked" in failure else []
+        others = other_options(failure.asked, wanted) if failure.asked else []
         if not others:
             return Status("failed", failure=failure)
         note = f"failed when asked for with another {', '.join(others)}"
     return Status("open", note=note)
 
 
-def _said(reasons: Sequence[Reason]) -> str:
-    """Say why a stored result is none of this sweep; the options first."""
+def _reason_for(reasons: Sequence[Reason]) -> str:
+    """Return why a stored entry does not count: its options, else its machine."""
     names = ", ".join(reason.name for reason in reasons if reason.part == "options")
     if names:
         return f"was asked for with another {names}"

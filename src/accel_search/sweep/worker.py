@@ -1,14 +1,13 @@
-"""The subprocess that explores configurations, one after the other, as it is given them.
+"""The subprocess that explores configurations, one job after the other.
 
     python -m accel_search.sweep.worker
 
 Each line of its standard input is a job: `{"options": {...}, "answer": "FILE"}`, a search's
-settings and the file that its answer is written to. What the model needs is loaded for the first
-job and serves all; the sweep gives jobs of one model to one process. The end of its input ends the
-process, also in the middle of a job: a sweep that was killed leaves nothing running. A candidate
-that hangs ends the process, once it is recorded as failed, with an answer that holds `carried`; the
-job, given to a new process with the same `carried`, goes on without it. Lines for people go to
-standard output.
+settings and the file for its answer. The model is loaded for the first job and serves all: the
+sweep gives jobs of one model to one process. The end of its input ends the process, even in the
+middle of a job, so that a killed sweep leaves nothing running. A candidate that hangs is stored as
+a failure and ends the process, with an answer that holds `carried`; a new process that gets the job
+with the same `carried` continues without it. Lines for people go to standard output.
 """
 
 from __future__ import annotations
@@ -43,28 +42,28 @@ if TYPE_CHECKING:
     from accel_search.runtime.workbench import Workbench
 
 ABANDONED = 3
-"""Exit code of a worker whose sweep is gone."""
+"""Exit code of a worker whose sweep has ended."""
 HUNG = 4
-"""Exit code of a worker in which something hung; what that means for the job is in its answer."""
+"""Exit code of a worker in which a candidate hung; its answer says how the job continues."""
 
 
 def main() -> None:
-    """Take jobs until there are none."""
+    """Do jobs until there are none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cores", help="CPU cores to keep to, e.g. 0,1")
-    parser.add_argument("--turns", type=Path, help="folder of those that must not disturb it")
+    parser.add_argument("--turns", type=Path, help="folder of the lock that timings share")
     options = parser.parse_args()
     if options.cores and hasattr(os, "sched_setaffinity"):
-        # Before torch is loaded, which counts the cores once.
+        # Before torch is loaded, which counts the cores only once.
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-    # On a file system that nodes share, each takes turns with its own processes only.
+    # On a file system shared by nodes, the lock is of one node's processes.
     session = Session(Turns(options.turns and options.turns / platform.node()))
     for job in _jobs():
         session.answer(job)
 
 
 def _jobs() -> Any:
-    """Yield jobs as they come; end the process when the sweep is gone in the middle of one."""
+    """Yield jobs as they come; end the process if the sweep ends in the middle of one."""
     waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
     busy = threading.Event()
 
@@ -73,7 +72,7 @@ def _jobs() -> Any:
             waiting.put(json.loads(line))
         waiting.put(None)
         if busy.is_set():
-            # Every finished trial is stored; there is nobody left to take an answer.
+            # Every finished trial is stored, and nobody is left to read an answer.
             os._exit(ABANDONED)
 
     threading.Thread(target=listen, daemon=True).start()
@@ -84,7 +83,7 @@ def _jobs() -> Any:
 
 
 class Session:
-    """What one process has loaded, and what it does with a job."""
+    """A process's loaded model, and the work on its jobs."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -93,7 +92,7 @@ class Session:
         self._latest: Settings | None = None
 
     def answer(self, job: Mapping[str, Any]) -> None:
-        """Do a job and write its answer; whatever goes wrong is an answer too."""
+        """Do a job and write its answer; every error is an answer too."""
         began = time.perf_counter()
         path = Path(job["answer"])
         try:
@@ -111,17 +110,17 @@ class Session:
         settings = settings_of(job["options"])
         inherited = Carried(*job.get("carried", ()))
         if inherited.hangs:
-            settings = replace(settings, force=False)  # The study is there: go on with it.
+            settings = replace(settings, force=False)  # Resume the study of the last process.
         for name in ("accel_search", "traversal_search"):
             logger = setup_logger(name, None, settings.log_level)
         try:
             evaluator = self._open(settings, logger)
         except AccelSearchError as error:
-            # Nothing of it depends on scheduler, steps or method.
+            # Loading depends on neither scheduler, steps nor method.
             of_model = self._bench is None
             reason = failure_of(error, time.perf_counter() - began)
-            if of_model and reason["error"] == "unknown_error":
-                reason["error"] = "model_load"
+            if of_model and reason.error == "unknown_error":
+                reason = replace(reason, error="model_load")
             return Answer(failure=reason, is_of_model=of_model)
         path = Path(job["answer"])
 
@@ -140,7 +139,7 @@ class Session:
         return Answer(result.key, result.label, result.entry, result.winner)
 
     def _open(self, settings: Settings, logger: logging.Logger) -> PipelineEvaluator:
-        """Return what measures the configuration, that of the one before where it serves."""
+        """Return the configuration's evaluator, the previous one where it fits."""
         if self._bench is None:
             print(f"loading {settings.pipe}", flush=True)
             from accel_search.runtime.workbench import Workbench
@@ -152,7 +151,7 @@ class Session:
             settings.steps,
         )
         evaluator = self._evaluator
-        # One whose batch was halved is not asked again: others may fit.
+        # An evaluator whose batch was halved is replaced: other methods may fit.
         if evaluator is None or not same or evaluator.batch_size < settings.batch_size:
             evaluator = self._evaluator = self._bench.evaluator(settings)
         self._latest = settings
@@ -160,17 +159,17 @@ class Session:
 
     @staticmethod
     def _probe(job: Mapping[str, Any]) -> Answer:
-        """Answer what machine this is."""
+        """Return the machine's part of a provenance."""
         from accel_search.runtime.devices import resolve_device
         from accel_search.runtime.provenance import machine
 
-        return Answer(entry=machine(resolve_device(job["options"]["device"])))
+        return Answer(machine=machine(resolve_device(job["options"]["device"])))
 
 
 def _leave(path: Path, answer: Answer) -> NoReturn:
-    """End the process of a hang with an answer."""
-    sys.stdout.flush()  # Whoever reads the answer may end this process.
-    with suppress(OSError):  # Ending without an answer tells that it ended.
+    """Write the answer of a process in which a candidate hung, and end it."""
+    sys.stdout.flush()  # The reader of the answer may end this process.
+    with suppress(OSError):  # Without an answer, the exit code is read.
         _write(path, answer)
     leave(HUNG)
 

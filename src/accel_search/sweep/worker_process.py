@@ -1,4 +1,4 @@
-"""A subprocess in a group of its own: given jobs, answered by files, ended with all it started."""
+"""A worker subprocess in its own process group: gets jobs, answers in files, ends as a whole."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from accel_search.sweep.answer import Answer
 COMMAND = (sys.executable, "-m", "accel_search.sweep.worker")
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
-"""Between asking a process to end and ending it."""
+"""Between SIGTERM and SIGKILL."""
 TAIL = 12
-"""Last lines that are kept for a failure's message."""
+"""Last lines of output, for a failure's message."""
 
 
 class Died(Exception):
@@ -38,11 +38,11 @@ class Died(Exception):
 
 
 class TimedOut(Exception):
-    """No answer came in time; the process is ended."""
+    """No answer came in time; the process has been ended."""
 
 
 class Stopped(Exception):
-    """The sweep was told to stop; the process is ended."""
+    """The sweep was stopped; the process has been ended."""
 
 
 class Child:
@@ -51,7 +51,7 @@ class Child:
     Args:
         arguments: Further ones for the command.
         environment: Added to this process's own.
-        on_line: Is given each line of its output, as it is printed.
+        on_line: Receives each line of its output as it is printed.
         command: Program and arguments, as a list; no shell is involved. None is `COMMAND`.
     """
 
@@ -83,11 +83,11 @@ class Child:
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether the process can take a job."""
+        """Return whether the process can take a job."""
         return self._process.poll() is None
 
     def ask(self, job: Mapping[str, Any], timeout: float, stop: threading.Event) -> Answer:
-        """Give a job and wait for its answer.
+        """Send a job and wait for its answer.
 
         Args:
             job: All but `answer`.
@@ -96,21 +96,20 @@ class Child:
 
         Raises:
             Died: The process ended without an answer.
-            TimedOut, Stopped: So it says; the process is ended.
+            TimedOut, Stopped: The process has been ended.
         """
         self._jobs += 1
         self._tail.clear()
         path = Path(self._folder.name) / f"{self._jobs}.json"
         assert self._process.stdin is not None
-        with suppress(OSError):  # One that is gone already is found out below.
+        with suppress(OSError):  # A process that has ended is handled below.
             self._process.stdin.write(json.dumps({**job, "answer": str(path)}) + "\n")
             self._process.stdin.flush()
         deadline = time.monotonic() + timeout
         while True:
-            ended = self._process.poll()  # Before the look at the file, which may come in between.
+            ended = self._process.poll()  # Before the file, which may appear in between.
             if path.exists():
-                content = json.loads(path.read_text(encoding="utf-8"))
-                return Answer(**content)
+                return Answer.from_dict(json.loads(path.read_text(encoding="utf-8")))
             if ended is not None:
                 self.end()
                 raise Died(ended, self._tail)
@@ -123,7 +122,7 @@ class Child:
             time.sleep(POLL_SECONDS)
 
     def end(self) -> None:
-        """End the process and everything that it started; harmless once it has ended."""
+        """End the process and all that it started; a second call does nothing."""
         if self._ended:
             return
         self._ended = True
@@ -154,7 +153,7 @@ class Child:
     def _read(self, on_line: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            # A progress bar redraws itself with carriage returns: the last state is what counts.
+            # A progress bar redraws itself with carriage returns: keep its last state.
             text = line.rstrip("\n").rpartition("\r")[2].rstrip()
             if text:
                 self._tail.append(text)

@@ -163,8 +163,8 @@ def test_a_configuration_of_a_sweep_is_a_run_with_its_bound(store, place):
     found = explore(settings, FakeEvaluator(), LOG)
     _, (parent,), nested = place()
     maximum = parent.data.metrics["result.measured_max_speedup"]
-    assert maximum == pytest.approx(found.entry["measured_max_speedup"])
-    assert len(nested) == found.entry["evidence"]["trials_measured"]
+    assert maximum == pytest.approx(found.entry.measured_max_speedup)
+    assert len(nested) == found.entry.evidence.trials_measured
     assert all(run.data.metrics["speedup"] > 0 for run in nested.values())
 
 

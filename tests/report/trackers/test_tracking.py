@@ -74,7 +74,7 @@ def test_it_is_told_what_is_searched_each_trial_and_how_it_ended(notebook):
     assert events[-1] == "end"
     subject, ending = notebook[1][1], notebook[-1][1]
     assert subject.study is None and subject.asked["strategy"] == "grid"
-    assert ending.entry["speedup"] > 1 and "--max_trials 3 was reached" in ending.stopped
+    assert ending.entry.speedup > 1 and "--max_trials 3 was reached" in ending.stopped
     assert [path.name for path in ending.files] == ["t.json"] and len(ending.trials) == 3
 
 

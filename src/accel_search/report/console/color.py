@@ -10,7 +10,7 @@ _CODES = {"pass": "32", "fail": "31", "inconclusive": "33", "open": "33"}
 
 
 def takes_colour(stream: TextIO) -> bool:
-    """Tell whether a stream is a terminal whose user has not asked for none.
+    """Return whether a stream is a terminal whose user wants colours.
 
     Source:
         no-color.org: NO_COLOR, set to anything but nothing, turns colours off.

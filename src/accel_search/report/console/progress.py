@@ -23,7 +23,7 @@ class Progress(WithBar, Observer):
     Args:
         logger: Receives the lines.
         total: Trials expected; the bar's length.
-        goal: What is looked for, to tell what is best so far.
+        goal: Decides which trial is the best so far.
         show_bar: Whether a bar is drawn on standard error.
     """
 
@@ -36,7 +36,7 @@ class Progress(WithBar, Observer):
         super().__init__(total, " < {remaining}  {desc}", show=show_bar)
 
     def on_baseline(self, baseline: Measurement) -> None:
-        """Write what the bare pipeline does and how far timings can be trusted here."""
+        """Write the baseline's speed and score, and the timing noise."""
         seconds = sum(baseline.seconds_per_image) / len(baseline.seconds_per_image)
         floor = noise_floor(baseline, len(baseline.baseline_seconds_per_image))
         scored = ""
@@ -49,68 +49,68 @@ class Progress(WithBar, Observer):
         self._logger.info("baseline: %.4g s an image%s; timing noise %s", seconds, scored, noise)
 
     def on_resume(self, history: Sequence[AssessedTrial]) -> None:
-        """Write how many trials are taken over from an earlier run."""
-        for each in history:
-            self._take(each)
+        """Write how many trials an earlier run has measured."""
+        for assessed in history:
+            self._take(assessed)
         self._logger.info("resumed: %d finished trials are not measured again", len(history))
         # `initial` keeps them out of the bar's estimate of the time left.
         self._bar.initial = len(history)
         self._bar.update(len(history))
 
     def on_start(self, candidate: Candidate) -> None:
-        """Show the candidate in hand."""
+        """Show the current candidate."""
         best = "" if self._best is None else f"best {self._speedup(self._best):.2f}x  "
         self._bar.set_description_str(f"{best}now {candidate}")
 
     def on_trial(self, assessed: AssessedTrial) -> None:
-        """Write a trial's line, or one for an early look at it."""
+        """Write a line for a trial, or for an early stage of it."""
         begun = len(self._numbers)
         number = self._take(assessed)
         if assessed.assessment is not None:
-            said = figures(assessed.assessment)
+            result = figures(assessed.assessment)
         else:
             failure = assessed.trial.failure
-            said = f"failed: {failure.kind}: {failure.message}" if failure else "failed"
+            result = f"failed: {failure.kind}: {failure.message}" if failure else "failed"
         self._logger.info(
-            "trial %d/%d  %s  %s", number, self._total, assessed.trial.candidate, said
+            "trial %d/%d  %s  %s", number, self._total, assessed.trial.candidate, result
         )
         self._bar.update(len(self._numbers) - begun)
 
     def on_timed(self, trial: Trial, speedup: Estimate | None) -> None:
-        """Write what a candidate's timing came to."""
+        """Write a candidate's speedup."""
         if speedup is not None:
-            said = f"speedup: {factor(speedup)}"
+            result = f"speedup: {factor(speedup)}"
         else:
-            said = f"failed: {trial.failure.message}" if trial.failure else "failed"
-        self._logger.info("timed  %s  %s", trial.candidate, said)
+            result = f"failed: {trial.failure.message}" if trial.failure else "failed"
+        self._logger.info("timed  %s  %s", trial.candidate, result)
 
     def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
-        """Write how a candidate did on held-out prompts."""
-        said = "failed there" if held_out is None else figures(held_out)
+        """Write a candidate's result on held-out prompts."""
+        result = "failed there" if held_out is None else figures(held_out)
         self._logger.info(
             "held-out prompts: %s  %s  %s",
             assessed.trial.candidate,
-            said,
+            result,
             "confirmed" if ok else "refuted, the next one is tried",
         )
 
     def on_rival(self, rival: Rival) -> None:
-        """Write what fewer steps do."""
+        """Write the result of fewer steps."""
         self._logger.info(
-            "bare pipeline at %d steps: speedup: %s  score loss: %s",
+            "baseline pipeline at %d steps: speedup: %s  score loss: %s",
             rival.steps,
             factor(rival.assessment.speedup),
             percent(rival.assessment.score_loss),
         )
 
     def on_ablation(self, ablation: Ablation) -> None:
-        """Write what the winner does without one of its targets."""
+        """Write the winner's speedup without one of its targets."""
         self._logger.info(
             "winner without %s: speedup: %s", ablation.target, factor(ablation.assessment.speedup)
         )
 
     def _take(self, assessed: AssessedTrial) -> int:
-        """Remember the best so far; return the number of the trial."""
+        """Update the best trial so far; return the number of this one."""
         if assessed.is_feasible(self._goal) and (
             self._best is None or self._speedup(assessed) > self._speedup(self._best)
         ):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, verdict
@@ -32,7 +31,7 @@ from accel_search.report.format import (
 )
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.storage.json_files import is_interval
+from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.lookup import Wanted, arguments_for
 
 SHOWN = 5
@@ -53,14 +52,14 @@ def summary(
     no_gain: str | None = None,
     colour: bool = False,
 ) -> str:
-    """Return the text that ends a search: the winner, the best few, the rival, how to use it.
+    """Return the text that ends a search: the winner, the best few, fewer steps, how to use it.
 
     Args:
-        outcome: What was found.
-        settings: What was asked.
+        outcome: The result.
+        settings: The options.
         space: What was searched.
-        use: From `snippet`; empty where there is nothing to use.
-        no_gain: What `explain.of_search` says of it.
+        use: From `snippet`; empty without a result to use.
+        no_gain: From `explain.of_search`.
         colour: Whether verdicts are coloured.
     """
     return "\n\n".join(
@@ -71,7 +70,7 @@ def summary(
             _refused_for_noise(outcome, settings, bool(no_gain) and len(space.targets) == 1),
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
-            _rival(outcome),
+            _fewer_steps(outcome),
             _failures(outcome),
             _coverage(outcome, space),
             _use(use),
@@ -89,14 +88,14 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
     )
     if outcome.winner is None or outcome.winner.assessment is None:
         return f"No candidate meets the goal: {goal} within {bound} of the baseline's score."
-    found = outcome.winner.assessment
+    winner = outcome.winner.assessment
     lines = [
         f"The {goal} within {bound} of the baseline's score:",
         "",
         *(f"  {line}" for line in settings_lines(outcome.winner.trial.candidate)),
         "",
-        f"  speedup: {factor(found.speedup)}",
-        f"  score loss: {percent(found.score_loss)}  {found.verdict}, {found.prompts} prompts",
+        f"  speedup: {factor(winner.speedup)}",
+        f"  score loss: {percent(winner.score_loss)}  {winner.verdict}, {winner.prompts} prompts",
     ]
     if outcome.held_out is not None:
         held = outcome.held_out
@@ -104,7 +103,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"  on {held.prompts} prompts the search never saw: speedup: {factor(held.speedup)}",
             f"    score loss: {percent(held.score_loss)}  {held.verdict}",
         ]
-        if not held.speedup.agrees_with(found.speedup):
+        if not held.speedup.agrees_with(winner.speedup):
             lines += textwrap.wrap(UNSTEADY, WIDTH, initial_indent="  ", subsequent_indent="  ")
     for candidate in outcome.refuted:
         lines += textwrap.wrap(
@@ -117,17 +116,17 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
 
 
 def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
-    """Return the fastest few within the bound, and the fastest of all for comparison."""
-    measured = [each for each in outcome.trials if each.assessment is not None]
+    """Return the fastest few within the bound, then others."""
+    measured = [trial for trial in outcome.trials if trial.assessment is not None]
     if not measured:
         return ""
-    # Those that pass come first, then those that cannot be told from the bound.
+    # Those that pass come first, then the inconclusive ones.
     order = {"pass": 0, "inconclusive": 1, "open": 2, "fail": 3}
     ranked = sorted(
         measured,
-        key=lambda each: (
-            order[verdict(each.assessment)],  # type: ignore[arg-type]
-            -each.assessment.speedup.value,  # type: ignore[union-attr]
+        key=lambda trial: (
+            order[verdict(trial.assessment)],  # type: ignore[arg-type]
+            -trial.assessment.speedup.value,  # type: ignore[union-attr]
         ),
     )
     shown = ranked[:SHOWN]
@@ -136,24 +135,24 @@ def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
     return "\n".join(
         [
             f"  {'speedup':17}  {'score loss':18}  verdict",
-            *(_row(each, outcome, colour) for each in shown),
+            *(_row(trial, outcome, colour) for trial in shown),
             *_why_not_the_first(outcome, settings),
         ]
     )
 
 
-def _refused_for_noise(outcome: Outcome, settings: Settings, is_told: bool) -> str:
-    """Say what would have won but for the noise, where nothing has, and what tells.
+def _refused_for_noise(outcome: Outcome, settings: Settings, is_explained: bool) -> str:
+    """Return which candidate only the timing noise kept from winning, and what would help.
 
     Args:
-        outcome: What was found.
-        settings: What was asked.
-        is_told: Whether it is said elsewhere that the timing is noisy, as of a single target.
+        outcome: The result.
+        settings: The options.
+        is_explained: Whether the summary explains the noise elsewhere.
     """
-    refused = [each for each in outcome.trials if each.is_refused_for_noise(settings.goal)]
+    refused = [trial for trial in outcome.trials if trial.is_refused_for_noise(settings.goal)]
     if outcome.winner is not None or not refused:
         return ""
-    first = max(refused, key=lambda each: each.assessment.speedup.value)  # type: ignore[union-attr]
+    first = max(refused, key=lambda trial: trial.assessment.speedup.value)  # type: ignore[union-attr]
     assert first.assessment is not None
     if math.isinf(first.assessment.noise_floor):
         return textwrap.fill(
@@ -162,7 +161,7 @@ def _refused_for_noise(outcome: Outcome, settings: Settings, is_told: bool) -> s
             "Record two samples or more of the baseline and of each candidate.",
             WIDTH,
         )
-    if is_told:
+    if is_explained:
         return ""
     return textwrap.fill(
         f"{short(first.trial.candidate)} meets the goal but for the timing noise: two copies of "
@@ -174,17 +173,17 @@ def _refused_for_noise(outcome: Outcome, settings: Settings, is_told: bool) -> s
 
 
 def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
-    """Say why the winner is not the one with the best timings, where it is not."""
+    """Explain a winner that is not the one with the best timings."""
     winner = outcome.winner
     if winner is None or winner.assessment is None:
         return []
     luckier = [
-        short(each.trial.candidate)
-        for each in outcome.trials
-        if each.is_feasible(settings.goal)
-        and each.trial.candidate not in outcome.refuted
-        and each.assessment is not None
-        and each.assessment.speedup.value > winner.assessment.speedup.value
+        short(trial.trial.candidate)
+        for trial in outcome.trials
+        if trial.is_feasible(settings.goal)
+        and trial.trial.candidate not in outcome.refuted
+        and trial.assessment is not None
+        and trial.assessment.speedup.value > winner.assessment.speedup.value
     ]
     if not luckier or settings.req_speedup is not None:
         return []
@@ -198,40 +197,39 @@ def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
     return ["", *(line.replace("\u00a0", " ") for line in textwrap.wrap(text, 80))]
 
 
-def _row(each: AssessedTrial, outcome: Outcome, colour: bool) -> str:
-    assert each.assessment is not None
-    mark = "*" if each == outcome.winner else " "
-    said = verdict(each.assessment)
-    figures = (
-        f"{mark} {factor(each.assessment.speedup):17}  {percent(each.assessment.score_loss):18}  "
-    )
-    name = short(each.trial.candidate)
+def _row(trial: AssessedTrial, outcome: Outcome, colour: bool) -> str:
+    assessment = trial.assessment
+    assert assessment is not None
+    mark = "*" if trial == outcome.winner else " "
+    word = verdict(assessment)
+    figures = f"{mark} {factor(assessment.speedup):17}  {percent(assessment.score_loss):18}  "
+    name = short(trial.trial.candidate)
     # One that is too long for the line goes below its figures, where it can be read.
     is_long = len(figures) + VERDICT_WIDTH + 2 + len(name) > WIDTH
-    padding = "" if is_long else " " * (VERDICT_WIDTH - len(said) + 2)
+    padding = "" if is_long else " " * (VERDICT_WIDTH - len(word) + 2)
     below = f"\n      {name}" if is_long else name
-    return figures + painted(said, said, colour=colour) + padding + below
+    return figures + painted(word, word, colour=colour) + padding + below
 
 
 def _ablations(outcome: Outcome) -> str:
-    """Say what each target of a joint search is worth: the winner's speedup without it."""
+    """Return the winner's speedup without each target of a joint search."""
     if not outcome.ablations:
         return ""
-    prompts = max(each.assessment.prompts for each in outcome.ablations)
+    prompts = max(ablation.assessment.prompts for ablation in outcome.ablations)
     lines = [f"The winner without one of its targets, on {prompts} prompts:"]
-    width = max(len(each.target) for each in outcome.ablations)
+    width = max(len(ablation.target) for ablation in outcome.ablations)
     lines += [
-        f"  without {each.target:{width}}  speedup: {factor(each.assessment.speedup)}"
-        for each in outcome.ablations
+        f"  without {ablation.target:{width}}  speedup: {factor(ablation.assessment.speedup)}"
+        for ablation in outcome.ablations
     ]
     return "\n".join(lines)
 
 
-def _rival(outcome: Outcome) -> str:
-    """Say what the winner costs and gains against fewer steps, the rival that costs nothing."""
+def _fewer_steps(outcome: Outcome) -> str:
+    """Compare the winner with the baseline pipeline at fewer steps, which costs nothing."""
     if outcome.winner is None or outcome.winner.assessment is None or not outcome.rivals:
         return ""
-    lines = ["The bare pipeline with fewer steps:"]
+    lines = ["The baseline pipeline with fewer steps:"]
     for rival in outcome.rivals:
         lines.append(
             f"  {rival.steps} steps: speedup: {factor(rival.assessment.speedup)}  "
@@ -247,31 +245,31 @@ def _rival(outcome: Outcome) -> str:
             "to apply."
         )
     else:
-        lines.append("  None is as fast without a lower score: the winner is worth its trouble.")
+        lines.append("  None is as fast without a lower score: the winner is worth applying.")
     return "\n".join(lines)
 
 
 def _failures(outcome: Outcome) -> str:
-    """Say why candidates failed, by the commonest reason."""
-    failures = [each.trial.failure for each in outcome.trials if each.trial.failure is not None]
+    """Return how many candidates failed, and the commonest reason."""
+    failures = [trial.trial.failure for trial in outcome.trials if trial.trial.failure is not None]
     return textwrap.fill(shown(said_of(failures)), WIDTH) if failures else ""
 
 
 def shown(text: str) -> str:
-    """Return what others' messages are part of as a line for a terminal, not too long a one."""
+    """Return a text that holds messages of others as one line for a terminal, cut to length."""
     line = in_one_line(without_secrets(text))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _coverage(outcome: Outcome, space: JointSpace) -> str:
-    found = [each.assessment for each in outcome.trials if each.assessment is not None]
-    failed = len(outcome.trials) - len(found)
-    complete = sum(each.is_complete for each in found)
+    measured = [trial.assessment for trial in outcome.trials if trial.assessment is not None]
+    failed = len(outcome.trials) - len(measured)
+    complete = sum(assessment.is_complete for assessment in measured)
     prompts = len(outcome.baseline.scores)
     stopped = f"{outcome.stopped[0].upper()}{outcome.stopped[1:]}"
     return (
-        f"{space.point_count:,} points, {len(space):,} distinct; {len(found):,} measured"
-        + (f", {complete:,} of them on all {prompts} prompts" if complete < len(found) else "")
+        f"{space.point_count:,} points, {len(space):,} distinct; {len(measured):,} measured"
+        + (f", {complete:,} of them on all {prompts} prompts" if complete < len(measured) else "")
         + (f", {failed} failed" if failed else "")
         + (f", {outcome.resumed} in an earlier run" if outcome.resumed else "")
         + f", in {duration(outcome.seconds)}.\n{textwrap.fill(stopped, 80)}"
@@ -284,62 +282,53 @@ def _use(lines: Sequence[str]) -> str:
     return "Use it:\n" + textwrap.indent("\n".join(lines), "  ") if lines else ""
 
 
-def stored_summary(entry: Mapping[str, Any], settings: Settings, use: Sequence[str] = ()) -> str:
+def stored_summary(entry: SearchEntry, settings: Settings, use: Sequence[str] = ()) -> str:
     """Return the text that answers from a stored result; `use` is from `snippet`."""
-    evidence = entry.get("evidence") or {}
-    date = (entry.get("provenance") or {}).get("date", "an unknown date")
-    interval = evidence.get("score_loss_interval")
-    shown = f"{100 * entry['score_loss']:.1f} %" if "score_loss" in entry else "not stored"
-    if is_interval(interval):
-        low, high = interval
-        shown += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    evidence, date = entry.evidence, entry.where.date or "an unknown date"
+    loss = "not stored" if entry.score_loss is None else f"{100 * entry.score_loss:.1f} %"
+    if evidence.score_loss_interval is not None:
+        low, high = evidence.score_loss_interval
+        loss += f" [{100 * low:.1f}, {100 * high:.1f}]"
     lines = [
         f"{settings.output} holds this search's result, measured on this machine on {date}:",
         "",
-        *(f"  {line}" for line in settings_lines(Candidate(entry["settings"]))),
+        *(f"  {line}" for line in settings_lines(entry.candidate)),
         "",
-        f"  speedup: {entry['speedup']:.2f}",
-        f"  score loss: {shown}  {evidence.get('verdict', '')}",
+        f"  speedup: {entry.speedup:.2f}",
+        f"  score loss: {loss}  {evidence.verdict}",
         "",
-        *_paragraph(entry.get("no_gain")),
+        *_paragraph(entry.no_gain),
         *([_use(use), ""] if use else []),
         "--verify measures it again, --force searches again.",
     ]
     return "\n".join(lines)
 
 
-def _paragraph(text: object) -> list[str]:
-    """Return a stored text's lines and an empty one; nothing where nothing is to be said."""
-    return [*textwrap.wrap(str(text), WIDTH), ""] if text else []
+def _paragraph(text: str | None) -> list[str]:
+    """Return a stored text's lines and an empty one; nothing where there is no text."""
+    return [*textwrap.wrap(text, WIDTH), ""] if text else []
 
 
-def bound_summary(entry: Mapping[str, Any], settings: Settings) -> str:
+def bound_summary(entry: BoundEntry, settings: Settings) -> str:
     """Return the text that ends a search for speed alone."""
-    found, evidence = entry["measured_max"], entry["evidence"]
-    low, high = found["speedup_interval"]
-    where = entry["provenance"]
-    targets = " + ".join(settings.targets)
+    fastest, evidence, where = entry.measured_max, entry.evidence, entry.where
+    low, high = fastest.speedup_interval
     lines = [
-        f"Latency only: {where['model_id']}, {where['height']} × {where['width']} pixels, "
-        f"batch size {where['batch_size']}, {settings.steps} steps, {where['dtype']}.",
-        "Nothing was scored: this says how fast these settings can be, not whether to use them.",
+        f"Latency only: {where.model_id}, {where.height} × {where.width} pixels, "
+        f"batch size {where.batch_size}, {settings.steps} steps, {where.dtype}.",
+        "Nothing was scored: these settings may lose any amount of quality.",
         "",
-        f"The fastest of {targets}:",
+        f"The fastest of {' + '.join(settings.targets)}:",
         "",
-        *(f"  {line}" for line in settings_lines(Candidate(found["settings"]))),
+        *(f"  {line}" for line in settings_lines(Candidate(fastest.settings))),
         "",
-        f"  speedup: {entry['measured_max_speedup']:.2f} [{low:.2f}, {high:.2f}]",
-        f"  taken as the bound, with a margin of 10 %: {entry['max_speedup']:.2f}",
+        f"  speedup: {entry.measured_max_speedup:.2f} [{low:.2f}, {high:.2f}]",
+        f"  taken as the bound, with a margin of 10 %: {entry.max_speedup:.2f}",
         "",
-        *_paragraph(entry["no_gain"]),
-        f"{evidence['space_points']:,} points, {evidence['space_distinct']:,} distinct; "
-        f"{evidence['trials_measured']} timed, in {duration(evidence['seconds'])}, the rest "
-        "predicted."
-        + (
-            ""
-            if evidence["speed_settled"]
-            else " Others may still be faster: the runs were used up."
-        ),
+        *_paragraph(entry.no_gain),
+        f"{evidence.space_points:,} points, {evidence.space_distinct:,} distinct; "
+        f"{evidence.trials_measured} timed, in {duration(evidence.seconds)}, the rest predicted."
+        + ("" if evidence.speed_settled else " Others may still be faster: the runs were used up."),
         f"Written to {settings.bounds}.",
     ]
     return "\n".join(lines)
@@ -350,15 +339,15 @@ def nothing_timed(error: NothingMeasured) -> str:
     return textwrap.fill(shown(f"Latency only: {error}"), WIDTH)
 
 
-def snippet(entry: Mapping[str, Any], settings: Settings, workload: Workload) -> list[str]:
-    """Return the lines of Python that apply a result, which its file holds already.
+def snippet(entry: SearchEntry, settings: Settings, workload: Workload) -> list[str]:
+    """Return the lines of Python that apply a stored result.
 
-    They look it up in the file, by as little as tells it from what else is there. Where nothing
-    does, or a replay wrote none, its settings stand in the lines.
+    They look it up in the file, by as few arguments as select it among the results there. If none
+    do, or a replay wrote no file, they contain its settings.
 
     Args:
-        entry: As `search_results.entry_of` makes it.
-        settings: What was asked.
+        entry: The result.
+        settings: The options.
         workload: What was measured.
     """
     scheduler = scheduler_option(workload.scheduler_class)
@@ -373,7 +362,7 @@ def snippet(entry: Mapping[str, Any], settings: Settings, workload: Workload) ->
         )
         choice = arguments_for(Path(settings.output), wanted, entry)
     if choice is None:
-        return python_lines(literal(entry["settings"]), *scheduler, compiled=settings.compile)
+        return python_lines(literal(entry.settings), *scheduler, compiled=settings.compile)
     return python_lines(
         json.dumps(settings.output, ensure_ascii=False),
         *choosing({"steps": workload.steps}),

@@ -1,4 +1,4 @@
-"""What a verification says, to a reader and to a script."""
+"""The result of `--verify` as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,61 +13,60 @@ from accel_search.report.console.summary import WIDTH
 from accel_search.report.format import factor, percent, settings_lines
 from accel_search.search.verification import Verification
 from accel_search.settings import Settings
-from accel_search.storage.search_results import interval_of, rounded
+from accel_search.storage.entries import interval_of, rounded
 
 _HEADLINES = {
     Verdict.PASS: "holds here",
     Verdict.FAIL: "does not hold here",
-    Verdict.INCONCLUSIVE: "cannot be told to hold here, nor not to",
+    Verdict.INCONCLUSIVE: "may or may not hold here",
 }
 
 
-def verified_text(found: Verification, settings: Settings, *, colour: bool = False) -> str:
-    """Return both verdicts with their intervals, the stored figures beside them."""
-    stored = found.stored
-    word = painted(str(found.verdict), str(found.verdict), colour=colour)
+def verified_text(verification: Verification, settings: Settings, *, colour: bool = False) -> str:
+    """Return both verdicts with their intervals and the stored figures."""
+    stored, verdict = verification.stored, verification.verdict
     lines = [
-        f"{word}: the result stored in {stored.file} {_HEADLINES[found.verdict]}.",
+        f"{_painted(verdict, colour)}: the result stored in {stored.file} {_HEADLINES[verdict]}.",
         "",
         *(f"  {line}" for line in settings_lines(stored.candidate)),
         "",
     ]
-    if found.failure is not None:
+    if verification.failure is not None:
         lines += textwrap.wrap(
-            f"failed: {found.failure}", WIDTH, initial_indent="  ", subsequent_indent="    "
+            f"failed: {verification.failure}", WIDTH, initial_indent="  ", subsequent_indent="    "
         )
     else:
         lines += [
             f"  {'':10}  {'here':18}  {'stored':18}",
-            _row("speedup", found.speedup, stored.speedup, factor)
-            + _said(found.speedup_verdict, colour),
+            _row("speedup", verification.speedup, stored.speedup, factor)
+            + _painted(verification.speedup_verdict, colour),
         ]
-        if found.score_verdict is not None:
+        if verification.score_verdict is not None:
             lines.append(
-                _row("score loss", found.score_loss, stored.score_loss, percent)
-                + _said(found.score_verdict, colour)
+                _row("score loss", verification.score_loss, stored.score_loss, percent)
+                + _painted(verification.score_verdict, colour)
             )
-        lines += ["", *_why(found, settings)]
-    return "\n".join([*lines, "", *_differences(found)]).rstrip()
+        lines += ["", *_why(verification, settings)]
+    return "\n".join([*lines, "", *_differences(verification)]).rstrip()
 
 
 def _row(name: str, here: Estimate | None, stored: Estimate | None, write: Any) -> str:
-    texts = ["-" if each is None else write(each) for each in (here, stored)]
+    texts = ["-" if estimate is None else write(estimate) for estimate in (here, stored)]
     return f"  {name:10}  {texts[0]:18}  {texts[1]:18}  "
 
 
-def _said(verdict: Verdict, colour: bool) -> str:
+def _painted(verdict: Verdict, colour: bool) -> str:
     return painted(str(verdict), str(verdict), colour=colour)
 
 
-def _why(found: Verification, settings: Settings) -> list[str]:
-    """Say what each verdict means, and what to do about one that is open."""
-    required = found.stored.goal.min_speedup
+def _why(verification: Verification, settings: Settings) -> list[str]:
+    """Return what each verdict means, and what to do about an inconclusive one."""
+    required = verification.stored.goal.min_speedup
     if required is None:
         speed = {
             Verdict.PASS: "The speedup is a gain, and not below the stored interval",
             Verdict.FAIL: "The speedup's whole interval is below the stored one",
-            Verdict.INCONCLUSIVE: "The speedup cannot be told from a lower one, or from none",
+            Verdict.INCONCLUSIVE: "The speedup may be lower than stored, or no gain",
         }
     else:
         speed = {
@@ -75,82 +74,88 @@ def _why(found: Verification, settings: Settings) -> list[str]:
             Verdict.FAIL: f"The speedup's whole interval is below the required {required:g}",
             Verdict.INCONCLUSIVE: f"The required {required:g} is within the speedup's interval",
         }
-    noise = f"two copies of one pipeline may differ by {100 * found.noise_floor:.1f} % here"
-    if math.isinf(found.noise_floor):
-        noise = "how far two copies of one pipeline may differ is unknown: nothing was timed twice"
-    lines = [f"{speed[found.speedup_verdict]}; {noise}."]
-    if found.speedup_verdict is Verdict.INCONCLUSIVE:
+    noise = f"two copies of one pipeline may differ by {100 * verification.noise_floor:.1f} % here"
+    if math.isinf(verification.noise_floor):
+        noise = "the timing noise is unknown, because nothing was timed twice"
+    lines = [f"{speed[verification.speedup_verdict]}; {noise}."]
+    if verification.speedup_verdict is Verdict.INCONCLUSIVE:
         lines.append(f"More --timing_pairs than {settings.timing_pairs} narrow its interval.")
-    if found.score_loss is not None:
-        goal = found.stored.goal
-        bound = f"{100 * goal.max_score_loss:g} % that may be lost"
-        said = {
-            Verdict.PASS: f"The score's loss is within the {bound}",
-            Verdict.FAIL: f"The score's loss is beyond the {bound}",
-            Verdict.INCONCLUSIVE: f"The score's loss cannot be told from the {bound}",
-        }[judge(found.score_loss, goal.max_score_loss)]
-        lines.append(f"{said}, on {found.prompts} prompts.")
-        if found.prompts_needed is not None:
-            lines.append(f"About {found.prompts_needed:,} prompts would settle it (--num_samples).")
+    if verification.score_loss is not None:
+        goal = verification.stored.goal
+        bound = f"the allowed {100 * goal.max_score_loss:g} %"
+        message = {
+            Verdict.PASS: f"The score loss is within {bound}",
+            Verdict.FAIL: f"The score loss is beyond {bound}",
+            Verdict.INCONCLUSIVE: f"The score loss may be within {bound} or beyond",
+        }[judge(verification.score_loss, goal.max_score_loss)]
+        lines.append(f"{message}, on {verification.prompts} prompts.")
+        if verification.prompts_needed is not None:
+            lines.append(
+                f"About {verification.prompts_needed:,} prompts would settle it (--num_samples)."
+            )
         for name, value, least in (
-            ("PSNR", found.psnr, goal.min_psnr),
-            ("SSIM", found.ssim, goal.min_ssim),
+            ("PSNR", verification.psnr, goal.min_psnr),
+            ("SSIM", verification.ssim, goal.min_ssim),
         ):
             if least is not None:
                 has = "not measured" if value is None else f"{value:.2f} on average"
-                lines.append(f"{name} to the baseline's pictures: {has}; at least {least:g} asked.")
+                lines.append(f"{name} to the baseline's images: {has}; the bound is {least:g}.")
     return [text for line in lines for text in textwrap.wrap(line, WIDTH)]
 
 
-def _differences(found: Verification) -> list[str]:
-    if found.provenance is None:
-        return ["From recorded trials: on what machine they were measured is not known."]
-    if not found.stored.provenance:
-        return ["The stored result does not say where it was measured."]
-    if not found.differences:
-        return ["Machine, versions and prompts are those that it was stored with."]
+def _differences(verification: Verification) -> list[str]:
+    if verification.provenance is None:
+        return ["The trials were recorded: the machine is unknown."]
+    if not verification.stored.provenance:
+        return ["The stored result does not name its machine."]
+    changes = verification.differences
+    if not changes:
+        return ["Machine, versions and prompts are the same as for the stored result."]
     return [
-        "Other than where it was stored:",
-        *(f"  {each.name}: {each.stored} -> {each.here}" for each in found.differences),
+        "Differences from the stored result's machine:",
+        *(f"  {change.name}: {change.stored} -> {change.here}" for change in changes),
     ]
 
 
-def verified_json(found: Verification) -> dict[str, Any]:
+def verified_json(verification: Verification) -> dict[str, Any]:
     """Return a verification as plain JSON types."""
-    stored = found.stored
+    stored = verification.stored
     return {
-        "verdict": str(found.verdict),
+        "verdict": str(verification.verdict),
         "settings": stored.candidate.as_dict(),
         "file": stored.file,
         "speedup": {
-            "verdict": str(found.speedup_verdict),
-            **_figures(found.speedup),
+            "verdict": str(verification.speedup_verdict),
+            **_figures(verification.speedup),
             "stored": _figures(stored.speedup),
             "required": stored.goal.min_speedup,
-            "noise_floor": _rounded(found.noise_floor),
-            "baseline_seconds_per_image": rounded(found.baseline_seconds_per_image),
-            "seconds_per_image": _rounded(found.candidate_seconds_per_image),
+            "noise_floor": _rounded(verification.noise_floor),
+            "baseline_seconds_per_image": rounded(verification.baseline_seconds_per_image),
+            "seconds_per_image": _rounded(verification.candidate_seconds_per_image),
         },
         "score_loss": None
-        if found.score_verdict is None
+        if verification.score_verdict is None
         else {
-            "verdict": str(found.score_verdict),
-            **_figures(found.score_loss),
+            "verdict": str(verification.score_verdict),
+            **_figures(verification.score_loss),
             "stored": _figures(stored.score_loss),
             "allowed": stored.goal.max_score_loss,
-            "prompts": found.prompts,
-            "prompts_needed": found.prompts_needed,
-            "psnr": _rounded(found.psnr),
+            "prompts": verification.prompts,
+            "prompts_needed": verification.prompts_needed,
+            "psnr": _rounded(verification.psnr),
             "min_psnr": stored.goal.min_psnr,
-            "ssim": _rounded(found.ssim),
+            "ssim": _rounded(verification.ssim),
             "min_ssim": stored.goal.min_ssim,
         },
-        "failure": found.failure,
+        "failure": verification.failure,
         "differences": {
-            each.name: {"stored": each.stored, "here": each.here} for each in found.differences
+            change.name: {"stored": change.stored, "here": change.here}
+            for change in verification.differences
         },
         "stored_provenance": dict(stored.provenance) or None,
-        "provenance": None if found.provenance is None else found.provenance.as_dict(),
+        "provenance": None
+        if verification.provenance is None
+        else verification.provenance.as_dict(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

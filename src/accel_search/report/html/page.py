@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from accel_search.core.trial import Measurement
 from accel_search.report.format import UNSTEADY, duration, factor, percent, short
 from accel_search.report.html.render import render
 from accel_search.report.html.script import direct_lines, file_lines
-from accel_search.storage.run import DAMAGED, Column, Row, Run, damaged
+from accel_search.storage.entries import Figures, estimate_of
+from accel_search.storage.run import Column, Row, Run
 
 LARGEST_PNG = 300_000
-"""Bytes of a picture that is put into the page as it is; a larger one is compressed anew."""
+"""Bytes of an image that is embedded unchanged; a larger one is compressed."""
 SHADES = 7
 """Shades of a heat map."""
 PARTS = {
@@ -30,32 +31,21 @@ PARTS = {
     "refused": "Fastest refused",
     "rival": "Fewer steps",
 }
-"""Part that pictures play -> what they are called."""
+"""Part of a column of images -> its title."""
 STATES = {
     "pass": "within the bound",
-    "inconclusive": "cannot be told",
-    "open": "open after an early look",
-    "dropped": "given up at an early look",
+    "inconclusive": "inconclusive",
+    "open": "open after an early stage",
+    "dropped": "given up at an early stage",
     "fail": "beyond the bound",
     "timed": "timed, not scored",
     "failed": "failed",
 }
-"""State of a trial -> what it says."""
+"""State of a trial -> its description."""
 
 
 def search_page(run: Run) -> str:
-    """Return the page of one search.
-
-    Raises:
-        LoadError: The run's files do not hold what a search leaves in them.
-    """
-    try:
-        return _page(run)
-    except DAMAGED as error:
-        raise damaged(run, error) from error
-
-
-def _page(run: Run) -> str:
+    """Return the page of one search."""
     return render(
         "search.html.j2",
         run=run,
@@ -63,8 +53,8 @@ def _page(run: Run) -> str:
         headline=headline(run),
         bound=f"{100 * run.goal.max_score_loss:g} %",
         states={
-            state: (said, sum(row.state == state for row in run.rows))
-            for state, said in STATES.items()
+            state: (name, sum(row.state == state for row in run.rows))
+            for state, name in STATES.items()
             if any(row.state == state for row in run.rows)
         },
         front=[row for row in run.rows if row.is_front],
@@ -72,7 +62,8 @@ def _page(run: Run) -> str:
         chart=_chart(run),
         maps=list(_maps(run)),
         pictures=_pictures(run),
-        story=_story(run),
+        no_gain=run.record.end and run.record.end.no_gain,
+        search=_search(run),
         provenance=list(_provenance(run)),
         direct=None if run.winner is None else "\n".join(direct_lines(run)),
         from_file="\n".join(file_lines(run)) if run.winner and file_lines(run) else None,
@@ -83,30 +74,28 @@ def _page(run: Run) -> str:
 
 
 def title_of(run: Run) -> str:
-    """Return what was made faster, in one line."""
-    load = run.workload
-    steps = load.get("steps")
-    scheduler = str(load.get("scheduler_class", "")).removesuffix("Scheduler")
+    """Return the pipeline, scheduler and steps in one line."""
+    load = run.record.workload
     parts = [
-        str(load.get("pipeline") or "an unnamed pipeline"),
-        str(run.asked.get("sched") or scheduler),
-        f"{steps} steps" if steps else "",
+        load.pipeline or "an unnamed pipeline",
+        run.asked.sched or load.scheduler_class.removesuffix("Scheduler"),
+        f"{load.steps} steps" if load.steps else "",
     ]
     return ", ".join(part for part in parts if part)
 
 
 def headline(run: Run) -> dict[str, Any]:
-    """Return what a reader should know first, as texts."""
+    """Return the texts at the top of the page."""
     bound = f"{100 * run.goal.max_score_loss:g} %"
     winner = run.winner
     if winner is None or winner.speedup is None or winner.score_loss is None:
         fastest = max((row.speedup.value for row in run.rows if row.speedup), default=None)
         scored = any(row.score_loss for row in run.rows)
-        said = f"No candidate meets the goal: faster, within {bound} of the baseline's score."
+        message = f"No candidate meets the goal: faster, within {bound} of the baseline's score."
         if not scored and fastest is not None:
-            said = "Speed alone: nothing was scored, so this does not say what to use."
-        return {"found": False, "said": said, "fastest": fastest}
-    held = run.story.get("held_out")
+            message = "Speed alone: nothing was scored, so this does not say what to use."
+        return {"found": False, "message": message, "fastest": fastest}
+    held = run.record.end and run.record.end.held_out
     as_well = [rival for rival in run.rivals if rival.does_as_well]
     return {
         "found": True,
@@ -119,16 +108,7 @@ def headline(run: Run) -> dict[str, Any]:
             for name, params in winner.candidate.items()
         ],
         "state": STATES[winner.state],
-        "held_out": None
-        if held is None
-        else {
-            "speedup": f"{held['speedup']:.2f}× as fast",
-            "interval": f"95 % interval {_ends(_stored(held, 'speedup'), 1, 2, '')}",
-            "loss": percent(_stored(held, "score_loss")),
-            "verdict": held.get("verdict"),
-            "prompts": held.get("prompts"),
-            "unsteady": None if _stored(held, "speedup").agrees_with(winner.speedup) else UNSTEADY,
-        },
+        "held_out": held and _held_out(held, winner.speedup),
         "rival": max(as_well, key=lambda rival: rival.steps, default=None),
         "rivals": run.rivals,
         "is_confirmed": run.is_confirmed,
@@ -136,20 +116,27 @@ def headline(run: Run) -> dict[str, Any]:
     }
 
 
-def _stored(figures: Mapping[str, Any], name: str) -> Estimate:
-    low, high = figures[f"{name}_interval"] or (-math.inf, math.inf)
-    return Estimate(figures[name], low, high)
+def _held_out(held: Figures, searched: Estimate) -> dict[str, Any]:
+    speedup = estimate_of(held.speedup, held.speedup_interval)
+    return {
+        "speedup": f"{held.speedup:.2f}× as fast",
+        "interval": f"95 % interval {_ends(speedup, 1, 2, '')}",
+        "loss": percent(estimate_of(held.score_loss, held.score_loss_interval)),
+        "verdict": held.verdict,
+        "prompts": held.prompts,
+        "unsteady": None if speedup.agrees_with(searched) else UNSTEADY,
+    }
 
 
 def _ends(estimate: Estimate, scale: float, places: int, unit: str) -> str:
     if not estimate.is_bounded:
         return "unknown"
-    low, high = (scale * each + 0.0 for each in (estimate.low, estimate.high))
+    low, high = (scale * end + 0.0 for end in (estimate.low, estimate.high))
     return f"{low:.{places}f} to {high:.{places}f}{unit}"
 
 
 def _chart(run: Run) -> dict[str, Any]:
-    """Return what the page's script draws and tabulates; numbers are rounded to be short."""
+    """Return the data that the page's script draws and tabulates, rounded to be short."""
     return {
         "bound": run.goal.max_score_loss,
         "noise": _finite(run.noise_floor, 4),
@@ -195,7 +182,7 @@ def _three(estimate: Estimate | None, places: int) -> list[float | None] | None:
     if estimate is None or not math.isfinite(estimate.value):
         return None
     ends = estimate.as_list() if estimate.is_bounded else [None, None]
-    return [None if each is None else round(each, places) for each in (estimate.value, *ends)]
+    return [None if end is None else round(end, places) for end in (estimate.value, *ends)]
 
 
 def _finite(value: float, places: int) -> float | None:
@@ -207,10 +194,10 @@ def _mean(values: Sequence[float], places: int) -> float | None:
 
 
 def _maps(run: Run) -> Iterator[dict[str, Any]]:
-    """Yield a heat map of each pair of parameters.
+    """Yield a heat map for each pair of parameters.
 
-    A cell holds the best of all that share its two values: the largest speedup among those not
-    shown to be beyond the bound, and the least loss.
+    A cell holds the best of all trials with its two values: the largest speedup among those that
+    may be within the bound, and the smallest loss.
     """
     names = list(
         dict.fromkeys(
@@ -221,12 +208,10 @@ def _maps(run: Run) -> Iterator[dict[str, Any]]:
         )
     )
     values = {
-        each: sorted(
-            {row.candidate[each[0]][each[1]] for row in run.rows if each[0] in row.candidate}
-        )
-        for each in names
+        (name, key): sorted({row.candidate[name][key] for row in run.rows if name in row.candidate})
+        for name, key in names
     }
-    varied = [each for each in names if len(values[each]) > 1]
+    varied = [parameter for parameter in names if len(values[parameter]) > 1]
     usable = [row for row in run.rows if row.state not in ("fail", "dropped", "failed")]
     speeds = [row.speedup.value for row in usable if row.speedup]
     losses = [max(0.0, row.score_loss.value) for row in run.rows if row.score_loss]
@@ -247,14 +232,14 @@ def _maps(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _best(rows: Sequence[Row], across: Any, down: Any, cost: Any) -> dict[Any, Row]:
-    found: dict[Any, Row] = {}
+    best: dict[Any, Row] = {}
     for row in rows:
         if cost(row) is None or not {across[0], down[0]} <= set(row.candidate):
             continue
         place = row.candidate[across[0]][across[1]], row.candidate[down[0]][down[1]]
-        if place not in found or cost(row) < cost(found[place]):
-            found[place] = row
-    return found
+        if place not in best or cost(row) < cost(best[place]):
+            best[place] = row
+    return best
 
 
 def _cell(
@@ -282,38 +267,36 @@ def _shade(value: float, low: float, high: float) -> int:
 
 
 def _pictures(run: Run) -> list[dict[str, Any]]:
-    """Return a row a prompt of pictures as data URIs, each with what was measured of it."""
-    found = run.pictures
-    if found is None:
+    """Return a row of images per prompt, as data URIs with their measurements."""
+    if run.pictures is None:
         return []
     return [
         {
-            "prompt": prompt,
-            "seed": found.seeds[number],
-            "shown": [_picture(run, column, number) for column in found.columns],
+            "prompt": prompt.text,
+            "seed": prompt.seed,
+            "shown": [_picture(run, column, number) for column in run.pictures.columns],
         }
-        for number, prompt in enumerate(found.prompts)
+        for number, prompt in enumerate(run.pictures.prompts)
     ]
 
 
 def _picture(run: Run, column: Column, number: int) -> dict[str, Any]:
     measured = _measurement_of(run, column)
-    said = []
+    figures = []
     if measured is not None and number < len(measured.scores):
-        said.append(f"score {measured.scores[number]:.1f}")
+        figures.append(f"score {measured.scores[number]:.1f}")
     if measured is not None and number < len(measured.psnr):
-        said.append(f"PSNR {measured.psnr[number]:.1f} dB")
+        figures.append(f"PSNR {measured.psnr[number]:.1f} dB")
     if measured is not None and number < len(measured.ssim):
-        said.append(f"SSIM {measured.ssim[number]:.2f}")
-    steps = column.candidate.get("steps", {}).get("num_inference_steps")
+        figures.append(f"SSIM {measured.ssim[number]:.2f}")
     return {
         "part": column.part,
         "name": PARTS.get(column.part, column.part),
-        "candidate": f"{steps} steps"
+        "candidate": f"{column.steps} steps"
         if column.part == "rival"
         # No-break spaces: no candidate is broken in two.
         else short(column.candidate).replace(", ", ",\u00a0") or "nothing applied",
-        "figures": ", ".join(said),
+        "figures": ", ".join(figures),
         "uri": data_uri(column.files[number]),
     }
 
@@ -322,15 +305,13 @@ def _measurement_of(run: Run, column: Column) -> Measurement | None:
     if column.part == "baseline":
         return run.baseline
     if column.part == "rival":
-        return run.beside.get(
-            extras.fewer_steps(int(column.candidate["steps"]["num_inference_steps"]))
-        )
+        return run.beside.get(extras.fewer_steps(column.steps))
     row = next((row for row in run.rows if row.candidate == column.candidate), None)
     return None if row is None else row.measurement
 
 
 def data_uri(path: Path) -> str:
-    """Return a picture as the page holds it: as it is, or as WebP where that is large."""
+    """Return an image as a data URI: unchanged, or as WebP if it is large."""
     content, kind = path.read_bytes(), "png"
     if len(content) > LARGEST_PNG:
         from PIL import Image
@@ -342,86 +323,85 @@ def data_uri(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _story(run: Run) -> dict[str, Any]:
-    story, rows = run.story, run.rows
+def _search(run: Run) -> dict[str, Any]:
+    """Return where the time went, how far candidates got, and why the search stopped."""
+    rows, end, space, baseline = run.rows, run.record.end, run.record.space, run.baseline
 
     def beside(kind: Kind) -> float:
         return sum(m.seconds for name, m in run.beside.items() if extras.parse(name)[0] == kind)
 
     spent = {
-        "baseline": beside(Kind.BASELINE) or run.baseline.seconds,
+        "baseline": beside(Kind.BASELINE) or baseline.seconds,
         "trials": sum(row.measurement.seconds for row in rows if row.measurement),
         "confirming": beside(Kind.HELD_OUT),
         "fewer steps": beside(Kind.STEPS),
     }
     total = sum(spent.values())
-    looks = sorted({row.prompts for row in rows if row.prompts})
-    space = story.get("space") or {}
     return {
         "spent": [
-            {"name": name, "said": duration(seconds), "share": seconds / total}
+            {"name": name, "time": duration(seconds), "share": seconds / total}
             for name, seconds in spent.items()
             if seconds > 0 and total > 0
         ],
-        "total": duration(story.get("seconds") or total),
-        "looks": [
-            {
-                "prompts": prompts,
-                "count": sum(row.prompts == prompts for row in rows),
-                "states": ", ".join(
-                    f"{count} {STATES[state]}"
-                    for state in STATES
-                    if (count := sum(r.prompts == prompts and r.state == state for r in rows))
-                ),
-            }
-            for prompts in looks
-        ],
+        "total": duration(end.seconds if end and end.seconds else total),
+        "stages": _stages(rows),
         "failed": sum(row.state == "failed" for row in rows),
         "dropped": sum(row.state in ("dropped", "open") for row in rows),
-        "points": space.get("points"),
-        "distinct": space.get("distinct"),
-        "refuted": [short(Candidate(each)) for each in story.get("refuted") or []],
-        "resumed": story.get("resumed"),
-        "stopped": story.get("stopped"),
-        "could_win": story.get("could_win"),
-        "is_finished": "stopped" in story,
+        "points": space.points,
+        "distinct": space.distinct or 0,
+        "refuted": [short(Candidate(settings)) for settings in end.refuted] if end else [],
+        "resumed": end and end.resumed,
+        "stopped": end and end.stopped,
+        "could_win": end and end.could_win,
         "noise": f"{100 * run.noise_floor:.1f} %"
         if math.isfinite(run.noise_floor)
         else "an unknown distance",
-        "seconds_per_image": sum(run.baseline.seconds_per_image)
-        / len(run.baseline.seconds_per_image),
-        "score": sum(run.baseline.scores) / len(run.baseline.scores)
-        if run.baseline.scores
-        else None,
-        "strategy": run.asked.get("strategy"),
+        "seconds_per_image": sum(baseline.seconds_per_image) / len(baseline.seconds_per_image),
+        "score": sum(baseline.scores) / len(baseline.scores) if baseline.scores else None,
+        "strategy": run.asked.strategy,
     }
+
+
+def _stages(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return how many candidates were scored on how many prompts, and their states."""
+    return [
+        {
+            "prompts": prompts,
+            "count": sum(row.prompts == prompts for row in rows),
+            "states": ", ".join(
+                f"{count} {STATES[state]}"
+                for state in STATES
+                if (count := sum(r.prompts == prompts and r.state == state for r in rows))
+            ),
+        }
+        for prompts in sorted({row.prompts for row in rows if row.prompts})
+    ]
 
 
 def _provenance(run: Run) -> Iterator[tuple[str, str]]:
-    load, where = run.workload, run.story.get("provenance") or {}
-    width, height = load.get("width"), load.get("height")
+    load, where = run.record.workload, run.record.where
+    guidance = load.known().get("guidance_scale")
     named = {
-        "Model": where.get("model_id") or load.get("pipeline"),
-        "Revision": where.get("revision"),
-        "Pipeline": load.get("pipeline_class"),
-        "Scheduler": load.get("scheduler_class"),
-        "Steps": load.get("steps"),
-        "Picture": f"{width} × {height} pixels" if width and height else None,
+        "Model": where.model_id or load.pipeline,
+        "Revision": where.revision,
+        "Pipeline": load.pipeline_class,
+        "Scheduler": load.scheduler_class,
+        "Steps": load.steps,
+        "Picture": f"{load.width} × {load.height} pixels" if load.width and load.height else None,
         "Batch size": run.baseline.batch_size,
-        "Guidance scale": load.get("guidance_scale"),
-        "Precision": where.get("dtype") or load.get("dtype"),
-        "Device": where.get("device_name") or load.get("device"),
-        "Driver": where.get("driver"),
-        "CPU threads": where.get("threads"),
-        "Attention": where.get("attention_backend"),
-        "Scored by": where.get("clip_model"),
-        "Prompts": where.get("prompt_set_hash"),
-        "Measured": where.get("date") or run.story.get("date"),
-        "Study": run.story.get("study"),
+        "Guidance scale": guidance if guidance is None else str(guidance),
+        "Precision": where.dtype or load.dtype,
+        "Device": where.device_name or load.device,
+        "Driver": where.driver,
+        "CPU threads": where.threads,
+        "Attention": where.attention_backend,
+        "Scored by": where.clip_model,
+        "Prompts": where.prompt_set_hash,
+        "Measured": where.date or run.record.date,
+        "Study": run.record.study,
         "Read from": run.origin,
     }
     for name, value in named.items():
-        if value is not None:
+        if value:
             yield name, str(value)
-    for name, version in (where.get("versions") or {}).items():
-        yield str(name), str(version)
+    yield from where.versions.items()

@@ -1,4 +1,4 @@
-"""The report's pictures for where there is no browser: a chart and a sheet of images, as PNG."""
+"""The report without a browser: a chart and a sheet of images, as PNG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHEET = "search_pictures.png"
 # Of Okabe and Ito's colours, which those who cannot tell red from green tell apart.
 _LOOKS = {
     "pass": ("o", "#0072b2", "within the bound"),
-    "open": ("o", "#757d87", "open, cannot be told"),
+    "open": ("o", "#757d87", "open or inconclusive"),
     "fail": ("x", "#c4500a", "beyond the bound, given up"),
 }
 _SHOWN_PARAMETERS = 6
@@ -51,7 +51,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def results_figure(run: Run) -> Figure:
-    """Draw speed against loss, and how the loss and the speed hang on each parameter."""
+    """Draw speed against loss, and how both depend on each parameter."""
     from matplotlib.figure import Figure
 
     parameters = _varied(run)[:_SHOWN_PARAMETERS]
@@ -125,7 +125,7 @@ def _varied(run: Run) -> list[tuple[str, str]]:
         for name, params in row.candidate.items():
             for key, value in params.items():
                 values.setdefault((name, key), set()).add(value)
-    return [each for each, seen in values.items() if len(seen) > 1]
+    return [parameter for parameter, seen in values.items() if len(seen) > 1]
 
 
 def _coloured(figure: Any, run: Run, parameters: list[tuple[str, str]], lines: int) -> None:
@@ -134,23 +134,23 @@ def _coloured(figure: Any, run: Run, parameters: list[tuple[str, str]], lines: i
     speeds = [row.speedup.value for row in rows if row.speedup]
     axes = figure.subplots(lines, min(3, len(parameters)), squeeze=False).ravel()
     shades = None
-    for each, (name, key) in zip(axes, parameters, strict=False):
+    for axis, (name, key) in zip(axes, parameters, strict=False):
         own = [row for row in rows if name in row.candidate]
-        shades = each.scatter(
+        shades = axis.scatter(
             [row.candidate[name][key] for row in own],
             [100 * row.score_loss.value for row in own if row.score_loss],
             c=[row.speedup.value for row in own if row.speedup],
             cmap="viridis", vmin=min(speeds), vmax=max(speeds), s=22, alpha=0.85,
         )  # fmt: skip
-        each.axhline(100 * run.goal.max_score_loss, color="#c4500a", linestyle="--", linewidth=1)
-        each.set(xlabel=f"{name}: {key}", ylabel="loss, %")
+        axis.axhline(100 * run.goal.max_score_loss, color="#c4500a", linestyle="--", linewidth=1)
+        axis.set(xlabel=f"{name}: {key}", ylabel="loss, %")
         values = sorted({row.candidate[name][key] for row in own})
         if len(values) <= _MOST_TICKS:
-            each.set_xticks(values)
-            each.margins(x=0.12)
-        each.spines[["top", "right"]].set_visible(False)
-    for each in axes[len(parameters) :]:
-        each.set_visible(False)
+            axis.set_xticks(values)
+            axis.margins(x=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(parameters) :]:
+        axis.set_visible(False)
     if shades is not None:
         figure.colorbar(shades, ax=list(axes), label="speedup, ×")
 
@@ -166,29 +166,30 @@ def sheet_figure(run: Run) -> Figure:
     columns: list[tuple[str, list[Any]]] = []
     for column in pictures.columns:
         images = [np.asarray(Image.open(file).convert("RGB")) for file in column.files]
-        said = short(column.candidate).replace(") ", ")\n") if column.part != "rival" else (
-            f"{column.candidate['steps']['num_inference_steps']} steps"
+        title = short(column.candidate).replace(") ", ")\n") if column.part != "rival" else (
+            f"{column.steps} steps"
         )  # fmt: skip
-        columns.append((f"{PARTS.get(column.part, column.part)}\n{said}", images))
+        columns.append((f"{PARTS.get(column.part, column.part)}\n{title}", images))
         if column.part == "winner" and columns[0][0].startswith(PARTS["baseline"]):
             gaps = [
-                np.clip(4 * np.abs(mine.astype(int) - bare), 0, 255).astype(np.uint8)
-                for mine, bare in zip(images, columns[0][1], strict=True)
+                np.clip(4 * np.abs(own.astype(int) - base), 0, 255).astype(np.uint8)
+                for own, base in zip(images, columns[0][1], strict=True)
             ]
             columns.append(("Difference\nwinner, × 4", gaps))
     count = len(pictures.prompts)
     figure = Figure(figsize=(2.2 * len(columns), 2.35 * count + 0.6), layout="constrained")
     axes = figure.subplots(count, len(columns), squeeze=False)
-    for place, (said, images) in enumerate(columns):
+    for place, (title, images) in enumerate(columns):
         for line, image in enumerate(images):
-            each = axes[line, place]
-            each.imshow(image)
-            each.set(xticks=[], yticks=[])
-            each.spines[:].set_visible(False)
+            cell = axes[line, place]
+            cell.imshow(image)
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
             if line == 0:
-                each.set_title(said, fontsize=9)
+                cell.set_title(title, fontsize=9)
     for line, prompt in enumerate(pictures.prompts):
-        shown = prompt if len(prompt) <= 70 else prompt[:67] + "…"
+        text = prompt.text
+        shown = text if len(text) <= 70 else text[:67] + "…"
         # A dollar sign would begin a formula.
         axes[line, 0].set_xlabel(shown.replace("$", r"\$"), fontsize=8, loc="left")
     return figure

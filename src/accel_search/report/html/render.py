@@ -1,4 +1,4 @@
-"""HTML pages that stand alone: style and script inside, and nothing else allowed to run."""
+"""Render self-contained HTML pages: style and script inside, nothing else may run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FOLDER = files("accel_search.report.html") / "templates"
 def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    # Everything is escaped, whatever a template's name ends in: prompts, names and messages come
-    # from outside. `tojson` writes `<`, `>`, `&` and `'` as \u003c and so on, so that no text in
-    # the data can end its script element.
+    # Everything is escaped, whatever a template is called: prompts and messages are untrusted.
+    # `tojson` writes `<`, `>`, `&` and `'` as \u003c and so on, so that no text in the data can
+    # end its script element.
     return Environment(
         loader=FunctionLoader(read),
         autoescape=True,
@@ -38,12 +38,12 @@ def read(name: str) -> str:
 def render(template: str, **values: Any) -> str:
     """Return a page.
 
-    Its content security policy names the hashes of the one style and the one script, so that even
-    a text that was not escaped could not run.
+    Its content security policy allows only the hashes of its style and its script, so that even
+    a text that escaping missed cannot run.
 
     Args:
-        template: Name of the template's file.
-        values: What it shows.
+        template: File name of the template.
+        values: Variables of the template.
     """
     style, script = read("style.css"), read("report.js")
     return (
@@ -54,7 +54,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def render_text(template: str, **values: Any) -> str:
-    """Return a text that is no HTML, from a template in which nothing is escaped."""
+    """Return a text other than HTML, from a template in which nothing is escaped."""
     return _environment().overlay(autoescape=False).get_template(template).render(**values)
 
 

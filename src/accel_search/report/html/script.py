@@ -1,4 +1,4 @@
-"""The winner as Python: the lines to copy, and a script that runs as it is."""
+"""The winner as Python: lines to copy, and a complete script."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from keyword import iskeyword
 from pathlib import Path
 
-from accel_search.core.candidate import Candidate
 from accel_search.core.schedulers import scheduler_name
 from accel_search.errors import ConfigurationError
 from accel_search.report.format import (
@@ -19,42 +18,41 @@ from accel_search.report.format import (
 )
 from accel_search.report.html.render import render_text
 from accel_search.storage.json_files import write_atomically
-from accel_search.storage.run import DAMAGED, Run, damaged
+from accel_search.storage.run import Run
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
 DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 
 
 def direct_lines(run: Run) -> list[str]:
-    """Return the lines that apply the winner's settings, which stand in them."""
+    """Return the lines that apply the winner's settings, written out."""
     assert run.winner is not None
-    options = scheduler_option(str(run.workload.get("scheduler_class")))
+    options = scheduler_option(run.record.workload.scheduler_class)
     return python_lines(literal(run.winner.candidate), *options, compiled=_is_compiled(run))
 
 
 def file_lines(run: Run) -> list[str]:
-    """Return the lines that apply what the result file holds; none where nothing was written."""
-    output, steps = run.asked.get("output"), run.workload.get("steps")
-    if not output or not steps or run.asked.get("replay"):
+    """Return the lines that apply the result file's entry; none where no file was written."""
+    asked, load = run.asked, run.record.workload
+    if not asked.output or not load.steps or asked.replay:
         return []
-    # All that tells this search's result from others: what else the file holds, or will hold when
-    # this is read, is not known here.
-    names = ("req_score_loss", "targets")
+    # All that selects this search's result: the file may hold others by the time of reading.
+    choice = {"req_score_loss": asked.req_score_loss, "targets": asked.targets}
     options = [
-        *choosing({"steps": int(steps)}),
-        *scheduler_option(str(run.workload.get("scheduler_class"))),
-        *choosing({name: run.asked[name] for name in names if run.asked.get(name) is not None}),
+        *choosing({"steps": load.steps}),
+        *scheduler_option(load.scheduler_class),
+        *choosing({name: value for name, value in choice.items() if value is not None}),
     ]
-    file = json.dumps(str(output), ensure_ascii=False)
+    file = json.dumps(asked.output, ensure_ascii=False)
     return python_lines(file, *options, compiled=_is_compiled(run))
 
 
 def _is_compiled(run: Run) -> bool:
-    return bool((run.story.get("provenance") or {}).get("compiled"))
+    return run.record.where.compiled
 
 
 def write_script(run: Run, path: Path) -> None:
-    """Write a script that makes a picture with the winner's settings.
+    """Write a script that makes an image with the winner's settings.
 
     Raises:
         ConfigurationError: The run has no winner or does not name its pipeline, or the file cannot
@@ -69,49 +67,41 @@ def write_script(run: Run, path: Path) -> None:
 
 
 def script(run: Run) -> str:
-    """Return the text of such a script; raises as `write_script`, and LoadError as a page does."""
-    try:
-        return _script(run)
-    except DAMAGED as error:
-        raise damaged(run, error) from error
-
-
-def _script(run: Run) -> str:
-    load, winner = run.workload, run.winner
+    """Return the text of such a script; raises as `write_script`."""
+    load, winner, where = run.record.workload, run.winner, run.record.where
     if winner is None or winner.speedup is None or winner.score_loss is None:
         raise ConfigurationError("--export: no candidate meets the goal, so there is none to use")
     known = ("pipeline", "pipeline_class", "scheduler_class", "steps")
-    if any(not load.get(name) or load[name] == "unknown" for name in known):
+    if any(getattr(load, name) in ("", 0, "unknown") for name in known):
         raise ConfigurationError(
             f"--export: the run does not say its {', '.join(known)}; search a pipeline for it"
         )
-    classes = [str(load[name]) for name in ("pipeline_class", "scheduler_class")]
+    classes = (load.pipeline_class, load.scheduler_class)
     if any(not name.isidentifier() or iskeyword(name) for name in classes):
         raise ConfigurationError("--export: the run's pipeline or scheduler is no class's name")
-    is_demo = load["pipeline"] == "demo"
-    where = run.story.get("provenance") or {}
-    device = where.get("device_name") or load.get("device") or "an unknown device"
+    is_demo = load.pipeline == "demo"
+    device = where.device_name or load.device or "an unknown device"
     return render_text(
         "run_fast.py.j2",
         is_demo=is_demo,
-        model=repr(str(where.get("model_id") or load["pipeline"])),
-        revision=repr(where.get("revision")) if where.get("revision") and not is_demo else None,
-        pipeline=load["pipeline_class"],
-        scheduler=scheduler_name(load["scheduler_class"]),
-        dtype=load.get("dtype") if load.get("dtype") in ("float16", "bfloat16") else "float32",
-        steps=int(load["steps"]),
-        guidance=float(load.get("guidance_scale") or 7.5),
-        height=int(load.get("height") or 512),
-        width=int(load.get("width") or 512),
+        model=repr(where.model_id or load.pipeline),
+        revision=repr(where.revision) if where.revision and not is_demo else None,
+        pipeline=load.pipeline_class,
+        scheduler=scheduler_name(load.scheduler_class),
+        dtype=load.dtype if load.dtype in ("float16", "bfloat16") else "float32",
+        steps=load.steps,
+        guidance=load.guidance_scale or 7.5,
+        height=load.height or 512,
+        width=load.width or 512,
         prompt=repr(DEMO_PROMPT if is_demo else PROMPT),
-        settings=literal(Candidate(winner.candidate)),
+        settings=literal(winner.candidate),
         speedup=factor(winner.speedup),
         loss=percent(winner.score_loss),
         prompts=winner.prompts,
         is_compiled=_is_compiled(run),
-        is_offloaded=bool(where.get("offload")),
-        vae=" ".join(str(where["vae"]).split()) if where.get("vae") else None,
+        is_offloaded=bool(where.offload),
+        vae=" ".join(where.vae.split()) if where.vae else None,
         # In a comment: a line break in a device's name would end it.
-        device=" ".join(str(device).split()),
+        device=" ".join(device.split()),
         batch=run.baseline.batch_size,
     )

@@ -1,4 +1,4 @@
-"""Where a report goes, and the writing of it: the page, the plots, the script."""
+"""Write a report: the page, the plots, the script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accel_search.storage.run import Run
 
 PAGE = "report.html"
 AUTO = "auto"
-"""What `--report` without a value asks for: the default place."""
+"""Value of `--report` without a path: the default place."""
 
 
 def write_search(run: Run, page: Path) -> list[Path]:
@@ -32,7 +32,7 @@ def write_search(run: Run, page: Path) -> list[Path]:
 
 
 def write_of(run: Run, settings: Settings) -> list[Path]:
-    """Write what a search's settings ask for, and return the files; raises as `write_search`."""
+    """Write the report that a search's settings request; raises as `write_search`."""
     written: list[Path] = []
     if settings.report is not None:
         default = Path(settings.run_dir) / PAGE

@@ -1,4 +1,4 @@
-"""Where a search may be followed beside its log: one tracker a file, found by discovery."""
+"""Trackers that follow a search besides its log: one per file, found by discovery."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def all_trackers() -> dict[str, type[Tracker]]:
 
 
 def check(settings: Any) -> None:
-    """Check that the trackers that settings ask for can be had.
+    """Check that the requested trackers are available.
 
     Raises:
-        ConfigurationError: A package that one needs is not installed.
+        ConfigurationError: A required package is not installed.
     """
     for tracker, _ in asked_for(settings):
         tracker.check()
 
 
 def asked_for(settings: Any) -> list[tuple[type[Tracker], str]]:
-    """Return the trackers that settings ask for, each with where it is to write to."""
+    """Return the requested trackers, each with its target."""
     targets = {name: getattr(settings, name, None) for name in all_trackers()}
     return [(all_trackers()[name], str(target)) for name, target in targets.items() if target]

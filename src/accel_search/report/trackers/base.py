@@ -1,4 +1,4 @@
-"""What every tracker does: begin, receive the events of a search, and end."""
+"""Base class of trackers: begin, receive the events of a search, end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError
 from accel_search.search.events import Observer
+from accel_search.storage.entries import BoundEntry, SearchEntry
 
 if TYPE_CHECKING:
     from accel_search.core.assessment import AssessedTrial
@@ -22,9 +23,9 @@ class Subject:
     """What is searched."""
 
     study: str | None
-    """Name of the trials' study, the same when an interrupted search goes on; None for a replay."""
+    """Name of the trials' study, the same when an interrupted search resumes; None for a replay."""
     asked: Mapping[str, Any]
-    """Option -> value, plain types, of what decides the result."""
+    """Options that decide the result -> values of plain types."""
     workload: Workload
     provenance: Provenance | None
 
@@ -33,31 +34,33 @@ class Subject:
 class Ending:
     """How a search ended."""
 
-    entry: Mapping[str, Any] | None
-    """The result, as the result file holds it; None without one."""
+    entry: SearchEntry | None
+    """The result; None without one."""
     stopped: str
-    """Why it ended."""
+    """Why it stopped."""
     trials: Sequence[AssessedTrial]
     """Every trial, with its final intervals."""
     files: Sequence[Path]
-    """What was written: the result file, reports, trials."""
+    """Written files: the result file, reports, trials."""
+    bound: BoundEntry | None = None
+    """Of a configuration that a sweep explores, or of a search for speed alone."""
 
 
 class Tracker(Observer, ABC):
     """Writes a search to a place where a team follows its experiments.
 
-    A new tracker is one new file in this folder that defines one subclass, and one option of its
-    name in `Settings`. It overrides the events of `Observer` that it writes. Whatever it raises
-    ends it with one warning, and the search goes on: so it hides no error, and never waits long.
+    A new tracker is one new file in this folder with one subclass, and an option of its name in
+    `Settings`. It overrides the events of `Observer` that it writes. An exception ends it with one
+    warning, and the search goes on: it should hide no error, and never wait long.
 
     Args:
-        target: What its option says: an address.
+        target: Value of its option: an address.
     """
 
     name: ClassVar[str]
     """Name of its option."""
     package: ClassVar[str]
-    """What has to be importable."""
+    """Package that it imports."""
 
     @abstractmethod
     def __init__(self, target: str) -> None:
@@ -65,10 +68,10 @@ class Tracker(Observer, ABC):
 
     @classmethod
     def check(cls) -> None:
-        """Check that its package is there, without importing it.
+        """Check that its package is installed, without importing it.
 
         Raises:
-            ConfigurationError: It is not.
+            ConfigurationError: It is not installed.
         """
         if find_spec(cls.package) is None:
             raise ConfigurationError(

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement, Trial
 from accel_search.report.trackers.base import Ending, Subject, Tracker
 
 if TYPE_CHECKING:
     from accel_search.core.assessment import AssessedTrial, Assessment
-    from accel_search.core.intervals import Estimate
     from accel_search.core.outcome import Ablation, Rival
 
 EXPERIMENT = "accel-search"
@@ -23,7 +23,7 @@ EXPERIMENT = "accel-search"
 STUDY = "accel_search.study"
 CANDIDATE = "accel_search.candidate"
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""A server that is away must not hold a search up for MLflow's own minutes."""
+"""An unreachable server must not block a search for the minutes of MLflow's defaults."""
 _MAX_PARAM = 500
 """Characters of a parameter's value that every MLflow server takes."""
 
@@ -46,7 +46,7 @@ class MLflow(Tracker):
     def __init__(self, target: str) -> None:
         for variable, value in _PATIENCE.items():
             os.environ.setdefault(variable, value)
-        # It tells of each table that it makes.
+        # It logs each table that it creates.
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
@@ -60,7 +60,7 @@ class MLflow(Tracker):
         self._count = 0
 
     def begin(self, subject: Subject) -> None:
-        """Make the search's run, or go on in that of the same study."""
+        """Create the search's run, or resume that of the same study."""
         known = None if subject.study is None else self._find(STUDY, subject.study)
         if known:
             self._run = known[0].info.run_id
@@ -89,117 +89,120 @@ class MLflow(Tracker):
         self._log(self._run, params=dict(asked) | facts)
 
     def on_baseline(self, baseline: Measurement) -> None:
-        """Write what the bare pipeline does."""
-        found = {"baseline_seconds_per_image": _mean(baseline.seconds_per_image)}
+        """Write the baseline's speed and score."""
+        metrics = {"baseline_seconds_per_image": _mean(baseline.seconds_per_image)}
         if baseline.scores:
-            found["baseline_score"] = _mean(baseline.scores)
-        self._log(self._run, found)
+            metrics["baseline_score"] = _mean(baseline.scores)
+        self._log(self._run, metrics)
 
     def on_resume(self, history: Sequence[AssessedTrial]) -> None:
-        """Write the trials that this store does not know yet."""
-        for each in history:
-            # A failure ends what was open here: one that hung could not be told of.
-            if str(each.trial.candidate) not in self._nested or each.trial.failure is not None:
-                self.on_trial(each)
+        """Write the trials that are not in the tracking store yet."""
+        for assessed in history:
+            trial = assessed.trial
+            # A candidate that hung has an open run here, and is a failure now.
+            if str(trial.candidate) not in self._nested or trial.failure is not None:
+                self.on_trial(assessed)
 
     def on_trial(self, assessed: AssessedTrial) -> None:
         """Write a candidate's run, and a point of the search's metrics."""
-        found = assessed.assessment
-        if found is None:
+        assessment = assessed.assessment
+        if assessment is None:
             self._write(assessed.trial, {}, "failed")
             return
-        metrics = _figures(found)
-        state = str(found.verdict) if found.is_complete or found.verdict == "fail" else "open"
-        self._write(assessed.trial, metrics, state, found.prompts)
+        metrics = _figures(assessment)
+        is_final = assessment.is_complete or assessment.verdict == "fail"
+        state = str(assessment.verdict) if is_final else "open"
+        self._write(assessed.trial, metrics, state, assessment.prompts)
         self._count += 1
         names = ("speedup", "score_loss")
         self._log(self._run, {name: metrics[name] for name in names}, step=self._count)
 
     def on_timed(self, trial: Trial, speedup: Estimate | None) -> None:
-        """Write a candidate's run, of its speed alone."""
+        """Write a candidate's run with its speedup alone."""
         figures = {} if speedup is None else _ends("speedup", speedup)
         self._write(trial, figures, "failed" if speedup is None else "timed")
 
     def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
-        """Write a candidate's figures on held-out prompts beside those of the search."""
-        found = {} if held_out is None else _figures(held_out)
+        """Write a candidate's figures on held-out prompts next to those of the search."""
+        figures = {} if held_out is None else _figures(held_out)
         run = self._nested_run(assessed.trial.candidate)
         tags = {"held_out": "confirmed" if ok else "refuted"}
-        self._log(run, {f"held_out.{name}": value for name, value in found.items()}, tags=tags)
+        self._log(run, {f"held_out.{name}": value for name, value in figures.items()}, tags=tags)
 
     def on_rival(self, rival: Rival) -> None:
-        """Write the bare pipeline with fewer steps as a candidate of its own."""
+        """Write the baseline pipeline with fewer steps as a candidate of its own."""
         candidate = Candidate({"steps": {"num_inference_steps": rival.steps}})
         trial = Trial(candidate, rival.measurement)
         self._write(trial, _figures(rival.assessment), "rival", rival.assessment.prompts)
 
     def on_ablation(self, ablation: Ablation) -> None:
-        """Write the winner without one of its targets as a candidate of its own, of its speed."""
+        """Write the winner without one of its targets as a candidate of its own."""
         trial = Trial(ablation.candidate, ablation.measurement)
         self._write(trial, _ends("speedup", ablation.assessment.speedup), "ablation")
 
     def end(self, ending: Ending) -> None:
         """Write the final figures, the result and the files."""
-        for each in ending.trials:
-            if each.assessment is not None:  # By now by all pairs that were timed.
-                run = self._nested_run(each.trial.candidate)
-                self._log(run, _figures(each.assessment), step=each.assessment.prompts)
-        entry = ending.entry or {}
-        evidence = entry.get("evidence") or {}
+        for assessed in ending.trials:
+            if assessed.assessment is not None:  # Judged by all timed pairs by now.
+                run = self._nested_run(assessed.trial.candidate)
+                self._log(run, _figures(assessed.assessment), step=assessed.assessment.prompts)
+        entry, bound = ending.entry, ending.bound
         result: dict[str, float] = {}
-        for name in ("speedup", "score_loss", "measured_max_speedup"):
-            if name in entry:
-                result[f"result.{name}"] = entry[name]
-                interval = evidence.get(f"{name}_interval")
-                if interval:
-                    result |= dict(
-                        zip((f"result.{name}_low", f"result.{name}_high"), interval, strict=True)
-                    )
-        held_out = evidence.get("held_out") or {}
-        for name in ("speedup", "score_loss"):
-            if name in held_out:
-                result[f"result.held_out_{name}"] = held_out[name]
-        settings = entry.get("settings") or (entry.get("measured_max") or {}).get("settings")
+        content: dict[str, Any] = {}
+        fastest = None
+        if bound is not None:
+            content |= bound.as_dict()
+            fastest = Candidate(bound.measured_max.settings)
+            result["measured_max_speedup"] = bound.measured_max_speedup
+        if entry is not None:
+            content |= entry.as_dict()
+            fastest = entry.candidate
+            evidence, held_out = entry.evidence, entry.evidence.held_out
+            result |= _stored("speedup", entry.speedup, evidence.speedup_interval)
+            result |= _stored("score_loss", entry.score_loss, evidence.score_loss_interval)
+            if held_out is not None:
+                result["held_out_speedup"] = held_out.speedup
+                result["held_out_score_loss"] = held_out.score_loss
         tags = {
-            "result": str(Candidate(settings)) if settings else "none",
-            "verdict": str(evidence.get("verdict", "")),
+            "result": str(fastest) if fastest else "none",
+            "verdict": "" if entry is None else entry.evidence.verdict,
             "stopped": ending.stopped,
         }
-        self._log(self._run, result, tags=tags)
-        self._client.log_dict(self._run, dict(entry), "result.json")
+        self._log(self._run, {f"result.{name}": v for name, v in result.items()}, tags=tags)
+        self._client.log_dict(self._run, content, "result.json")
         for file in ending.files:
             self._client.log_artifact(self._run, str(file))
         self._client.set_terminated(self._run, "FINISHED")
 
     def abort(self, *, interrupted: bool) -> None:
-        """Mark the search's run: killed, to go on later, or failed."""
+        """Mark the search's run as killed, to be resumed, or failed."""
         self._client.set_terminated(self._run, "KILLED" if interrupted else "FAILED")
 
     def _experiment_id(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         try:
             return str(self._client.create_experiment(name))
         except Exception:
-            # Another configuration of the sweep may have made it in between.
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
+            # Another configuration of the sweep may have created it meanwhile.
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-            return str(found.experiment_id)
+            return str(experiment.experiment_id)
 
     def _find(self, tag: str, value: str) -> list[Any]:
         """Return every run with a tag of that value, the latest first."""
-        found: list[Any] = []
+        runs: list[Any] = []
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment], f"tags.`{tag}` = '{value}'", page_token=token
             )
-            found += page
+            runs += page
             token = page.token
             if not token:
-                return found
+                return runs
 
     def _nested_run(self, candidate: Candidate) -> str:
         name = str(candidate)
@@ -208,7 +211,7 @@ class MLflow(Tracker):
             run = self._client.create_run(self._experiment, tags=tags, run_name=name)
             self._nested[name] = run.info.run_id
             params = {
-                f"{one}.{key}": v for one, each in candidate.items() for key, v in each.items()
+                f"{one}.{key}": v for one, values in candidate.items() for key, v in values.items()
             }
             self._log(run.info.run_id, params=params)
         return self._nested[name]
@@ -216,17 +219,17 @@ class MLflow(Tracker):
     def _write(self, trial: Trial, metrics: Mapping[str, float], state: str, step: int = 0) -> None:
         run = self._nested_run(trial.candidate)
         measured, failure = trial.measurement, trial.failure
-        found = dict(metrics)
+        written = dict(metrics)
         if measured is not None:
-            found |= {"seconds": measured.seconds, "batch_size": measured.batch_size}
+            written |= {"seconds": measured.seconds, "batch_size": measured.batch_size}
             if measured.seconds_per_image:
-                found["seconds_per_image"] = _mean(measured.seconds_per_image)
+                written["seconds_per_image"] = _mean(measured.seconds_per_image)
             if measured.peak_memory_bytes is not None:
-                found["peak_memory_bytes"] = measured.peak_memory_bytes
+                written["peak_memory_bytes"] = measured.peak_memory_bytes
         tags = {"verdict": state}
         if failure is not None:
             tags["failure"] = f"{failure.kind}: {failure.message}"
-        self._log(run, found, tags=tags, step=step)
+        self._log(run, written, tags=tags, step=step)
         self._client.set_terminated(run, "FAILED" if failure is not None else "FINISHED")
 
     def _log(
@@ -238,7 +241,7 @@ class MLflow(Tracker):
         tags: Mapping[str, str] | None = None,
         step: int = 0,
     ) -> None:
-        """Write to a run in one request; what is no number is left out."""
+        """Write to a run in one request, without infinite metrics."""
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(1000 * time.time())
@@ -254,10 +257,10 @@ class MLflow(Tracker):
         )
 
 
-def _figures(found: Assessment) -> dict[str, float]:
-    figures = _ends("speedup", found.speedup) | _ends("score_loss", found.score_loss)
-    figures["prompts"] = found.prompts
-    for name, value in (("psnr", found.psnr), ("ssim", found.ssim)):
+def _figures(assessment: Assessment) -> dict[str, float]:
+    figures = _ends("speedup", assessment.speedup) | _ends("score_loss", assessment.score_loss)
+    figures["prompts"] = assessment.prompts
+    for name, value in (("psnr", assessment.psnr), ("ssim", assessment.ssim)):
         if value is not None:
             figures[name] = value
     return figures
@@ -265,6 +268,14 @@ def _figures(found: Assessment) -> dict[str, float]:
 
 def _ends(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _stored(
+    name: str, value: float | None, interval: tuple[float, float] | None
+) -> dict[str, float]:
+    if value is None:
+        return {}
+    return {name: value} if interval is None else _ends(name, Estimate(value, *interval))
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,11 @@
-"""The trackers that a search was asked for, from connecting them to its end."""
+"""The requested trackers of a search, from connecting to its end."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, Workload
@@ -14,32 +13,38 @@ from accel_search.report.trackers import asked_for
 from accel_search.report.trackers.base import Ending, Subject, Tracker
 from accel_search.search.events import Observers, warn
 from accel_search.settings import Settings
+from accel_search.storage.entries import BoundEntry, SearchEntry
 
 ASKED = (
     *("pipe", "sched", "steps", "targets", "strategy", "sampler", "req_score_loss", "req_speedup"),
     *("min_psnr", "min_ssim", "max_trials", "time_budget", "seed", "prompts", "num_samples"),
     *("held_out_samples", "timing_pairs", "latency_only", "compile", "attention"),
 )
-"""Options that are written where a search is followed."""
+"""Options that trackers write."""
 
 
 class Tracking(Observers):
-    """The trackers of one search, each by its option and address as messages name it."""
+    """The trackers of one search, by option and address."""
 
     def end(
-        self, entry: Mapping[str, Any] | None, outcome: Outcome | None, files: Sequence[Path]
+        self,
+        entry: SearchEntry | None,
+        outcome: Outcome | None,
+        files: Sequence[Path],
+        bound: BoundEntry | None = None,
     ) -> None:
-        """Tell how the search ended.
+        """Send the end of the search to every tracker.
 
         Args:
-            entry: Its result, as the result file holds it; None without one.
-            outcome: What it found; None where speed alone was looked for.
-            files: What was written.
+            entry: Its result; None without one.
+            outcome: Its outcome; None for a search for speed alone.
+            files: Written files.
+            bound: As in `Ending`.
         """
         stopped = "speed alone" if outcome is None else outcome.stopped
         trials = () if outcome is None else outcome.trials
         there = [path for path in files if path.is_file()]
-        self.tell("end", Ending(entry, stopped, trials, there))
+        self.tell("end", Ending(entry, stopped, trials, there, bound))
         self._observers.clear()
 
 
@@ -51,7 +56,7 @@ def tracked(
     study: str,
     logger: logging.Logger,
 ) -> Iterator[Tracking]:
-    """Connect the trackers that the settings ask for, and tell them if the block ends early."""
+    """Connect the requested trackers, and notify them if the block raises."""
     asked = {name: getattr(settings, name) for name in ASKED}
     name = None if settings.replay is not None else study
     subject = Subject(name, asked, workload, provenance)

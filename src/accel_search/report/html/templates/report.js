@@ -346,7 +346,7 @@
     $("filters").addEventListener("input", filter);
     $("filters").addEventListener("submit", (event) => event.preventDefault());
 
-    for (const [state, said] of [["win", "winner"], ["pass", "within the bound"], ["open", "open, cannot be told"], ["fail", "beyond the bound, given up"], ["rival", "fewer steps"]]) {
+    for (const [state, said] of [["win", "winner"], ["pass", "within the bound"], ["open", "open or inconclusive"], ["fail", "beyond the bound, given up"], ["rival", "fewer steps"]]) {
       const present = { win: points.some((p) => p.win), rival: rivals.length, pass: 1, open: points.some((p) => ["open", "inconclusive"].includes(p.st)), fail: points.some((p) => ["fail", "dropped"].includes(p.st)) }[state];
       if (present) $("legend").append(make("span", {}, icon(state), said));
     }
