@@ -38,7 +38,8 @@ DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPC")
 SECONDS = "baseline, s a call"
 WORKLOAD = ("scheduler", "steps", "batch", "dtype")
-COLUMNS = (*WORKLOAD, SECONDS, "noise", *SETTINGS.values(), "peak GiB")
+ALL = (*WORKLOAD, SECONDS, "noise", *SETTINGS.values(), "peak GiB")
+FULL = tuple(column for column in ALL if column not in ("DC + ToMe", "TG + ToMe", "all three"))
 BRIEF = ("steps", "batch", SECONDS, "noise", "DeepCache", "T-GATE", "ToMe", "DC + TG", "peak GiB")
 
 
@@ -56,7 +57,7 @@ def rewritten(page: Path) -> str:
 
 def timings(rows: Sequence[Row], model: str, kind: str = "timings") -> list[str]:
     """Return a line for each cell of a model under the kernel that torch chooses."""
-    columns = BRIEF if kind == "expected" else COLUMNS
+    columns = {"expected": BRIEF, "all": ALL}.get(kind, FULL)
     cells = _cells(
         row
         for row in rows
@@ -132,7 +133,7 @@ def main() -> None:
         if path.suffix == ".json":
             rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
             for model in sorted({row["model"] for row in rows}):
-                print("\n".join(["", model, "", *timings(rows, model)]))
+                print("\n".join(["", model, "", *timings(rows, model, "all")]))
         else:
             path.write_text(rewritten(path), encoding="utf-8")
 
