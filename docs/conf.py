@@ -83,7 +83,7 @@ def _take_in_new_pages(app: Sphinx, docname: str, source: list[str]) -> None:
     """List pages that the table of contents does not name yet under a heading of their own."""
     if docname != "index":
         return
-    named = {line for line in source[0].splitlines() if re.fullmatch(r"[\w*]+", line)}
+    named = {line for line in source[0].splitlines() if re.fullmatch(r"[\w*/]+", line)}
     new = [
         page
         for page in sorted(app.env.found_docs - {"index"})

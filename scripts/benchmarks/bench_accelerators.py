@@ -1,6 +1,6 @@
 """Time our DeepCache and T-GATE against the packages' own, side by side, at full size.
 
-    python scripts/benchmarks/bench_accelerators.py --out docs/accelerators_h200.json
+    python scripts/benchmarks/bench_accelerators.py --out docs/data/accelerators_h200.json
 
 The pipelines have random weights: their values do not bear on time. Every setting is called in
 turn, the bare pipeline, ours and the package's, and the turns repeated, so that all meet the same

@@ -1,7 +1,7 @@
 r"""Time every accelerator and combination on full-size pipelines, with their peak memory.
 
     python scripts/benchmarks/bench_full_size.py --models SD1.5,SD2.1,SDXL \
-        --out docs/full_size_h200.json
+        --out docs/data/full_size_h200.json
 
 Weights are random: their values bear on neither time nor memory. In each cell of the table (model,
 scheduler, steps, batch, dtype, attention kernel, compiled or not) the bare pipeline is called

@@ -1,6 +1,6 @@
 """Sweep one table on one GPU, on all of them, and over Ray: same results, how much sooner?
 
-    python scripts/benchmarks/bench_gpus.py --out docs/several_gpus_h200.json
+    python scripts/benchmarks/bench_gpus.py --out docs/data/several_gpus_h200.json
     python scripts/benchmarks/bench_gpus.py --models demo --device cpu --parts one,all
 
 Parts: `one` explores the table on the first GPU, a model at a time; a model that --out holds is

@@ -1,8 +1,8 @@
 """How often the interval of a speedup covers the truth, in simulated searches.
 
 Each search times its baseline four times against itself and 16 candidates a few times beside it;
-the first candidate's interval is looked at. Printed as the tables of docs/searching.md, and of
-docs/use.md: what --verify says of a machine that is as fast as before, or slower.
+the first candidate's interval is checked. Prints the tables of docs/measurements/strategies.md, and
+of docs/use.md: what --verify says of a machine that is as fast as before, or slower.
 """
 
 from __future__ import annotations

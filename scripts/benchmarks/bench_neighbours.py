@@ -1,6 +1,6 @@
 """Does a worker on one GPU disturb the timings of a worker on another?
 
-    python scripts/benchmarks/bench_neighbours.py --out docs/neighbours_h200.json
+    python scripts/benchmarks/bench_neighbours.py --out docs/data/neighbours_h200.json
 
 On the first GPU a pipeline is called again and again, bare and under DeepCache in turns. On the
 second another process is idle, calls its own pipeline, starts processes that import what a

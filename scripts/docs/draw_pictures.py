@@ -2,8 +2,8 @@
 
 Every column's loss of score is measured on the same prompts and noise as the bare pipeline's, with
 its 95 % interval, as a search measures it. `python scripts/docs/draw_pictures.py` writes the sheets
-into docs/pictures, and the figures beside them. Minutes on a CPU; what is in those files is not
-measured again: delete one to do so.
+into docs/pictures, and the figures into docs/data/pictures. Minutes on a CPU. Figures that a file
+holds are not measured again: delete the file to measure them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
 
 OUT = Path(__file__).parents[2] / "docs" / "pictures"
+FIGURES = Path(__file__).parents[2] / "docs" / "data" / "pictures"
 INK = "#6b7785"  # Told from white and from near black.
 SHOWN = (0, 1, 3)
 """Prompts that pictures are shown of; tokens are those of the first."""
@@ -78,7 +79,8 @@ def main() -> None:
     settings = Settings(pipe="demo", device="cpu", num_samples=options.prompts, held_out_samples=0)
     evaluator = open_evaluator(settings, logging.getLogger("draw_pictures"))
     baseline = evaluator.baseline()
-    OUT.mkdir(parents=True, exist_ok=True)
+    for folder in (OUT, FIGURES):
+        folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"text.color": INK, "font.size": 9}):
         for name in options.sheets:
             sheet(name, evaluator, baseline)
@@ -90,7 +92,7 @@ def main() -> None:
 def sheet(name: str, evaluator: PipelineEvaluator, baseline: Measurement) -> None:
     """Draw one accelerator's settings beside the bare pipeline, and write their losses."""
     titles, pictures = ["bare pipeline\n20 steps\n"], [_pictures(evaluator, {})]
-    path = OUT / f"{name}.json"
+    path = FIGURES / f"{name}.json"
     figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     for title, settings in SHEETS[name]:
         found = next((each for each in figures if each["settings"] == settings), None)

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Write the tables of full-size timings in the docs anew, from the files of raw samples.
+"""Rewrite the docs' tables of full-size timings from the files of raw samples.
 
-    python scripts/docs/tabulate_full_size.py docs/*.md
+    python scripts/docs/tabulate_full_size.py docs/*.md docs/measurements/*.md
+    python scripts/docs/tabulate_full_size.py docs/data/full_size_h100.json
 
-A table stands between a comment, `<!-- timings FILE MODEL -->`, `<!-- compiled FILE MODEL -->` or
-`<!-- kernels FILE -->`, and `<!-- end -->`, FILE being one of
-`scripts/benchmarks/bench_full_size.py`, beside the page. A test compares.
+The second prints all tables of a file. In a page a table stands between a comment,
+`<!-- timings FILE MODEL -->`, `<!-- expected FILE MODEL -->` (half precision under DDIM, fewer
+columns), `<!-- compiled FILE MODEL -->` or `<!-- kernels FILE -->`, and `<!-- end -->`. FILE is one
+of `scripts/benchmarks/bench_full_size.py`, relative to the page. A test compares.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 MARKED = re.compile(
-    r"(<!-- (timings|compiled|kernels) (\S+) ?(\S+)? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (timings|expected|compiled|kernels) (\S+) ?(\S+)? -->\n).*?(<!-- end -->)", re.DOTALL
 )
 SETTINGS = {
     "deepcache": "DeepCache",
@@ -34,43 +36,51 @@ SETTINGS = {
 }
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPC")
+SECONDS = "baseline, s a call"
+WORKLOAD = ("scheduler", "steps", "batch", "dtype")
+ALL = (*WORKLOAD, SECONDS, "noise", *SETTINGS.values(), "peak GiB")
+FULL = tuple(column for column in ALL if column not in ("DC + ToMe", "TG + ToMe", "all three"))
+BRIEF = ("steps", "batch", SECONDS, "noise", "DeepCache", "T-GATE", "ToMe", "DC + TG", "peak GiB")
 
 
 def rewritten(page: Path) -> str:
-    """Return the text of a page with its tables made anew."""
+    """Return the text of a page with its tables rewritten."""
 
     def table(match: re.Match[str]) -> str:
         begin, kind, file, model, end = match.groups()
         rows = json.loads((page.parent / file).read_text(encoding="utf-8"))["rows"]
-        if kind == "kernels":
-            lines = kernels(rows)
-        else:
-            lines = timings(rows, model, compiled=kind == "compiled")
+        lines = kernels(rows) if kind == "kernels" else timings(rows, model, kind)
         return begin + "\n" + "\n".join(lines) + "\n\n" + end
 
     return MARKED.sub(table, page.read_text(encoding="utf-8"))
 
 
-def timings(rows: Sequence[Row], model: str, *, compiled: bool = False) -> list[str]:
+def timings(rows: Sequence[Row], model: str, kind: str = "timings") -> list[str]:
     """Return a line for each cell of a model under the kernel that torch chooses."""
+    columns = {"expected": BRIEF, "all": ALL}.get(kind, FULL)
     cells = _cells(
         row
         for row in rows
-        if row["model"] == model and row["compiled"] == compiled and row["attention"] == "auto"
+        if row["model"] == model
+        and row["compiled"] == (kind == "compiled")
+        and row["attention"] == "auto"
+        and (kind != "expected" or (row["scheduler"], row["dtype"]) == ("DDIM", "float16"))
     )
-    heads = ["scheduler", "steps", "batch", "dtype", "bare, s a call", "noise"]
-    lines = _heading([*heads, *SETTINGS.values(), "peak GiB"])
+    lines = _heading(columns)
     for (_, scheduler, steps, batch, dtype, _), cell in sorted(cells.items(), key=_order):
-        bare = cell["bare"]
-        values = [scheduler, str(steps), str(batch), DTYPES[dtype], _seconds(bare), _noise(bare)]
-        values += [_speedup(cell[name]) if name in cell else "–" for name in SETTINGS]
-        lines.append(_line([*values, f"{bare['peak_memory_bytes'] / 2**30:.1f}"]))
+        baseline = cell["bare"]
+        workload = (scheduler, str(steps), str(batch), DTYPES[dtype])
+        values = dict(zip(WORKLOAD, workload, strict=True))
+        values |= {SECONDS: _seconds(baseline), "noise": _noise(baseline)}
+        values |= {title: _speedup(cell.get(name)) for name, title in SETTINGS.items()}
+        values["peak GiB"] = f"{baseline['peak_memory_bytes'] / 2**30:.1f}"
+        lines.append(_line([values[column] for column in columns]))
     return lines
 
 
 def kernels(rows: Sequence[Row]) -> list[str]:
     """Return a line for each workload and kernel, with what ToMe gives under it."""
-    lines = _heading(["", "batch", "kernel", "bare, s a call", "noise", "speedup of ToMe"])
+    lines = _heading(["", "batch", "kernel", SECONDS, "noise", "speedup of ToMe"])
     by_workload = sorted(_cells(rows).items(), key=lambda item: (item[0][0], item[0][3]))
     for (model, _, _, batch, _, kernel), cell in by_workload:
         name = kernel.removeprefix("native (").removesuffix(")")
@@ -105,8 +115,8 @@ def _noise(bare: Row) -> str:
     return f"{bare['bare_spread']:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 
-def _speedup(row: Row) -> str:
-    return f"{row['speedup']:.2f}"
+def _speedup(row: Row | None) -> str:
+    return "–" if row is None else f"{row['speedup']:.2f}"
 
 
 def _heading(names: Sequence[str]) -> list[str]:
@@ -118,9 +128,14 @@ def _line(values: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages that are named."""
-    for page in map(Path, sys.argv[1:]):
-        page.write_text(rewritten(page), encoding="utf-8")
+    """Rewrite the pages that are named, and print the tables of files of samples."""
+    for path in map(Path, sys.argv[1:]):
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            for model in sorted({row["model"] for row in rows}):
+                print("\n".join(["", model, "", *timings(rows, model, "all")]))
+        else:
+            path.write_text(rewritten(path), encoding="utf-8")
 
 
 if __name__ == "__main__":

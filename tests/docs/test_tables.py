@@ -9,14 +9,16 @@ from scripts.docs.tabulate_full_size import MARKED, rewritten, timings
 
 from tests.support.docs_pages import ROOT
 
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("sd15", "sd21", "sdxl", "parameters")]
+NAMES = ("sd15", "sd21", "sdxl", "measurements/full_size")
+PAGES = [ROOT / "docs" / f"{name}.md" for name in NAMES]
+COMMAND = "python scripts/docs/tabulate_full_size.py docs/*.md docs/measurements/*.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_are_those_of_the_raw_samples(page):
     text = page.read_text(encoding="utf-8")
     assert MARKED.search(text)
-    assert rewritten(page) == text, "python scripts/docs/tabulate_full_size.py docs/*.md"
+    assert rewritten(page) == text, COMMAND
 
 
 def test_a_table_follows_its_file(tmp_path):
@@ -30,18 +32,23 @@ def test_a_table_follows_its_file(tmp_path):
     ]
     on_top = {"setting": "bare", "seconds_a_call": [1.8], "speedup": 1.0, "compiled": True}
     rows += [row | on_top]
-    heading, _, *lines = timings(rows, "SDXL")
+    heading, _, *lines = timings(rows, "SDXL", "all")
     cells = [cell.strip() for cell in lines[0].strip("|").split("|")]
     table = dict(zip(heading.strip("| ").split(" | "), cells, strict=True))
     assert table["scheduler"] == "DDIM" and table["steps"] == "20" and table["batch"] == "4"
-    assert table["bare, s a call"] == "2.10" and table["noise"] == "1.2\N{NO-BREAK SPACE}%"
+    assert table["baseline, s a call"] == "2.10" and table["noise"] == "1.2\N{NO-BREAK SPACE}%"
     assert table["ToMe"] == "0.95" and table["all three"] == "–"
     assert table["dtype"] == "fp16" and table["peak GiB"] == "3.0"
     assert len(lines) == 1 and not timings(rows, "SD1.5")[2:]
     for dtype, short in {"bfloat16": "bf16", "float32": "fp32"}.items():
         assert f"| {short} |" in timings([rows[0] | {"dtype": dtype}], "SDXL")[2]
-    assert [" 1.80 " in line for line in timings(rows, "SDXL", compiled=True)[2:]] == [True]
+    assert [" 1.80 " in line for line in timings(rows, "SDXL", "compiled")[2:]] == [True]
+    assert timings(rows, "SDXL", "expected")[2:] == [
+        "| 20 | 4 | 2.10 | 1.2\N{NO-BREAK SPACE}% | – | – | 0.95 | – | 3.0 |"
+    ]
+    assert not timings([rows[0] | {"dtype": "bfloat16"}], "SDXL", "expected")[2:]
 
+    lines = timings(rows, "SDXL")[2:]
     page = tmp_path / "page.md"
     (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
     page.write_text("<!-- compiled rows.json SDXL -->\n\n| old |\n\n<!-- end -->\n")

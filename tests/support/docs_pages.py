@@ -16,7 +16,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "src/accel_search/demo/README.md"]
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "src/accel_search/demo/README.md"]
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 NOTEBOOK = ROOT / "docs" / "demo.ipynb"
