@@ -171,9 +171,9 @@ def test_a_space_in_which_nothing_changes_the_pipeline_is_code_3(folder, capsys,
     # One step leaves nothing to be cached.
     assert main([*SMALL, "--steps", "1", *kind]) == 3
     out, error = capsys.readouterr()
-    assert "very point is the bare pipeline" in out and "Traceback" not in error
+    assert "very point is the baseline pipeline" in out and "Traceback" not in error
     assert main([*SMALL, "--steps", "1", *kind, "--json"]) == 3
-    assert "very point is the bare pipeline" in json.loads(capsys.readouterr().out)["stopped"]
+    assert "very point is the baseline pipeline" in json.loads(capsys.readouterr().out)["stopped"]
     assert not (folder / "speedup_bounds.json").exists()
 
 

@@ -4,7 +4,7 @@ r"""Time every accelerator and combination on full-size pipelines, with their pe
         --out docs/data/full_size_h200.json
 
 Weights are random: their values bear on neither time nor memory. In each cell of the table (model,
-scheduler, steps, batch, dtype, attention kernel, compiled or not) the bare pipeline is called
+scheduler, steps, batch, dtype, attention kernel, compiled or not) the baseline pipeline is called
 first and last and each setting in between, in turns; a figure is a median, and its noise how far
 the bare calls lie apart. Rows are added to those that the file holds; a cell it holds is passed
 over, so that a table can be made in several runs.

@@ -1,4 +1,4 @@
-"""How well the latency model predicts, from a dozen runs, candidates that it never saw.
+"""Measure how well the latency model predicts new candidates from a dozen runs.
 
     python scripts/benchmarks/bench_latency.py --model SDXL --out tests/data/latency_sdxl_h200.json
     python scripts/benchmarks/bench_latency.py --model demo --device cpu
@@ -6,7 +6,7 @@
 
 Full-size pipelines have random weights: values do not bear on time. The model chooses its own
 calibration runs among all points of DeepCache, T-GATE and both together; then points drawn at
-random are measured, and some of them a second time for the noise floor. The bare pipeline is called
+random are measured, and some of them twice for the noise floor. The baseline pipeline is called
 between every few runs, and each run is compared with those around it. With --tome the same is done
 for DeepCache, ToMe and both together. With --recorded nothing is measured: the model chooses its
 runs among those of a file, and predicts the others.
@@ -35,7 +35,7 @@ from accel_search.settings import Settings
 
 CALIBRATION_RUNS = 12
 BESIDE = 5
-"""Runs between two calls of the bare pipeline."""
+"""Runs between two calls of the baseline pipeline."""
 SAMPLES = {"tgate": 40, "tome": 24}
 """Points drawn of each accelerator alone; DeepCache's are all measured."""
 JOINT = 20

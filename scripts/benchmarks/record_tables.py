@@ -4,7 +4,7 @@ r"""Measure many points of a space, once each, and write them as a file that `--
         --out table.json.gz
 
 It is what a search would measure, with less timing around it: all prompts go in one batch, each
-point is called once, and the bare pipeline is called after every few points, so that a point is
+point is called once, and the baseline pipeline is called after every few points, so that a point is
 compared with the baseline calls before and after it. The pictures of those calls have to stay
 bit-identical, as in a search. A limit of time writes what there is; a later run that is given that
 file by --skip measures what is left, and --merge puts files of one space together.
@@ -28,7 +28,7 @@ from accel_search.settings import Settings, parse_targets
 from accel_search.storage.trials_file import read_trials, write_trials
 
 BESIDE = 8
-"""Points between two calls of the bare pipeline."""
+"""Points between two calls of the baseline pipeline."""
 
 
 def main() -> None:

@@ -7,7 +7,7 @@
     ├── OutOfMemoryError            4  out of memory even at batch size 1
     ├── LoadError                   5  a model, dataset or scorer could not be loaded
     ├── ContaminationError          1  an accelerator left the pipeline changed
-    ├── BaselineError               1  the bare pipeline or the scorer no longer works
+    ├── BaselineError               1  the baseline pipeline or the scorer no longer works
     ├── AcceleratorError            2  an accelerator cannot be applied to this pipeline
     └── TrialFailure                -  one candidate failed; recorded, and the search goes on
         ├── InvalidImage
@@ -24,7 +24,7 @@ class ExitCode:
 
     DONE = 0
     UNEXPECTED = 1
-    """Also of a bare pipeline that fails or hangs: nothing that the user said is wrong."""
+    """Also of a baseline pipeline that fails or hangs: nothing that the user said is wrong."""
     INVALID = 2
     NOTHING_FOUND = 3
     OUT_OF_MEMORY = 4
@@ -83,7 +83,7 @@ class ContaminationError(AccelSearchError):
 
 
 class BaselineError(AccelSearchError):
-    """The bare pipeline or the scorer fails by itself, so no candidate is to blame for anything.
+    """The baseline pipeline or the scorer fails by itself, so no candidate is to blame.
 
     As when a GPU has met an error that only a new process gets rid of. What was measured is
     stored; the search ends, lest every candidate left be recorded as a failure.
@@ -120,7 +120,7 @@ class InvalidImage(TrialFailure):
 
 
 class NothingMeasured(TrialFailure):
-    """Not one candidate could be measured, or every point is the bare pipeline."""
+    """Not one candidate could be measured, or every point is the baseline pipeline."""
 
     exit_code = ExitCode.NOTHING_FOUND
 

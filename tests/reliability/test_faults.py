@@ -185,7 +185,7 @@ def test_a_bare_pipeline_that_raises_ends_the_search_in_one_line(
     device = Recoverable(monkeypatch, loaded("sd")[0])
     device.broken = True
     evaluator = evaluator_for()
-    with pytest.raises(BaselineError, match="the bare pipeline raised RuntimeError") as caught:
+    with pytest.raises(BaselineError, match="the baseline pipeline raised RuntimeError") as caught:
         search(evaluator, url)
     assert "\n" not in str(caught.value) and stored(url, evaluator) == {}
 
@@ -347,7 +347,7 @@ def test_a_scorer_that_stumbles_over_one_candidates_pictures_fails_that_trial(
 def test_a_scorer_that_no_longer_works_blames_no_candidate(evaluator_for, scorer, url, name, call):
     wrong = FaultyScorer(scorer, WRONG[name], lambda number, images: number >= call)
     evaluator = evaluator_for(search=4, scorer=wrong, apply=Faulty(), timing_pairs=1)
-    with pytest.raises(BaselineError, match="the scorer fails on the bare pipeline's own images"):
+    with pytest.raises(BaselineError, match="the scorer fails on the baseline pipeline's images"):
         search(evaluator, url)
     assert all(trial.failure is None for trial in stored(url, evaluator).values())
 

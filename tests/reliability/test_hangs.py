@@ -141,11 +141,11 @@ def test_a_bare_pipeline_that_hangs_ends_the_search_in_one_line(tmp_path):
     done = run(folder, GRID, [piece("baseline")])
     assert done.returncode == 1
     assert done.stderr == (
-        "accel-search: error: the bare pipeline did not end within 3 s (--trial_timeout): "
+        "accel-search: error: the baseline pipeline did not end within 3 s (--trial_timeout): "
         "traversal_search.log shows where it hung; what was measured is stored: run the same "
         "command again to go on\n"
     )
-    shows_where(folder, "the bare pipeline")
+    shows_where(folder, "the baseline pipeline")
     assert stored(folder).trials == {}
     assert run(folder, GRID, []).returncode == 0
 
@@ -192,7 +192,7 @@ def test_a_bare_pipeline_that_hangs_in_a_sweep_fails_its_configuration(tmp_path)
     assert done.returncode == 6
     failed = stored(folder).entries["speedup_bounds.json", "failed_configs"]
     assert {each["error"] for each in failed.values()} == {"timeout"} and len(failed) == 2
-    assert "the bare pipeline did not end within 3 s" in str(failed)
+    assert "the baseline pipeline did not end within 3 s" in str(failed)
     done = run(folder, [*SWEEP, "--retry_failed", "timeout"], [])
     assert done.returncode == 0
 

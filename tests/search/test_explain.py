@@ -36,14 +36,14 @@ def of_speed(speedup, provenance=FLASH, targets=("tome",), **options):
 def test_what_is_slower_does_not_pay_and_the_kernel_in_use_is_why():
     said = of_speed(0.9)
     assert said.startswith("tome does not pay here: none of the settings measured (")
-    assert "is faster than the bare pipeline: matching tokens takes time of its own" in said
+    assert "is faster than the baseline: matching tokens takes time of its own" in said
     assert "the attention kernel in use, flash, never stores attention's matrix" in said
 
 
 def test_what_cannot_be_told_from_the_bare_pipeline_is_not_said_to_be_slower():
     said = of_speed(1.0, noise=0.05)
     assert said.startswith("tome is not shown to pay here: ")
-    assert "too noisy to tell" in said and "more --timing_pairs" in said
+    assert "too noisy to rule it out" in said and "more --timing_pairs" in said
     assert "does not pay" not in said
 
 
@@ -76,14 +76,14 @@ def test_the_reason_is_that_of_the_attention_in_use(attention, expected, not_exp
 
 
 def test_an_accelerator_gives_its_own_reason_or_none(monkeypatch):
-    assert of_speed(0.9, targets=("deepcache",)).endswith("faster than the bare pipeline.")
+    assert of_speed(0.9, targets=("deepcache",)).endswith("faster than the baseline.")
     asked = []
     monkeypatch.setattr(
         type(accelerators.get("deepcache")),
         "why_no_gain",
         lambda self, attention: asked.append(attention) or "it was raining",
     )
-    assert of_speed(0.9, targets=("deepcache",)).endswith("than the bare pipeline: it was raining.")
+    assert of_speed(0.9, targets=("deepcache",)).endswith("than the baseline: it was raining.")
     assert of_speed(1.0, targets=("deepcache",), noise=0.05).endswith(": it was raining.")
     assert asked == ["native (flash)"] * 2
     assert of_speed(0.9, None, targets=("deepcache",)) and asked[-1] is None  # A replay's.
@@ -94,7 +94,7 @@ def test_in_a_joint_search_the_target_that_costs_time_is_named(monkeypatch):
     assert said.startswith(
         "tome costs time here: deepcache(cache_interval=3, cache_branch_id=0) is"
     )
-    assert "is 3.00 times as fast as the bare pipeline, and with tome(ratio=0.5, " in said
+    assert "is 3.00 times as fast as the baseline, and with tome(ratio=0.5, " in said
     assert re.search(r"\) 2\.[34]\d times: matching tokens takes time of its own, and ", said)
     assert said.endswith("Search without it.") and "deepcache costs" not in said
 
@@ -106,7 +106,7 @@ def test_the_winner_is_timed_without_each_target_where_no_candidate_goes_without
     assert [prompts for candidate, _, prompts in calls if candidate == alone] == [range(4)]
     assert re.search(
         r"^tome costs time here: deepcache\(cache_interval=3, .*\) is (3\.0|2\.9)\d times as fast "
-        r"as the bare pipeline, and with tome\(ratio=0\.[35], .*\) 2\.[34]\d times: matching ",
+        r"as the baseline, and with tome\(ratio=0\.[35], .*\) 2\.[34]\d times: matching ",
         said,
     )
     assert "deepcache costs" not in said
@@ -131,7 +131,7 @@ def test_a_target_that_the_winner_is_as_fast_without_is_not_shown_to_pay(monkeyp
     figures = [f"{each.value:.2f} [{each.low:.2f}, {each.high:.2f}]" for each in (without, with_it)]
     assert said.startswith(
         f"tome is not shown to pay here: without it the winner is {figures[0]} times as fast as "
-        f"the bare pipeline, and with it {figures[1]}, which may be noise (more --timing_pairs"
+        f"the baseline, and with it {figures[1]}, which may be noise (use more --timing_pairs"
     )
     assert " It may gain nothing: matching tokens takes time" in said and "deepcache" not in said
 

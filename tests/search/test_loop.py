@@ -148,8 +148,8 @@ def test_what_was_not_tried_on_held_out_prompts_could_still_win(strategy):
     ]
     assert within and outcome.could_win >= len(within)
     assert outcome.stopped == (
-        f"5 candidates failed on held-out prompts; {len(within)} slower ones within the bound were "
-        "not tried"
+        f"5 candidates failed on held-out prompts; {len(within)} slower candidates within the "
+        "bound left untried"
     )
 
 

@@ -116,7 +116,7 @@ def test_a_bound_on_what_was_not_recorded_is_refused(replay, capsys, strategy, n
     content = recorded()
     assert replay(content, *bound, "--strategy", strategy) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{' '.join(bound)}: trials.json has no {name.upper()}" in line
+    assert f"{' '.join(bound)}: trials.json lacks the {name.upper()} of some" in line
     for trial in content["trials"]:
         trial[name] = [30.0] * 3 if name == "psnr" else [0.9] * 3
     assert replay(content, *bound, "--strategy", strategy, "--quiet") == 0

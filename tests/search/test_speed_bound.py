@@ -95,7 +95,7 @@ def test_a_space_in_which_every_point_is_the_bare_pipeline_has_no_fastest():
     evaluator = Timer()
     nothing = JointSpace(("deepcache",), WORKLOAD, {"deepcache": {"cache_interval": (1,)}})
     store = TrialStore(None, "test", nothing.values())
-    with pytest.raises(NothingMeasured, match="every point is the bare pipeline") as caught:
+    with pytest.raises(NothingMeasured, match="every point is the baseline pipeline") as caught:
         SpeedBoundSearch(evaluator, nothing, store, Listener(), 1).run()
     assert caught.value.exit_code == 3 and evaluator.calls == []
 

@@ -197,7 +197,7 @@ def test_of_several_models_the_one_that_is_loaded_is_meant(stored, tmp_path):
     save_winner(tmp_path / "f.json", key, replace(entry, provenance=where, speedup=9.0))
     assert verified(None, stored).stored.speedup.value < 3
     elsewhere = replace(PROVENANCE, model_id="/models/copy")
-    with pytest.raises(ConfigurationError, match="results of demo, sd2-community/sd21, none of"):
+    with pytest.raises(ConfigurationError, match="results of demo, sd2-community/sd21, but not of"):
         verified(None, stored, provenance=elsewhere)
 
 

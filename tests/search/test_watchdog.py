@@ -58,7 +58,7 @@ def test_what_does_not_end_is_recorded_and_told_of_with_all_stacks(hung, tmp_pat
 def test_the_bare_pipeline_has_no_failure_to_be_recorded(hung):
     with Watchdog(0.05, hung).over(None, 4):
         assert hung.told.wait(60)
-    assert hung.hangs[0].message.startswith("the bare pipeline did not end")
+    assert hung.hangs[0].message.startswith("the baseline pipeline did not end")
     assert hung.hangs[0].recorded is None
 
 
@@ -121,7 +121,7 @@ def test_a_process_restarts_only_for_a_further_hang_on_record(candidate, recorde
     with pytest.raises(SystemExit):
         dog._on_hang(Hang(candidate, 0.05, recorded, 61.5, error))
     ((what, message, *carried),) = calls
-    happened = f"{candidate or 'the bare pipeline'} did not end within 0.05 s (--trial_timeout)"
+    happened = f"{candidate or 'the baseline pipeline'} did not end within 0.05 s (--trial_timeout)"
     if ending is None:
         assert (what, message) == ("restart", f"{happened} and is recorded as failed")
         assert carried == [Carried(3, 61.5)]

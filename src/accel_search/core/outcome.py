@@ -14,7 +14,7 @@ from accel_search.core.trial import Measurement
 
 @dataclass(frozen=True)
 class Rival:
-    """The bare pipeline with fewer steps."""
+    """The baseline pipeline with fewer steps."""
 
     steps: int
     measurement: Measurement

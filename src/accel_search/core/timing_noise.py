@@ -50,7 +50,7 @@ class TimingNoise:
     down to nothing.
 
     Args:
-        baselines: The bare pipeline timed against itself.
+        baselines: The baseline pipeline timed against itself.
         trials: Candidates, each timed beside the baseline; one with a single pair tells nothing.
 
     Source:

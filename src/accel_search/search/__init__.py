@@ -1,1 +1,1 @@
-"""What is measured next, and when to stop."""
+"""Decide what to measure next and when to stop."""

@@ -1,4 +1,4 @@
-"""What a search needs of whatever measures candidates."""
+"""The protocol of everything that measures candidates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accel_search.core.trial import Measurement
 from accel_search.core.workload import Provenance, Workload
 
 Split = Literal["search", "held_out"]
-"""Part of the prompts: those the search scores on, or those only the winner sees."""
+"""Part of the prompts: those of the search, or those that only the winner is validated on."""
 
 
 class Evaluator(Protocol):
@@ -18,14 +18,14 @@ class Evaluator(Protocol):
 
     @property
     def workload(self) -> Workload:
-        """Return what is measured, at the batch size in hand."""
+        """Return what is measured, at the current batch size."""
 
     @property
     def provenance(self) -> Provenance | None:
-        """Return where and with what it measures; None where that was not recorded."""
+        """Return the hardware, versions and inputs; None where they were not recorded."""
 
     def baseline(self, split: Split = "search") -> Measurement:
-        """Measure the bare pipeline, timed against itself."""
+        """Measure the baseline pipeline, timed against itself."""
 
     @property
     def chunk(self) -> int:
@@ -48,14 +48,14 @@ class Evaluator(Protocol):
     ) -> Measurement:
         """Measure a candidate beside the baseline.
 
-        A batch that does not fit the device is halved for good, and `workload` with it; the
-        measurement then belongs to the baseline of its own batch size, in `baselines`.
+        A batch that does not fit the device is halved from then on, in `workload` too; compare the
+        measurement with the baseline of its own batch size, in `baselines`.
 
         Args:
             candidate: Settings to apply.
             split: Part of the prompts.
             prompts: Which of the part's prompts, a range of positions; None is all.
-            pairs: Baseline calls to be timed beside the candidate's; None takes `self.pairs`.
+            pairs: Baseline calls to time beside the candidate's; None is `self.pairs`.
 
         Raises:
             TrialFailure: This candidate cannot be measured; others can.
@@ -63,12 +63,12 @@ class Evaluator(Protocol):
 
     @property
     def baselines(self) -> Mapping[Split, Measurement]:
-        """Return the latest baseline that was measured of each part."""
+        """Return the latest baseline of each part."""
 
     def check(self) -> None:
-        """Check that the pipeline is what it was before the first candidate, and works.
+        """Check that the pipeline works and is unchanged since before the first candidate.
 
         Raises:
-            ContaminationError: It is not.
+            ContaminationError: It changed.
             BaselineError: It does not work.
         """

@@ -1,4 +1,4 @@
-"""Says where an accelerator gains nothing, how sure that is, and why it may be."""
+"""Explain where an accelerator gains nothing, how certain that is, and a possible reason."""
 
 from __future__ import annotations
 
@@ -18,30 +18,34 @@ SAME = Estimate(1.0, 1.0, 1.0)
 
 
 def of_search(outcome: Outcome, space: JointSpace, provenance: Provenance | None) -> str | None:
-    """Return what is to be said of targets that gain nothing; None where there is nothing to say.
+    """Return which targets gain nothing, or None where each gains.
 
-    Of a single target, that none of its settings is faster. Of several, which one takes time that
-    the others gain, where what was measured shows it, and which one is not shown to gain any.
+    A single target gains nothing if none of its settings is faster. One of several may cost time
+    that the others gain, or not be shown to gain any.
 
     Args:
-        outcome: What a search found.
-        space: What was searched.
-        provenance: Where and with what; None of recorded trials.
+        outcome: Result of a search.
+        space: Space that was searched.
+        provenance: Hardware and versions; None for recorded trials.
     """
     if len(space.targets) == 1:
-        found = [each.assessment.speedup for each in outcome.trials if each.assessment is not None]
-        return _of_one(space.targets[0], found, len(found), outcome.settled, provenance)
-    said = [_of_several(name, outcome, space, provenance) for name in space.targets]
-    return " ".join(each for each in said if each is not None) or None
+        speedups = [
+            assessed.assessment.speedup
+            for assessed in outcome.trials
+            if assessed.assessment is not None
+        ]
+        return _of_one(space.targets[0], speedups, len(speedups), outcome.settled, provenance)
+    explanations = [_of_several(name, outcome, space, provenance) for name in space.targets]
+    return " ".join(text for text in explanations if text is not None) or None
 
 
 def of_bound(
     bound: SpeedBound, targets: Sequence[str], provenance: Provenance | None
 ) -> str | None:
-    """Return the same of a search for speed alone, by the fastest that it found."""
+    """Return the same for a search for speed alone, by its fastest candidate."""
     if bound.is_gain:
         return None
-    # A gain that is within the timing noise is none that is shown.
+    # A gain within the timing noise does not count.
     low = min(bound.speedup.low, 1.0)
     fastest = Estimate(bound.speedup.value, low, bound.speedup.high)
     name = " + ".join(targets)
@@ -55,40 +59,38 @@ def _of_one(
     settled: bool,
     provenance: Provenance | None,
 ) -> str | None:
-    if not speedups or any(each.low > 1.0 for each in speedups):
+    if not speedups or any(speedup.low > 1.0 for speedup in speedups):
         return None
     reason = _reason(name, provenance)
     may_be = f" It may gain nothing: {reason}." if reason else ""
-    none = (
-        f"none of the settings measured ({measured}) is shown to be faster than the bare pipeline"
-    )
+    none = f"none of the settings measured ({measured}) is shown to be faster than the baseline"
     if not settled:
         return f"{name} does not pay so far: {none}, and the search ended with others left.{may_be}"
-    if any(each.high > 1.0 for each in speedups):
+    if any(speedup.high > 1.0 for speedup in speedups):
         return (
-            f"{name} is not shown to pay here: {none}, and the timing is too noisy to tell that "
-            f"none is (more --timing_pairs, or a quieter machine).{may_be}"
+            f"{name} is not shown to pay here: {none}, and the timing is too noisy to rule it "
+            f"out (use more --timing_pairs or a quieter machine).{may_be}"
         )
     return (
         f"{name} does not pay here: none of the settings measured ({measured}) is faster than the "
-        f"bare pipeline{f': {reason}' if reason else ''}."
+        f"baseline{f': {reason}' if reason else ''}."
     )
 
 
 def _of_several(
     name: str, outcome: Outcome, space: JointSpace, provenance: Provenance | None
 ) -> str | None:
-    """Say that a target costs time, changes nothing in the winner, or is not shown to help it."""
+    """Return whether a target costs time, changes nothing in the winner or may not help it."""
     ablated = _ablated(name, outcome)
     pairs = [*ablated, *_measured(name, outcome, space)]
     costly = [pair for pair in pairs if pair.speedup.high < pair.without.low]
     reason = _reason(name, provenance)
     if costly:
-        found = costly[0]
+        pair = costly[0]
         return (
-            f"{name} costs time here: {found.rest or 'the bare pipeline'} is "
-            f"{found.without.value:.2f} times as fast as the bare pipeline, and with {found.part} "
-            f"{found.speedup.value:.2f} times{f': {reason}' if reason else ''}. Search without it."
+            f"{name} costs time here: {pair.rest or 'the baseline'} is "
+            f"{pair.without.value:.2f} times as fast as the baseline, and with {pair.part} "
+            f"{pair.speedup.value:.2f} times{f': {reason}' if reason else ''}. Search without it."
         )
     if outcome.winner is None:
         return None
@@ -97,11 +99,11 @@ def _of_several(
     unclear = [pair for pair in ablated if pair.speedup.low <= pair.without.high]
     if not unclear:
         return None
-    found = unclear[0]
+    pair = unclear[0]
     return (
-        f"{name} is not shown to pay here: without it the winner is {_shown(found.without)} times "
-        f"as fast as the bare pipeline, and with it {_shown(found.speedup)}, which may be noise "
-        f"(more --timing_pairs tell).{f' It may gain nothing: {reason}.' if reason else ''}"
+        f"{name} is not shown to pay here: without it the winner is {_shown(pair.without)} times "
+        f"as fast as the baseline, and with it {_shown(pair.speedup)}, which may be noise "
+        f"(use more --timing_pairs).{f' It may gain nothing: {reason}.' if reason else ''}"
     )
 
 
@@ -120,44 +122,44 @@ class _Pair(NamedTuple):
 
 
 def _ablated(name: str, outcome: Outcome) -> list[_Pair]:
-    """Return the winner and what it is without a target, which was timed to tell."""
+    """Return the winner and its ablation of a target, if it was timed."""
     winner = outcome.winner
     return [
         _Pair(
             Candidate({name: winner.trial.candidate[name]}),
-            each.candidate,
+            ablation.candidate,
             _speedup(winner),
-            each.assessment.speedup,
+            ablation.assessment.speedup,
         )
-        for each in outcome.ablations
-        if each.target == name and winner is not None
+        for ablation in outcome.ablations
+        if ablation.target == name and winner is not None
     ]
 
 
 def _measured(name: str, outcome: Outcome, space: JointSpace) -> list[_Pair]:
-    """Return the fastest trial whose computation without a target is another trial's, if any."""
+    """Return the fastest trial that was also measured without a target, if any."""
     trials = {
-        space.key(each.trial.candidate): each
-        for each in outcome.trials
-        if each.assessment is not None
+        space.key(assessed.trial.candidate): assessed
+        for assessed in outcome.trials
+        if assessed.assessment is not None
     }
     pairs = []
-    for key, each in trials.items():
+    for key, assessed in trials.items():
         rest = tuple(part for part in key if part[0] != name)
         if rest != key and (rest in trials or not rest):
-            other = trials.get(rest)
-            alone = Candidate() if other is None else other.trial.candidate.without(name)
-            part = Candidate({name: each.trial.candidate[name]})
-            pairs.append(_Pair(part, alone, _speedup(each), _speedup(other)))
+            base = trials.get(rest)
+            alone = Candidate() if base is None else base.trial.candidate.without(name)
+            part = Candidate({name: assessed.trial.candidate[name]})
+            pairs.append(_Pair(part, alone, _speedup(assessed), _speedup(base)))
     return sorted(pairs, key=lambda pair: -pair.speedup.value)[:1]
 
 
-def _speedup(each: AssessedTrial | None) -> Estimate:
-    return SAME if each is None or each.assessment is None else each.assessment.speedup
+def _speedup(assessed: AssessedTrial | None) -> Estimate:
+    return SAME if assessed is None or assessed.assessment is None else assessed.assessment.speedup
 
 
 def _reason(name: str, provenance: Provenance | None) -> str:
-    """Return why an accelerator may gain nothing; of several at once nothing is known."""
+    """Return why an accelerator may gain nothing; empty for several at once."""
     known = accelerators.all_accelerators().get(name)
     attention = None if provenance is None else provenance.attention_backend
     return "" if known is None else known.why_no_gain(attention)

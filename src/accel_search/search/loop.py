@@ -1,4 +1,4 @@
-"""The loop: a strategy proposes, an evaluator measures, a store keeps, a winner is confirmed."""
+"""The search loop: ask a strategy, measure, store, and validate the winner."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from accel_search.search.strategies.base import History, Proposal, Strategy
 from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
 
-MAX_CONFIRMATIONS = 5
-"""Candidates tried on held-out prompts before the search gives up.
+MAX_VALIDATIONS = 5
+"""Candidates validated on held-out prompts before the search gives up.
 
-Each takes as long as a full trial; and of many that are tried there, one passes by luck.
+Each takes as long as a full trial, and of many candidates one would pass by chance.
 """
 STALE = 1.1
-"""Growth of the number of trials after which the intervals of all are made anew."""
+"""Growth of the number of trials after which the intervals of all are recomputed."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Budget:
     seconds: float | None = None
 
 
-TimedBeside = TypeVar("TimedBeside", Rival, Ablation)
+ExtraTiming = TypeVar("ExtraTiming", Rival, Ablation)
 
 
 class Search:
     """One search over one study.
 
     Args:
-        evaluator: Measures.
-        strategy: Proposes.
-        store: Keeps; what it already holds is not measured again.
-        goal: What is looked for.
+        evaluator: Measures candidates.
+        strategy: Proposes candidates.
+        store: Stores trials; those already in it are not measured again.
+        goal: Bounds on speedup and quality.
         budget: When to stop early.
-        observer: Is told what happens.
-        watchdog: Ends what hangs; None lets it hang.
+        observer: Receives the events.
+        watchdog: Ends a measurement that hangs; None waits for it.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Search:
         self._trials: dict[Candidate, AssessedTrial] = {}
         self._noises: dict[int, TimingNoise] = {}
         self._pooled = 0
-        self._refuted: list[Candidate] = []
+        self._rejected: list[Candidate] = []
 
     def run(self) -> Outcome:
-        """Search until the goal, the end of the space or the budget, and confirm the winner.
+        """Search until the goal, the end of the space or the budget, and validate the winner.
 
         Raises:
-            ConfigurationError: The bare pipeline makes no valid image.
+            ConfigurationError: The baseline pipeline makes no valid image.
             ContaminationError: An accelerator left the pipeline changed.
             OutOfMemoryError: The workload does not fit even at batch size 1.
         """
@@ -105,16 +105,16 @@ class Search:
             rivals = () if winner is None else self._rivals(winner, held_out)
             ablations = () if winner is None else self._ablations(winner.trial.candidate)
             self._measuring.check()
-            # Everything was timed by now: the intervals that are reported are all of one pool.
+            # Now that everything is timed, compute all intervals from one pool of pairs.
             self._measuring.reload()
-            self._restate()
-            # What was timed last may have shown that the winner's gain is none.
+            self._recompute_intervals()
+            # The latest timings may show that the winner gains nothing.
             is_over = winner is None or self._still_wins(winner.trial.candidate)
         if winner is not None:
             winner = self._trials[winner.trial.candidate]
             held_out = None if held_out is None else self._held_out(winner.trial.candidate)
-            rivals = tuple(self._reassessed(each) for each in rivals)
-            ablations = tuple(self._reassessed(each) for each in ablations)
+            rivals = tuple(self._reassessed(rival) for rival in rivals)
+            ablations = tuple(self._reassessed(ablation) for ablation in ablations)
         if winner is not None and winner.trial.measurement is not None:
             baseline = self._measuring.baseline(beside=winner.trial.measurement)
         trials = tuple(self._trials.values())
@@ -125,11 +125,11 @@ class Search:
             rivals=rivals,
             trials=trials,
             resumed=resumed,
-            refuted=tuple(self._refuted),
+            refuted=tuple(self._rejected),
             stopped=stopped,
             settled=settled,
             could_win=could_win,
-            seconds=sum(each.trial.seconds for each in trials)
+            seconds=sum(assessed.trial.seconds for assessed in trials)
             + sum(measurement.seconds for measurement in self._measuring.extras.values()),
             ablations=ablations,
         )
@@ -137,35 +137,35 @@ class Search:
     def _find(
         self, baseline: Measurement
     ) -> tuple[AssessedTrial | None, Assessment | None, str, bool]:
-        """Measure what the strategy asks for until a winner is confirmed or nothing is left.
+        """Measure what the strategy asks for until a winner is validated or nothing is left.
 
         Returns:
             The winner, its assessment on held-out prompts, why the search ended, and whether the
-            strategy had nothing left to ask for.
+            strategy was done.
         """
         asks_for_more = self._goal.min_speedup is None
         while True:
             over, proposal = None, None
             if not asks_for_more or len(self._trials) >= STALE * self._pooled:
-                self._restate()
-            # A requirement is met by the first that meets it; an upper bound needs them all.
+                self._recompute_intervals()
+            # The first candidate that meets a requirement ends the search.
             if asks_for_more or self._fastest_feasible(baseline) is None:
                 over, proposal = self._ask(baseline)
             if proposal is not None:
                 self._observer.on_start(proposal.candidate)
                 self._measure(proposal)
                 continue
-            self._restate()
+            self._recompute_intervals()
             best = self._fastest_feasible(baseline)
             if best is None:
                 reason = over or self._strategy.why_done(self._history(baseline))
                 return None, None, reason, over is None
-            holds, held_out = self._confirm(best)
+            holds, held_out = self._validate(best)
             if not holds:
-                self._refuted.append(best.trial.candidate)
-                if len(self._refuted) >= MAX_CONFIRMATIONS and self._is_any_left(baseline):
+                self._rejected.append(best.trial.candidate)
+                if len(self._rejected) >= MAX_VALIDATIONS and self._is_any_left(baseline):
                     return None, None, self._why_given_up(), False
-                # What it had left behind may win after all: the strategy is asked again.
+                # Ask the strategy again: a candidate slower than this one may win now.
                 continue
             if not asks_for_more:
                 return best, held_out, "the requirement was met", True
@@ -173,49 +173,49 @@ class Search:
             return best, held_out, reason, over is None
 
     def _is_any_left(self, baseline: Measurement) -> bool:
-        """Tell whether a candidate is left that could win, untried on held-out prompts."""
+        """Return whether a candidate is left that could win."""
         return bool(self._feasible() or self._strategy.could_win(self._history(baseline)))
 
     def _why_given_up(self) -> str:
-        failed = f"{len(self._refuted)} candidates failed on held-out prompts"
+        failed = f"{len(self._rejected)} candidates failed on held-out prompts"
         untried = len(self._feasible())
         if not untried:
             return failed
-        ones = "one within the bound was" if untried == 1 else "ones within the bound were"
-        return f"{failed}; {untried:,} slower {ones} not tried"
+        plural = "" if untried == 1 else "s"
+        return f"{failed}; {untried:,} slower candidate{plural} within the bound left untried"
 
     def _ask(self, baseline: Measurement) -> tuple[str | None, Proposal | None]:
-        """Return why the budget is over, or what the strategy asks for; neither if it is done."""
+        """Return why the budget is over, or what the strategy asks for; two None if it is done."""
         budget = self._budget
         proposal = self._strategy.ask(self._history(baseline))
         if proposal is None:
-            return None, None  # A budget that is spent just now has ended nothing.
+            return None, None  # The strategy ended the search, even where the budget is spent too.
         if budget.seconds is not None and self._measuring.spent >= budget.seconds:
             return f"--time_budget of {budget.seconds:.0f} s was spent", None
         begins = proposal.candidate not in self._trials
         if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
-            # The fastest may be among those that were only looked at.
+            # The fastest may be at an early stage still.
             proposal = self._strategy.finish(self._history(baseline))
             reached = f"--max_trials {budget.max_trials} was reached"
             return (reached if proposal is None else None), proposal
         return None, proposal
 
     def _history(self, baseline: Measurement) -> History:
-        return History(baseline, tuple(self._trials.values()), frozenset(self._refuted))
+        return History(baseline, tuple(self._trials.values()), frozenset(self._rejected))
 
     def _feasible(self) -> list[AssessedTrial]:
-        """Return what meets the goal, as far as the search's prompts and the held-out ones tell."""
+        """Return the trials that meet the goal and were not rejected on held-out prompts."""
         return [
-            each
-            for each in self._trials.values()
-            if each.is_feasible(self._goal) and each.trial.candidate not in self._refuted
+            assessed
+            for assessed in self._trials.values()
+            if assessed.is_feasible(self._goal) and assessed.trial.candidate not in self._rejected
         ]
 
     def _fastest_feasible(self, baseline: Measurement) -> AssessedTrial | None:
         history = self._history(baseline)
         return max(
             self._feasible(),
-            key=lambda each: self._strategy.speedup_of(each, history),
+            key=lambda assessed: self._strategy.speedup_of(assessed, history),
             default=None,
         )
 
@@ -229,22 +229,22 @@ class Search:
         return assess(measured, baseline, self._goal.max_score_loss, noise)
 
     def _pool(self, trials: Sequence[Trial] | None = None) -> None:
-        """Take all pairs timed so far for what is known of the noise, by batch size."""
-        known = [each.trial for each in self._trials.values()] if trials is None else trials
+        """Estimate the timing noise of each batch size from all pairs timed so far."""
+        known = [assessed.trial for assessed in self._trials.values()] if trials is None else trials
         self._noises = timing_noises(self._measuring.extras, [trial.measurement for trial in known])
         self._pooled = len(known)
 
-    def _restate(self) -> None:
-        """Make every trial's interval anew, of all pairs timed so far; its scores stay judged."""
+    def _recompute_intervals(self) -> None:
+        """Recompute every trial's speedup interval from all pairs timed so far."""
         self._pool()
-        for candidate, each in self._trials.items():
-            measured, found = each.trial.measurement, each.assessment
-            if measured is not None and found is not None:
-                again = retimed(found, measured, self._noises[measured.batch_size])
-                self._trials[candidate] = replace(each, assessment=again)
+        for candidate, assessed in self._trials.items():
+            measured, assessment = assessed.trial.measurement, assessed.assessment
+            if measured is not None and assessment is not None:
+                again = retimed(assessment, measured, self._noises[measured.batch_size])
+                self._trials[candidate] = replace(assessed, assessment=again)
 
     def _measure(self, proposal: Proposal) -> None:
-        """Measure what a candidate lacks of its prompts, and store it; a failure is a record."""
+        """Measure a candidate on the prompts that it lacks, and store the trial or its failure."""
         candidate = proposal.candidate
         known = self._trials.get(candidate)
         before = None if known is None else known.trial.measurement
@@ -257,37 +257,37 @@ class Search:
         self._store.add(trial, assessed.assessment, self._goal.max_score_loss)
         self._observer.on_trial(assessed)
         if trial.failure is not None:
-            # It may have broken more than itself: then the next one must not be blamed for it.
+            # If it broke the pipeline, the next candidate must not be blamed for it.
             self._measuring.check()
 
     def _pairs(self, before: Measurement | None, stop: int) -> int:
-        """Return beside how many baseline calls a candidate is timed up to the prompt `stop`."""
+        """Return how many baseline calls to time beside a candidate up to the prompt `stop`."""
         scored = 0 if before is None else len(before.scores)
         paired = 0 if before is None else len(before.baseline_seconds_per_image)
-        # A few pairs as it goes along, and all that are wanted by the end.
+        # A few pairs at each stage, and all of them by the last.
         pairs = max(self._evaluator.pairs - paired, 0)
         if stop < self._prompts:
             pairs = min(pairs, math.ceil((stop - scored) / self._evaluator.chunk))
         return pairs
 
-    def _confirm(self, each: AssessedTrial) -> tuple[bool, Assessment | None]:
-        """Tell whether a candidate holds on held-out prompts, too; None where there are none."""
+    def _validate(self, assessed: AssessedTrial) -> tuple[bool, Assessment | None]:
+        """Return whether a candidate passes on held-out prompts, and its assessment there."""
         try:
-            held_out = self._held_out(each.trial.candidate)
+            held_out = self._held_out(assessed.trial.candidate)
         except TrialFailure:
-            self._observer.on_confirm(each, None, False)
+            self._observer.on_confirm(assessed, None, False)
             return False, None
         if held_out is None:
             return True, None
         holds = self._holds(held_out)
-        self._observer.on_confirm(each, held_out, holds)
+        self._observer.on_confirm(assessed, held_out, holds)
         return holds, held_out
 
     def _holds(self, held_out: Assessment) -> bool:
-        """Tell whether a candidate meets the goal on held-out prompts.
+        """Return whether an assessment on held-out prompts meets the goal.
 
-        Of many candidates that are no faster, some look so by chance; the second, independent
-        timing is what rules those out.
+        Of many candidates that are no faster, some seem so by chance; this second, independent
+        timing rules them out.
         """
         goal = self._goal
         return (
@@ -297,7 +297,7 @@ class Search:
         )
 
     def _still_wins(self, candidate: Candidate) -> bool:
-        """Tell whether a winner is one by all pairs timed by now."""
+        """Return whether a winner still meets the goal by all pairs timed by now."""
         held_out = self._held_out(candidate)
         return self._trials[candidate].is_feasible(self._goal) and (
             held_out is None or self._holds(held_out)
@@ -311,22 +311,22 @@ class Search:
         return self._assessment(measured, "held_out")
 
     def _rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> tuple[Rival, ...]:
-        """Measure the bare pipeline at the step count that should be as fast as the winner."""
+        """Measure the baseline pipeline at the step count that should be as fast as the winner."""
         if self._strategy.space.targets == ("steps",):
-            return ()  # Fewer steps are what was searched.
+            return ()
         key = self._strategy.space.key
         steps, target = self._evaluator.workload.steps, speed_of(winner, held_out)
         rivals: dict[int, Rival] = {}
         guess = math.floor(steps / target)
-        # Time is fixed overhead plus so much a step; the first guess, which takes the overhead
-        # for nothing, yields the second one, which does not.
+        # Time is a fixed overhead plus a constant per step; the first guess ignores the overhead,
+        # and its measurement corrects the second.
         for _ in range(2):
             guess = min(max(guess, 1), steps - 1)
             if guess in rivals or guess < 1:
                 break
             fewer = Candidate({"steps": {"num_inference_steps": guess}})
             if key(fewer) == key(winner.trial.candidate):
-                break  # Nothing is its own rival.
+                break
             try:
                 measured = self._measuring.once(extras.fewer_steps(guess), fewer)
             except TrialFailure:
@@ -340,8 +340,8 @@ class Search:
         return tuple(rivals[key] for key in sorted(rivals))
 
     def _ablations(self, winner: Candidate) -> tuple[Ablation, ...]:
-        """Time a winner of several targets without each of them: one may cost what others gain."""
-        found = []
+        """Time a winner of several targets without each of them: one may cost time."""
+        ablations = []
         key = self._strategy.space.key
         for target in winner if len(winner) > 1 else ():
             rest = winner.without(target)
@@ -352,10 +352,10 @@ class Search:
                 measured = self._measuring.once(extras.without(rest), rest, prompts=range(few))
             except TrialFailure:
                 continue
-            found.append(Ablation(target, rest, measured, self._assessment(measured)))
-            self._observer.on_ablation(found[-1])
-        return tuple(found)
+            ablations.append(Ablation(target, rest, measured, self._assessment(measured)))
+            self._observer.on_ablation(ablations[-1])
+        return tuple(ablations)
 
-    def _reassessed(self, each: TimedBeside) -> TimedBeside:
-        """Return the same with its interval made of all pairs timed by now."""
-        return replace(each, assessment=self._assessment(each.measurement))
+    def _reassessed(self, extra: ExtraTiming) -> ExtraTiming:
+        """Return the same with its interval recomputed from all pairs timed by now."""
+        return replace(extra, assessment=self._assessment(extra.measurement))

@@ -1,4 +1,4 @@
-"""Recorded trials in place of a pipeline: any strategy, in a second, with no torch."""
+"""Search recorded trials in place of a pipeline: in a second, without torch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from accel_search.storage.trials_file import TrialsFile, read_trials
 _NOTHING = Measurement((), (), (), 1)
 
 CHUNK = 4
-"""Prompts that a replay answers for at a time, whatever the batch they were recorded in: the
-default batch size of a search."""
+"""Prompts per call of a replay, whatever the recorded batch size: the default of a search."""
 
 
 class ReplayEvaluator:
-    """Answers from a file of trials; each answer is charged the seconds recorded in it.
+    """Returns recorded measurements, with the seconds that they took.
 
     Args:
-        recorded: The file.
-        space: Space that the file's candidates are points of.
+        recorded: The file of trials.
+        space: The space that its candidates are points of.
     """
 
     def __init__(self, recorded: TrialsFile, space: JointSpace) -> None:
@@ -35,7 +34,9 @@ class ReplayEvaluator:
         self._trials: dict[Key, Trial] = {
             space.key(trial.candidate): trial for trial in recorded.trials
         }
-        self._held_out = {space.key(each): value for each, value in recorded.held_out.items()}
+        self._held_out = {
+            space.key(candidate): value for candidate, value in recorded.held_out.items()
+        }
 
     @property
     def provenance(self) -> Provenance | None:
@@ -54,11 +55,11 @@ class ReplayEvaluator:
         return {"search": self.baseline("search"), "held_out": self.baseline("held_out")}
 
     def check(self) -> None:
-        """Do nothing: there is no pipeline that could have changed."""
+        """Do nothing: there is no pipeline to check."""
 
     @property
     def chunk(self) -> int:
-        """Return how many prompts are answered for at a time."""
+        """Return how many prompts one call covers."""
         return min(CHUNK, self.prompt_count)
 
     @property
@@ -78,7 +79,7 @@ class ReplayEvaluator:
         prompts: range | None = None,
         pairs: int | None = None,
     ) -> Measurement:
-        """Return what was recorded; of a part of the prompts, at a part of the time.
+        """Return what was recorded, for some of the prompts at their share of the time.
 
         Raises:
             TrialFailure: The trial failed when it was recorded, or was not recorded.
@@ -91,7 +92,7 @@ class ReplayEvaluator:
         taken = slice(prompts.start, prompts.stop)
         return replace(
             recorded,
-            # All timings come with the first prompts: there is no telling which belong to which.
+            # All timings come with the first prompts: their prompts were not recorded.
             seconds_per_image=() if prompts.start else recorded.seconds_per_image,
             baseline_seconds_per_image=(
                 () if prompts.start else recorded.baseline_seconds_per_image
@@ -131,17 +132,17 @@ def open_replay(
     Args:
         path: The file.
         targets: Those whose trials are searched.
-        goal: What is looked for in it; None where nothing is judged.
+        goal: Bounds to judge by; None where nothing is judged.
 
     Raises:
-        ConfigurationError: The file is not valid, holds no trial of exactly `targets`, or lacks the
-            samples that a bound of the goal is on.
+        ConfigurationError: The file is invalid, has no trial of exactly `targets`, or lacks samples
+            that a bound of the goal needs.
     """
     recorded = read_trials(path)
     if not any(set(trial.candidate) == set(targets) for trial in recorded.trials):
         held = sorted({",".join(trial.candidate) for trial in recorded.trials})
         raise ConfigurationError(
-            f"--replay {path}: holds no trial of --targets {','.join(targets)}, but of {held}"
+            f"--replay {path}: holds no trial of --targets {','.join(targets)}, only of {held}"
         )
     try:
         space = replay_space(recorded, targets)
@@ -155,29 +156,28 @@ def open_replay(
 def _refuse_unrecorded(
     path: Path, recorded: TrialsFile, targets: tuple[str, ...], goal: Goal
 ) -> None:
-    """Raise where a bound is on likeness that was not recorded: no candidate could be judged."""
-    measured = [(each.candidate, each.measurement) for each in recorded.trials]
+    """Raise if a bound is on similarity that was not recorded."""
+    measured = [(trial.candidate, trial.measurement) for trial in recorded.trials]
     measured += list(recorded.held_out.items())
     for name, bound in (("psnr", goal.min_psnr), ("ssim", goal.min_ssim)):
         lacking = [
             str(candidate)
-            for candidate, each in measured
+            for candidate, measurement in measured
             if set(candidate) == set(targets)
-            and each is not None
-            and len(getattr(each, name)) < len(each.scores)
+            and measurement is not None
+            and len(getattr(measurement, name)) < len(measurement.scores)
         ]
         if bound is not None and lacking:
             raise ConfigurationError(
-                f"--min_{name} {bound:g}: {path} has no {name.upper()} of every picture of "
-                f"{lacking[0]}: leave the bound out, or record the trials anew (--trials_out)"
+                f"--min_{name} {bound:g}: {path} lacks the {name.upper()} of some images of "
+                f"{lacking[0]}: leave the bound out, or record the trials again (--trials_out)"
             )
 
 
 def replay_space(recorded: TrialsFile, targets: tuple[str, ...]) -> JointSpace:
     """Return the space of the recorded candidates that use exactly `targets`.
 
-    Points that the file does not hold are left out, so every strategy chooses among recorded
-    ones, and the values need not be the accelerators' own.
+    It contains only recorded points, and their values need not be the accelerators' own.
     """
     wanted = [trial.candidate for trial in recorded.trials if set(trial.candidate) == set(targets)]
     values: dict[str, dict[str, list[int | float]]] = {}
@@ -188,18 +188,21 @@ def replay_space(recorded: TrialsFile, targets: tuple[str, ...]) -> JointSpace:
                 if value not in seen:
                     seen.append(value)
     ordered = {
-        name: {key: sorted(each) for key, each in params.items()} for name, params in values.items()
+        name: {key: sorted(seen) for key, seen in params.items()} for name, params in values.items()
     }
     everything = JointSpace(targets, recorded.workload, ordered)
     return JointSpace(
-        targets, recorded.workload, ordered, only={everything.key(each) for each in wanted}
+        targets,
+        recorded.workload,
+        ordered,
+        only={everything.key(candidate) for candidate in wanted},
     )
 
 
 def _partial_workload(given: Workload) -> Workload:
-    """Return a workload that a file gives in part, with what a search divides by.
+    """Return a file's workload, with what a search divides by filled in.
 
-    It serves to name the result; no two points are taken as one by such a workload.
+    It only names the result: no points coincide under it.
     """
     calls, size = given.unet_calls or given.steps, given.batch_size or 1
     return replace(given, unet_calls=calls, batch_size=size, attention_downsamples=())

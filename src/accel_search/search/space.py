@@ -1,10 +1,9 @@
-"""The joint parameter space of the targets, its canonical form, and the search keys.
+"""The joint parameter space of the targets, its canonical form, and the canonical keys.
 
-Many points of the space are one and the same computation (`Accelerator.signature`). The space is
-cut into blocks within which the targets do not change each other's meaning: one for each number of
-UNet calls, and for each set of calls at which caches start anew. In a block every target's points
-are grouped by signature, and the block is the product of the groups, so even a million points are
-never all built.
+Many points of the space are the same computation (`Accelerator.signature`). The space is cut into
+blocks within which the targets do not change each other's meaning: one for each number of UNet
+calls and each set of calls at which caches restart. In a block, every target's points are grouped
+by their keys, and the block is the product of the groups, so a million points are never all built.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from accel_search.core.workload import SpaceSummary, Workload
 from accel_search.errors import ConfigurationError
 
 Key = tuple[tuple[str, Hashable], ...]
-"""Identity of a computation: accelerator name and signature, for each that does anything."""
+"""Canonical key of a computation: name and key of each accelerator that changes anything."""
 
 Overrides = Mapping[str, Mapping[str, Sequence[Value]]]
 """Accelerator -> parameter -> values that replace the accelerator's own."""
 
-ALL_BARE = "every point is the bare pipeline"
-"""What is said of a space without a candidate: no point of it changes a computation."""
+ALL_BASELINE = "every point is the baseline pipeline"
+"""Message for a space without a candidate."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Axis:
 
     accelerator: Accelerator
     values: tuple[tuple[Value, ...], ...]
-    """Values of each parameter, mildest first, those that mean nothing for the workload left
-    out."""
+    """Values of each parameter that are possible for the workload, mildest first."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -55,7 +53,7 @@ class Axis:
         return [dict(zip(names, point, strict=True)) for point in product(*self.values)]
 
     def level(self, point: Params) -> int:
-        """Return how fine a grid must be to hold a point: 0 for the middle of every value."""
+        """Return how fine a grid must be to contain a point: 0 for the middle of every value."""
         return sum(
             _coarse_ranks(len(values))[values.index(point[parameter.name])]
             for parameter, values in zip(self.parameters, self.values, strict=True)
@@ -74,9 +72,9 @@ class Group:
     """Points of one target that are the same computation."""
 
     signature: Hashable | None
-    """None: the baseline."""
+    """Canonical key; None is the baseline's."""
     points: tuple[dict[str, Value], ...]
-    """Every point of the group; the first, mildest one stands for it."""
+    """Every point of the group; the first, mildest one represents it."""
     level: int
     """Least level of its points."""
 
@@ -86,26 +84,26 @@ class Block:
     """Part of the space: a product of groups, one of each target."""
 
     workload: Workload | None
-    """As the targets leave it; None where it is not known."""
+    """As the targets leave it; None where it is unknown."""
     companies: tuple[Company, ...]
-    """What each target's others do."""
+    """Context of each target: what the others do."""
     groups: tuple[tuple[Group, ...], ...]
     """Groups of each target."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the number of groups of each target."""
-        return tuple(len(each) for each in self.groups)
+        return tuple(len(groups) for groups in self.groups)
 
 
 class JointSpace:
-    """The product of the targets' spaces, coinciding points taken together.
+    """The product of the targets' spaces, with coinciding points merged.
 
     Args:
         targets: Names of accelerators.
-        workload: Decides which points coincide; None takes every point as its own.
+        workload: Decides which points coincide; without one, none do.
         overrides: Values that replace an accelerator's own.
-        only: Keys that the space is restricted to, for a replayed file; None is all.
+        only: Keys to which a replayed file restricts the space; None is all.
 
     Raises:
         ConfigurationError: A target is unknown, or no value of a parameter is left.
@@ -118,7 +116,7 @@ class JointSpace:
         overrides: Overrides | None = None,
         only: Collection[Key] | None = None,
     ) -> None:
-        # In the order of candidates and keys, whatever order they were named in.
+        # In the order of candidates and keys, however they were listed.
         self.targets = tuple(sorted(targets))
         self.workload = workload
         self._only = None if only is None else frozenset(only)
@@ -135,7 +133,7 @@ class JointSpace:
 
     @property
     def is_part(self) -> bool:
-        """Tell whether points are left out that could be measured: a replayed file lacks them."""
+        """Return whether the space is restricted to what a replayed file contains."""
         return self._only is not None
 
     def __len__(self) -> int:
@@ -144,7 +142,7 @@ class JointSpace:
 
     @property
     def point_count(self) -> int:
-        """Return the number of points, coinciding ones counted each."""
+        """Return the number of points, coinciding ones included."""
         return sum(
             prod(sum(len(group.points) for group in groups) for groups in block.groups)
             for block in self.blocks
@@ -161,11 +159,11 @@ class JointSpace:
         }
 
     def summary(self) -> SpaceSummary:
-        """Return what files hold of the space."""
+        """Return what result files store of the space."""
         return SpaceSummary(self.targets, self.values(), self.point_count, len(self))
 
     def key(self, candidate: Candidate) -> Key:
-        """Return the identity of a candidate's computation; `()` is the baseline's."""
+        """Return the canonical key of a candidate; `()` is the baseline's."""
         if self.workload is None:
             return tuple((name, _opaque(params)) for name, params in candidate.items())
         return tuple(signatures(candidate, self.workload, self.targets).items())
@@ -173,7 +171,7 @@ class JointSpace:
     def coinciding(self, candidate: Candidate) -> list[Candidate]:
         """Return every point of the space that is the same computation as `candidate`."""
         wanted = dict(self.key(candidate))
-        found = []
+        candidates = []
         for block in self.blocks:
             members = [
                 [
@@ -184,15 +182,15 @@ class JointSpace:
                 ]
                 for axis, groups in zip(self.axes, block.groups, strict=True)
             ]
-            found += [Candidate(dict(point)) for point in product(*members)]
-        return found
+            candidates += [Candidate(dict(point)) for point in product(*members)]
+        return candidates
 
     def candidate_at(self, position: int) -> Candidate:
         """Return the distinct candidate at `position`, 0 to `len(space) - 1`.
 
-        Positions run from a coarse grid to finer ones: the first few are spread over the
-        whole space and each later one halves a gap, so a search that is stopped at any
-        moment has seen all of the space about equally well.
+        Positions run from a coarse grid to finer ones: the first few are spread over the whole
+        space and each later one halves a gap, so a search that stops early has covered the space
+        evenly.
         """
         return Candidate(
             {
@@ -204,15 +202,15 @@ class JointSpace:
         )
 
     def key_at(self, position: int) -> Key:
-        """Return the key of the distinct candidate at `position`, without computing it anew."""
+        """Return the canonical key of the distinct candidate at `position`."""
         return self._key_of(self._places[position])
 
     def position(self, candidate: Candidate) -> int | None:
-        """Return where the computation of `candidate` stands; None where it is not in the space."""
+        """Return the position of a candidate's computation; None if the space lacks it."""
         return self._positions.get(self.key(candidate))
 
     def by_distance(self, candidate: Candidate) -> list[int]:
-        """Return all positions, those first whose parameters are nearest to a candidate's."""
+        """Return all positions, sorted by the distance of their parameters to a candidate's."""
         own = [axis.coordinates(candidate[axis.accelerator.name]) for axis in self.axes]
         distances = np.abs(self._coordinates - np.concatenate(own)).sum(axis=1)
         return [int(position) for position in np.argsort(distances, kind="stable")]
@@ -223,18 +221,18 @@ class JointSpace:
 
     def coordinates(self) -> NDArray[np.float64]:
         """Return the place of each distinct candidate: `[N, parameters]`, 0 mildest, 1 harshest."""
-        found = np.empty((len(self), sum(len(axis.values) for axis in self.axes)))
+        coordinates = np.empty((len(self), sum(len(axis.values) for axis in self.axes)))
         for number, block in enumerate(self.blocks):
             rows, indices = self.rows_of(number)
             parts = [
                 np.array([axis.coordinates(group.points[0]) for group in groups])[index]
                 for axis, groups, index in zip(self.axes, block.groups, indices, strict=True)
             ]
-            found[rows] = np.concatenate(parts, axis=1)
-        return found
+            coordinates[rows] = np.concatenate(parts, axis=1)
+        return coordinates
 
     def rows_of(self, block: int) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
-        """Return the positions that lie in a block, and the index of each target's group there."""
+        """Return the positions in a block, and the index of each target's group there."""
         rows = np.flatnonzero(self._places[:, 0] == block)
         return rows, np.unravel_index(self._places[rows, 1], self.blocks[block].shape)
 
@@ -253,10 +251,12 @@ class JointSpace:
             flat = np.flatnonzero(~idle)
             places.append(np.stack([np.full_like(flat, number), flat], axis=1))
             levels.append(level.reshape(-1)[flat])
-        found = np.concatenate(places)[np.argsort(np.concatenate(levels), kind="stable")]
+        sorted_places = np.concatenate(places)[np.argsort(np.concatenate(levels), kind="stable")]
         if self._only is not None:
-            found = found[[self._key_of(place) in self._only for place in found]]
-        return found
+            sorted_places = sorted_places[
+                [self._key_of(place) in self._only for place in sorted_places]
+            ]
+        return sorted_places
 
     @cached_property
     def _positions(self) -> dict[Key, int]:
@@ -285,7 +285,7 @@ def _axis(
     values = []
     for parameter in accelerator.parameters:
         wanted = tuple(dict.fromkeys(overrides.get(parameter.name, parameter.values)))
-        # As the accelerator's own values run, from mild to harsh.
+        # In the direction of the accelerator's own values, from mild to harsh.
         wanted = tuple(sorted(wanted, reverse=parameter.values[0] > parameter.values[-1]))
         allowed = tuple(
             value
@@ -303,15 +303,15 @@ def _axis(
 
 @dataclass(frozen=True)
 class _Bearing:
-    """How points of one target bear on the other targets."""
+    """How points of one target affect the other targets."""
 
     workload: Workload | None
     restarts: frozenset[int]
 
 
 def _bearings(axis: Axis, workload: Workload | None) -> dict[_Bearing, list[dict[str, Value]]]:
-    """Return the points of an axis by how they bear on the other targets."""
-    found: dict[_Bearing, list[dict[str, Value]]] = {}
+    """Group the points of an axis by how they affect the other targets."""
+    bearings: dict[_Bearing, list[dict[str, Value]]] = {}
     accelerator = axis.accelerator
     for point in axis.points():
         bearing = _Bearing(workload, frozenset())
@@ -319,42 +319,40 @@ def _bearings(axis: Axis, workload: Workload | None) -> dict[_Bearing, list[dict
             bearing = _Bearing(
                 accelerator.workload_under(point, workload), accelerator.restarts(point)
             )
-        found.setdefault(bearing, []).append(point)
-    return found
+        bearings.setdefault(bearing, []).append(point)
+    return bearings
 
 
 def _blocks(axes: Sequence[Axis], workload: Workload | None) -> list[Block]:
-    """Return the blocks of the product of the axes; one that leaves a target no point is none."""
-    found = []
+    """Return the blocks of the product of the axes, without those that leave a target no point."""
+    blocks = []
     for parts in product(*(_bearings(axis, workload).items() for axis in axes)):
         reduced = workload
         companies = []
         for number, (axis, (bearing, points)) in enumerate(zip(axes, parts, strict=True)):
-            others = [each for i, (each, _) in enumerate(parts) if i != number]
+            rest = [at for at in range(len(axes)) if at != number]
             companies.append(
                 Company(
-                    restarts=frozenset[int]().union(*(each.restarts for each in others)),
-                    skips_modules=any(
-                        each.accelerator.skips_modules for each in axes if each is not axis
-                    ),
+                    restarts=frozenset[int]().union(*(parts[at][0].restarts for at in rest)),
+                    skips_modules=any(axes[at].accelerator.skips_modules for at in rest),
                 )
             )
             if reduced is not None and bearing.workload != workload:
                 reduced = axis.accelerator.workload_under(points[0], reduced)
         groups = []
         for axis, company, (bearing, points) in zip(axes, companies, parts, strict=True):
-            # What changes the workload is itself judged on the whole one.
+            # A target that changes the workload is itself judged on the unchanged one.
             judged_on = workload if bearing.workload != workload else reduced
             groups.append(_groups(axis, points, judged_on, company))
         if all(groups):
-            found.append(Block(reduced, tuple(companies), tuple(groups)))
-    return found
+            blocks.append(Block(reduced, tuple(companies), tuple(groups)))
+    return blocks
 
 
 def _groups(
     axis: Axis, points: Sequence[dict[str, Value]], workload: Workload | None, company: Company
 ) -> tuple[Group, ...]:
-    """Return the points that are possible on a workload, those that coincide as one group."""
+    """Group the points that are possible on a workload by their canonical key."""
     accelerator = axis.accelerator
     grouped: dict[Hashable | None, list[dict[str, Value]]] = {}
     for point in points:
@@ -374,10 +372,7 @@ def _groups(
 
 @cache
 def _coarse_ranks(count: int) -> list[int]:
-    """Return for each of `count` ordered values the halving at which it is first reached.
-
-    The middle has rank 0, the quarters 1, the eighths 2 and so on.
-    """
+    """Return at which halving each of `count` ordered values is reached: the middle at 0."""
     ranks = [0] * count
     spans = [(0, count)]
     rank = 0

@@ -1,4 +1,4 @@
-"""How fast a space can be, quality aside: its fastest candidate, in a handful of runs."""
+"""Find the fastest candidate of a space, regardless of quality, in a few runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accel_search.core.trial import Failure, Measurement, Trial, commonest, said
 from accel_search.errors import NothingMeasured
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observer
-from accel_search.search.space import ALL_BARE, JointSpace
+from accel_search.search.space import ALL_BASELINE, JointSpace
 from accel_search.search.step_plans import plans_in
 from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.strategies.latency_model import (
@@ -29,31 +29,31 @@ from accel_search.storage.trials_db import TrialStore
 Array = NDArray[np.float64]
 
 MAX_RUNS = 12
-"""Most candidates that are timed on the way; a space of step types needs about half of them."""
+"""Most candidates to time before the fastest is timed again; about half is usually enough."""
 SAME_SPEED = 0.01
-"""Relative difference of speeds that is no gain: a bound has a margin of ten times that."""
+"""Relative difference of speeds that counts as none: a bound has a margin of ten times that."""
 LEAST_GAIN = 0.002
 """Expected further gain, as a fraction, below which another candidate is not worth a run."""
 NOISE_SHARE = 0.1
-"""The same as a share of the noise of one timing, where that is more."""
+"""The same as a share of the noise of one timing; the larger of the two counts."""
 OPTIMISTIC = 2.0
-"""Standard deviations up to what an unknown candidate may reach, while nothing is timed."""
+"""Standard deviations up to an optimistic speed, used while nothing is timed."""
 
 
 class SpeedBoundSearch:
-    """Looks for the fastest candidate: the one of which the latency model promises most is next.
+    """Search for the fastest candidate, next the one with the largest expected gain.
 
-    With nothing timed, a candidate may be as fast as the model's prior allows; every run tells what
-    its step types cost, and the model the rest. What a search over the same study has timed counts.
+    The latency model's prior suggests the first candidate; every run then shows what its step types
+    cost. Timings that a search stored in the same study count too.
 
     Args:
-        evaluator: Times candidates, and scores them or not.
-        space: What is searched.
-        store: Keeps every run; what it already holds is not timed again.
-        listener: Is told what happens.
-        pairs: Baseline calls beside a candidate's first timing; the fastest gets `evaluator.pairs`.
-            Fewer than those can be made up for only where nothing is scored.
-        watchdog: Ends what hangs; None lets it hang.
+        evaluator: Times candidates, with or without scores.
+        space: The candidates.
+        store: Stores every run; candidates already in it are not timed again.
+        observer: Receives the events.
+        pairs: Baseline calls beside a candidate's first timing; the fastest gets `evaluator.pairs`
+            in the end, unless its images are scored.
+        watchdog: Ends a measurement that hangs; None waits for it.
 
     Source:
         Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
@@ -65,33 +65,33 @@ class SpeedBoundSearch:
         evaluator: Evaluator,
         space: JointSpace,
         store: TrialStore,
-        listener: Observer,
+        observer: Observer,
         pairs: int,
         watchdog: Watchdog | None = None,
     ) -> None:
         self._evaluator = evaluator
         self._space = space
         self._store = store
-        self._listener = listener
+        self._observer = observer
         self._pairs = pairs
         self._measuring = StoredEvaluator(evaluator, store, watchdog)
         self._standing = _Standing(len(space))
 
     def run(self) -> SpeedBound:
-        """Time candidates until none promises to be faster than the fastest.
+        """Time candidates until none is expected to be faster than the fastest.
 
         Raises:
-            NothingMeasured: Every candidate failed, or there is none: every point is the baseline.
-            ConfigurationError: The bare pipeline fails.
+            NothingMeasured: Every candidate failed, or every point is the baseline.
+            ConfigurationError: The baseline pipeline fails.
             ContaminationError: An accelerator left the pipeline changed.
             OutOfMemoryError: The workload does not fit even at batch size 1.
         """
         if not len(self._space):
             raise NothingMeasured(
-                f"{ALL_BARE}: nothing to time of {' + '.join(self._space.targets)}"
+                f"{ALL_BASELINE}: nothing to time of {' + '.join(self._space.targets)}"
             )
         baseline = self._measuring.baseline()
-        self._listener.on_baseline(baseline)
+        self._observer.on_baseline(baseline)
         self._measuring.check_after_hang()
         standing = self._standing
         for trial in self._store.trials():
@@ -101,7 +101,7 @@ class SpeedBoundSearch:
         while (position := self._most_promising(baseline)) is not None and runs < MAX_RUNS:
             runs += 1
             baseline = self._time(position, self._pairs, baseline)
-        # What was the fastest by a few calls may not be by all of them.
+        # The fastest by a few calls may not be the fastest by all of them.
         while (best := self._to_be_timed_again(baseline)) is not None:
             baseline = self._time(*best, baseline)
         self._measuring.check()
@@ -114,26 +114,27 @@ class SpeedBoundSearch:
     def _outcome(self, baseline: Measurement, settled: bool) -> SpeedBound:
         standing = self._standing
         if not standing.measured:
-            said = f"no candidate could be measured: {said_of(standing.failures)}"
-            raise NothingMeasured(said, commonest(standing.failures).kind, baseline.seconds)
+            message = f"no candidate could be measured: {said_of(standing.failures)}"
+            raise NothingMeasured(message, commonest(standing.failures).kind, baseline.seconds)
         best = self._fastest(baseline)
-        found = standing.measured[best]
+        measurement = standing.measured[best]
         noise = standing.timing_noise(baseline)
-        kept = [each.seconds for each in standing.measured.values()]
+        spent = [failure.seconds for failure in standing.failures]
+        spent += [measured.seconds for measured in standing.measured.values()]
         return SpeedBound(
             candidate=self._space.candidate_at(best),
-            measurement=found,
-            speedup=speedup(found, noise),
-            noise_floor=noise.floor(len(found.baseline_seconds_per_image)),
+            measurement=measurement,
+            speedup=speedup(measurement, noise),
+            noise_floor=noise.floor(len(measurement.baseline_seconds_per_image)),
             baseline=baseline,
             timed=len(standing.measured),
             failed=len(standing.failures),
             settled=settled,
-            seconds=baseline.seconds + sum(kept) + sum(each.seconds for each in standing.failures),
+            seconds=baseline.seconds + sum(spent),
         )
 
     def _most_promising(self, baseline: Measurement) -> int | None:
-        """Return which candidate is worth timing next, None if none is."""
+        """Return the position of the candidate to time next, None if none is worth it."""
         standing = self._standing
         fresh = ~standing.is_known
         if not fresh.any():
@@ -147,13 +148,13 @@ class SpeedBoundSearch:
         return int(np.argmax(gain)) if gain.max() >= least else None
 
     def _to_be_timed_again(self, baseline: Measurement) -> tuple[int, int] | None:
-        """Return the fastest and how many pairs it lacks, None where it lacks none."""
+        """Return the fastest and the number of pairs it lacks, None where it lacks none."""
         measured = self._standing.measured
         if not measured:
             return None
         best = self._fastest(baseline)
         missing = self._evaluator.pairs - len(measured[best].baseline_seconds_per_image)
-        # The prompts that it was scored on cannot be scored a second time.
+        # Prompts that were scored cannot be measured again.
         return None if missing <= 0 or measured[best].scores else (best, missing)
 
     def _fastest(self, baseline: Measurement) -> int:
@@ -165,12 +166,14 @@ class SpeedBoundSearch:
 
     def _speeds(self, baseline: Measurement) -> tuple[Array, Array]:
         measured, noise = self._standing.measured, self._noise(baseline)
-        return self._model.speeds([run_of(at, each, noise) for at, each in measured.items()])
+        return self._model.speeds(
+            [run_of(at, measurement, noise) for at, measurement in measured.items()]
+        )
 
     def _time(self, position: int, pairs: int, baseline: Measurement) -> Measurement:
         """Time a candidate once more and store it; return the baseline of its batch size."""
         candidate = self._space.candidate_at(position)
-        self._listener.on_start(candidate)
+        self._observer.on_start(candidate)
         before = self._standing.measured.get(position)
         chunk = min(self._evaluator.chunk, self._evaluator.prompt_count)
         trial = self._measuring.trial(candidate, range(chunk), pairs, before)
@@ -181,10 +184,10 @@ class SpeedBoundSearch:
         self._standing.take(position, trial)
         self._store.add(trial, None)
         noise = self._standing.timing_noise(baseline)
-        found = None if measured is None else speedup(measured, noise)
-        self._listener.on_timed(trial, found)
+        measured_speedup = None if measured is None else speedup(measured, noise)
+        self._observer.on_timed(trial, measured_speedup)
         if trial.failure is not None:
-            self._measuring.check()  # As in a search: the next one must not be blamed for it.
+            self._measuring.check()  # If it broke the pipeline, the next one is not to blame.
         return baseline
 
 
@@ -200,7 +203,7 @@ class _Standing:
         self.is_known = np.zeros(self.size, dtype=bool)
 
     def take(self, position: int | None, trial: Trial) -> None:
-        """Take a trial into account; one of no position of this space is none of it."""
+        """Take a trial into account, unless it is outside this space."""
         if position is None:
             return
         self.is_known[position] = True
@@ -211,12 +214,12 @@ class _Standing:
             self.measured[position] = trial.measurement
 
     def timing_noise(self, baseline: Measurement) -> TimingNoise:
-        """Return how far pairs differ by chance, by all of the baseline's batch size."""
+        """Return the timing noise by all pairs of the baseline's batch size."""
         return TimingNoise([baseline], list(self.measured.values()))
 
     def forget_other_sizes(self, batch_size: int) -> None:
-        """Drop what was timed at another batch size: no ratio is of two sizes."""
-        for position, each in list(self.measured.items()):
-            if each.batch_size != batch_size:
+        """Drop timings at another batch size: a ratio needs equal sizes."""
+        for position, measurement in list(self.measured.items()):
+            if measurement.batch_size != batch_size:
                 del self.measured[position]
                 self.is_known[position] = False

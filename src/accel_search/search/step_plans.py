@@ -1,4 +1,4 @@
-"""How many UNet calls of which type each candidate makes: what its time is made of."""
+"""Count the UNet calls of each type that a candidate makes; the latency model builds on it."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def plans_of(candidates: Sequence[Candidate], workload: Workload) -> StepPlans:
 def plans_in(space: JointSpace) -> StepPlans:
     """Return the step plans of every distinct candidate of a space, in its order.
 
-    Where the workload is not known, a candidate is one call of a type of its own, whose effects
-    are its parameters: their amounts are all that tells candidates apart.
+    Where the workload is unknown, a candidate is one call of its own type, with its parameters as
+    effects.
     """
     types = {PLAIN: 0}
     rows: list[NDArray[np.int64]] = []
     columns: list[NDArray[np.int64]] = []
     for number, block in enumerate(space.blocks):
         positions, indices = space.rows_of(number)
-        skipping = [axis for axis, each in enumerate(space.axes) if each.accelerator.skips_modules]
-        # What the others do hangs on the calls in which modules are left out, and those on the
-        # group of whoever leaves them out: each such group is gone through by itself.
+        skipping = [at for at, axis in enumerate(space.axes) if axis.accelerator.skips_modules]
+        # The others' effects depend on the calls in which modules are skipped, and those calls on
+        # the group that skips them: go through each such group by itself.
         for chosen in product(*(range(len(block.groups[axis])) for axis in skipping)):
             fixed = dict(zip(skipping, chosen, strict=True))
             rest = np.ones(len(positions), dtype=bool)
@@ -68,7 +68,9 @@ def plans_in(space: JointSpace) -> StepPlans:
                 rest &= indices[axis] == group
             if not rest.any():
                 continue
-            local, codes = _codes(space.axes, block, [each[rest] for each in indices], fixed)
+            local, codes = _codes(
+                space.axes, block, [group_indices[rest] for group_indices in indices], fixed
+            )
             known = np.array([types.setdefault(step, len(types)) for step in local])
             rows.append(np.repeat(positions[rest], codes.shape[1]))
             columns.append(known[codes].reshape(-1))
@@ -86,16 +88,16 @@ def _codes(
     """Return the types of a block and, for each of its candidates, that of each call `[N, S]`.
 
     Args:
-        axes: The space's.
-        block: The block.
-        indices: Group of each axis that each candidate is made of, `[N]` an axis.
-        fixed: Axis -> the one group of it that all candidates have.
+        axes: Those of the space.
+        block: Part of the space.
+        indices: Each candidate's group of each axis, `[N]` per axis.
+        fixed: Axis -> its group, where all candidates have the same.
     """
     skipped = {axis: _skipped(axes, block, axis, group) for axis, group in fixed.items()}
     joint: list[StepType] = [PLAIN]
     codes = np.zeros((len(indices[0]), 1), dtype=np.int64)
     for number, (axis, index) in enumerate(zip(axes, indices, strict=True)):
-        others = frozenset[int]().union(*(each for at, each in skipped.items() if at != number))
+        others = frozenset[int]().union(*(calls for at, calls in skipped.items() if at != number))
         company = replace(block.companies[number], skipped=others)
         needed = sorted(set(index.tolist()))
         own: dict[StepType, int] = {}
@@ -106,9 +108,9 @@ def _codes(
                 table = np.zeros((len(table), len(steps)), dtype=np.int64)
             table[group] = [own.setdefault(step, len(own)) for step in steps]
         mixed = codes * len(own) + table[index]
-        found, inverse = np.unique(mixed, return_inverse=True)
+        distinct, inverse = np.unique(mixed, return_inverse=True)
         names = list(own)
-        joint = [joint[code // len(own)] | names[code % len(own)] for code in found.tolist()]
+        joint = [joint[code // len(own)] | names[code % len(own)] for code in distinct.tolist()]
         codes = inverse.reshape(mixed.shape)
     return joint, codes
 
@@ -124,7 +126,7 @@ def _skipped(axes: Sequence[Axis], block: Block, axis: int, group: int) -> froze
 def _described(
     axis: Axis, block: Block, number: int, group: int, company: Company
 ) -> tuple[StepType, ...]:
-    """Return what a group of an axis does in each call, effect names led by the target's."""
+    """Return what a group of an axis does in each call, effect names prefixed by the target's."""
     accelerator = axis.accelerator
     point = block.groups[number][group].points[0]
     if block.workload is None:
@@ -133,7 +135,7 @@ def _described(
     else:
         steps = accelerator.step_types(point, block.workload, company)
     return tuple(
-        frozenset(Effect(f"{accelerator.name} {each.name}", each.amount) for each in step)
+        frozenset(Effect(f"{accelerator.name} {effect.name}", effect.amount) for effect in step)
         for step in steps
     )
 

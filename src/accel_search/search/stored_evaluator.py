@@ -1,4 +1,4 @@
-"""What a search measures, each thing once: an evaluator, the study that keeps it, a watchdog."""
+"""Measure everything once: an evaluator, the study that stores its results, and a watchdog."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from accel_search.storage.trials_db import TrialStore
 
 
 class StoredEvaluator:
-    """Measures under a watchdog, and answers from the study what it holds already.
+    """Measures under a watchdog, or returns what the study has already.
 
     Args:
-        evaluator: Measures.
-        store: Keeps the measurements; None keeps them in memory, and no hang is recorded.
-        watchdog: Ends what hangs; None lets it hang.
-        on_extra: Is called after an extra measurement is added to `extras`.
+        evaluator: Measures candidates.
+        store: Stores the measurements; None keeps them in memory and records no hang.
+        watchdog: Ends a measurement that hangs; None waits for it.
+        on_extra: Called after an extra measurement is added to `extras`.
     """
 
     def __init__(
@@ -33,27 +33,26 @@ class StoredEvaluator:
         on_extra: Callable[[], None] = lambda: None,
     ) -> None:
         self.extras: dict[str, Measurement] = {}
-        """Measurements beside the trials, by name; `reload` adds what the study holds."""
+        """Measurements that are no trials, by name; `reload` adds those of the study."""
         self._evaluator = evaluator
         self._store = store
         self._watchdog = watchdog or Watchdog()
         self._on_extra = on_extra
         self.spent = self._watchdog.spent
-        """Seconds measured by this process and those that it went on from."""
+        """Seconds measured by this process and those before its restarts."""
 
     def reload(self) -> None:
-        """Take over all extra measurements of the study, other processes' too."""
+        """Load all extra measurements of the study, those of other processes included."""
         if self._store is not None:
             self.extras = self._store.extras()
 
     def baseline(self, split: Split = "search", beside: Measurement | None = None) -> Measurement:
-        """Return the baseline, measured once a study and batch size.
+        """Return the baseline, measured once per study and batch size.
 
         Args:
             split: Part of the prompts.
-            beside: What is compared with it: the baseline of its batch size is returned, for no
-                ratio is of two sizes. Where a batch is halved, the evaluator measures it again on
-                the way. None is the batch size in hand.
+            beside: Measurement to compare with the baseline of its batch size, which the evaluator
+                has measured where it halved a batch. None is the current batch size.
 
         Raises:
             ConfigurationError: The baseline pipeline makes no valid image.
@@ -75,11 +74,11 @@ class StoredEvaluator:
             with self._watchdog.over(None, self._evaluator.prompt_count):
                 return self._evaluator.baseline(split)
         except TrialFailure as error:
-            # Not one candidate's fault: without a baseline there is nothing to compare with.
+            # No candidate's fault: without a baseline there is nothing to compare with.
             raise ConfigurationError(str(error)) from error
 
     def share_baselines(self) -> None:
-        """Store what the evaluator measured of this workload a moment ago, for another study."""
+        """Store the baselines that the evaluator measured for another study of this workload."""
         for split, measured in self._evaluator.baselines.items():
             name = extras.baseline(split, measured.batch_size)
             is_of_size = measured.batch_size == self._evaluator.workload.batch_size
@@ -93,23 +92,23 @@ class StoredEvaluator:
         split: Split = "search",
         prompts: range | None = None,
     ) -> Measurement:
-        """Return what is stored under a name, or measure the candidate and store it.
+        """Return the extra measurement of a name, measured and stored on the first call.
 
         Raises:
-            TrialFailure: It cannot be measured; or it hung, in this run or an earlier one.
+            TrialFailure: It cannot be measured, or it hung in this run or an earlier one.
         """
-        kept = self._load(name)
-        if kept is None:
-            failed = None if self._store is None else self._store.load_failure(name)
-            if failed is not None:
-                raise TrialFailure(failed.message, failed.kind, failed.seconds)
-            pictures = self._evaluator.prompt_count if prompts is None else len(prompts)
+        measured = self._load(name)
+        if measured is None:
+            failure = None if self._store is None else self._store.load_failure(name)
+            if failure is not None:
+                raise TrialFailure(failure.message, failure.kind, failure.seconds)
+            images = self._evaluator.prompt_count if prompts is None else len(prompts)
             record = self._recorder(lambda store, failure: store.save_failure(name, failure))
-            with self._watchdog.over(candidate, pictures, record):
-                kept = self._evaluator.measure(candidate, split, prompts)
-            self.spent += kept.seconds
-            self._save(name, kept)
-        return kept
+            with self._watchdog.over(candidate, images, record):
+                measured = self._evaluator.measure(candidate, split, prompts)
+            self.spent += measured.seconds
+            self._save(name, measured)
+        return measured
 
     def trial(
         self,
@@ -118,13 +117,13 @@ class StoredEvaluator:
         pairs: int | None = None,
         before: Measurement | None = None,
     ) -> Trial:
-        """Measure a candidate and return its trial, which the caller stores; a hang is stored here.
+        """Measure a candidate and return its trial for the caller to store; a hang is stored here.
 
         Args:
-            candidate: What is measured.
-            prompts: Those of the search's part that it lacks.
-            pairs: Baseline calls beside it; None is as many as a full trial has.
-            before: What was measured of it already; part of the trial that is returned.
+            candidate: Settings to measure.
+            prompts: Prompts of the search's part that it lacks.
+            pairs: Baseline calls beside it; None is the number of a full trial.
+            before: Its earlier measurement, to be continued.
         """
         seconds = 0.0 if before is None else before.seconds
 
@@ -137,7 +136,7 @@ class StoredEvaluator:
                 measured = self._evaluator.measure(candidate, prompts=prompts, pairs=pairs)
                 if before is not None and before.batch_size == measured.batch_size:
                     measured = before.joined(measured)
-                elif before is not None:  # It was halved in between.
+                elif before is not None:  # The batch was halved since.
                     measured = self._evaluator.measure(candidate, prompts=range(prompts.stop))
             trial = Trial(candidate, measured)
         except TrialFailure as error:
@@ -146,23 +145,23 @@ class StoredEvaluator:
         return trial
 
     def check(self) -> None:
-        """Check that the pipeline is what it was; raises as `Evaluator.check`."""
+        """Check that the pipeline is unchanged; raises as `Evaluator.check`."""
         with self._watchdog.over(None, 1):
             self._evaluator.check()
 
     def check_after_hang(self) -> None:
-        """Check that the device answers after a hang: the next candidate must not be blamed."""
+        """Check after a hang that the device answers: the next candidate must not be blamed."""
         if self._watchdog.hangs:
             self.check()
 
-    def _recorder(self, keep: Callable[[TrialStore, Failure], None]) -> Record | None:
-        """Return what stores a hang as a failure, None where nothing is stored."""
+    def _recorder(self, save: Callable[[TrialStore, Failure], None]) -> Record | None:
+        """Return the callback that stores a hang as a failure, None without a store."""
         store = self._store
         if store is None:
             return None
 
         def record(failure: Failure) -> int:
-            keep(store, failure)
+            save(store, failure)
             return store.hangs()
 
         return record

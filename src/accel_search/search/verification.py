@@ -1,20 +1,20 @@
-"""Whether a stored result still holds: its settings measured again, beside the baseline, here.
+"""Measure a stored result again on this machine, for `accel-search --verify`.
 
-What `accel-search --verify` does, so that CI can guard a deployment: a new driver, library, GPU or
-model revision may slow an accelerator down or change its pictures. Nothing is written.
+CI can guard a deployment with it: a new driver, library, GPU or model revision may slow an
+accelerator down or change its images. Nothing is written.
 
-Each of two questions is answered `pass`, `fail` or `inconclusive`:
+Two questions are answered `pass`, `fail` or `inconclusive`:
 
-- the loss of score, against the bound that it was stored under, as a search judges it;
-- the speedup. With `--req_speedup X` the whole interval has to lie at X or above to pass, below X
-  to fail. Without it, against what was stored: it fails where its whole interval is below the
-  stored one, and passes where it is a gain beyond the noise and itself not below that interval. The
-  stored interval spans those of the winner's two timings, in the search and on held-out prompts:
-  the first alone is lucky, for it is what the winner won by.
+- the loss of score, against the stored bound, as a search judges it;
+- the speedup. With `--req_speedup X` it passes if the whole interval is at X or above, and fails if
+  it is below X. Without it, it fails if the whole interval is below the stored one, and passes if
+  it is a gain beyond the noise and its value is not below the stored interval, which spans the
+  winner's timings in the search and on held-out prompts: the first alone is optimistic, because the
+  winner was chosen by it.
 
-Why not ask that the new interval's lower end is not below the stored one's: of two equal timings
-that holds for every second. `scripts/benchmarks/bench_intervals.py` prints how often an unchanged
-machine passes, and how often one that became slower is found out.
+Comparing the lower ends of the two intervals would fail half of all equal timings.
+`scripts/benchmarks/bench_intervals.py` prints how often an unchanged machine passes, and how often
+a slower one is detected.
 """
 
 from __future__ import annotations
@@ -41,25 +41,24 @@ from accel_search.storage.json_files import Unreadable, as_type, load_json
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored result, as far as it is held against what is measured."""
+    """A stored result that is compared with what is measured here."""
 
     file: str
-    """The file that it stands in."""
     candidate: Candidate
     speedup: Estimate
     """The stored figure; its interval spans those of all its timings."""
     score_loss: Estimate | None
     """None where nothing was scored."""
     provenance: Mapping[str, Any]
-    """Empty where it does not say."""
+    """Empty where none was stored."""
     goal: Goal
-    """Its bounds; those that the options name in place of the stored ones. `min_speedup` is None
-    where the stored speedup is to be held."""
+    """The stored bounds, overridden by the options; without `min_speedup`, the stored speedup is
+    required."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in which this machine is another than the one that a result was stored on."""
+    """One difference between this machine and the one that stored a result."""
 
     name: str
     stored: Any
@@ -68,7 +67,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """What measuring a stored result again came to."""
+    """The result of measuring a stored result again."""
 
     stored: Stored
     speedup: Estimate | None
@@ -77,35 +76,35 @@ class Verification:
     score_loss: Estimate | None
     """None where the candidate failed or nothing is scored."""
     score_verdict: Verdict | None
-    """None where nothing is scored; of the bounds on likeness, too, where there are any."""
+    """None where nothing is scored; includes the bounds on similarity, if any."""
     psnr: float | None
     ssim: float | None
     prompts: int
     noise_floor: float
-    """Relative difference that two copies of the bare pipeline may show here."""
+    """Relative difference that two copies of the baseline pipeline may show here."""
     baseline_seconds_per_image: float
     candidate_seconds_per_image: float | None
     prompts_needed: int | None
-    """Prompts that would settle the score's verdict, about; None where it is settled."""
+    """Approximate number of prompts that would settle the score's verdict; None if settled."""
     failure: str | None
-    """How the candidate failed."""
+    """Why the candidate failed."""
     differences: tuple[Difference, ...]
     provenance: Provenance | None
 
     @property
     def verdict(self) -> Verdict:
         """Return `fail` if either question fails, `pass` if both pass."""
-        said = {self.speedup_verdict, self.score_verdict} - {None}
-        if Verdict.FAIL in said:
+        verdicts = {self.speedup_verdict, self.score_verdict} - {None}
+        if Verdict.FAIL in verdicts:
             return Verdict.FAIL
-        return Verdict.PASS if said == {Verdict.PASS} else Verdict.INCONCLUSIVE
+        return Verdict.PASS if verdicts == {Verdict.PASS} else Verdict.INCONCLUSIVE
 
 
 def check_stored(settings: Settings) -> None:
     """Check, before a model is loaded, that there may be something to verify.
 
     Raises:
-        ConfigurationError: The file is missing or no result file, or holds nothing of these steps,
+        ConfigurationError: The file is missing or invalid, or has no result of these steps,
             scheduler, targets and bound.
     """
     content = _read(settings)
@@ -114,29 +113,29 @@ def check_stored(settings: Settings) -> None:
 
 
 def find_stored(settings: Settings, workload: Workload, provenance: Provenance | None) -> Stored:
-    """Return the stored result that the options name, by the key that a search looks up.
+    """Return the stored result of these options.
 
     Args:
-        settings: Name the file, and with the workload the key.
+        settings: Give the file and, with the workload, the key.
         workload: What is measured here.
-        provenance: Names the model, where the file holds results of several.
+        provenance: Selects the model, where the file has results of several.
 
     Raises:
-        ConfigurationError: There is none; or there are some of other models.
+        ConfigurationError: There is none, or only those of other models.
     """
-    found = answering(_read(settings), settings, workload)
-    if not found:
+    entries = answering(_read(settings), settings, workload)
+    if not entries:
         raise _nothing(settings)
-    models = sorted({entry.model_id for entry in found})
+    models = sorted({entry.model_id for entry in entries})
     here = None if provenance is None else provenance.model_id
     if here in models:
-        found = [entry for entry in found if entry.model_id == here]
+        entries = [entry for entry in entries if entry.model_id == here]
     elif len(models) > 1:
         raise ConfigurationError(
-            f"{_file(settings)}: holds results of {', '.join(models)}, none of "
+            f"{_file(settings)} holds results of {', '.join(models)}, but not of "
             f"{here or 'a recorded file'}: verify the model that was searched"
         )
-    return _stored_of(found[0], settings)
+    return _stored_of(entries[0], settings)
 
 
 def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> Verification:
@@ -144,8 +143,8 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
 
     Args:
         stored: The result.
-        evaluator: Measures.
-        measuring: Runs it; without a store, for nothing is written.
+        evaluator: Measures candidates.
+        measuring: Wraps the evaluator, without a store.
 
     Raises:
         AccelSearchError: As `Evaluator.measure`; a failure of the candidate alone is a verdict.
@@ -154,36 +153,38 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
     trial = measuring.trial(stored.candidate, range(evaluator.prompt_count))
     measured = trial.measurement
     if measured is not None:
-        baseline = measuring.baseline(beside=measured)  # The batch may have been halved.
+        baseline = measuring.baseline(beside=measured)  # The batch may be halved by now.
     measuring.check()
     noise = TimingNoise([baseline], [] if measured is None else [measured])
     floor = noise.floor(max(1, len(baseline.baseline_seconds_per_image)))
     is_scored = bool(baseline.scores)
-    found: Estimate | None = None
+    new_speedup: Estimate | None = None
     loss: Estimate | None = None
-    likeness: tuple[float | None, float | None] = (None, None)
+    similarity: tuple[float | None, float | None] = (None, None)
     speed_verdict, needed = Verdict.FAIL, None
     score_verdict = Verdict.FAIL if is_scored else None
     if measured is not None:
-        found = speedup(measured, noise)
-        speed_verdict = judge_speedup(found, floor, stored)
+        new_speedup = speedup(measured, noise)
+        speed_verdict = judge_speedup(new_speedup, floor, stored)
         if is_scored:
-            said = assess(measured, baseline, stored.goal.max_score_loss, noise)
-            loss, likeness = said.score_loss, (said.psnr, said.ssim)
-            # A mean likeness has no interval: it is within its bound or it is not.
-            is_like = said.is_within(Goal(1.0, None, stored.goal.min_psnr, stored.goal.min_ssim))
-            score_verdict = judge(loss, stored.goal.max_score_loss) if is_like else Verdict.FAIL
+            assessment = assess(measured, baseline, stored.goal.max_score_loss, noise)
+            loss, similarity = assessment.score_loss, (assessment.psnr, assessment.ssim)
+            # A mean similarity has no interval: it is within its bound or not.
+            is_similar = assessment.is_within(
+                Goal(1.0, None, stored.goal.min_psnr, stored.goal.min_ssim)
+            )
+            score_verdict = judge(loss, stored.goal.max_score_loss) if is_similar else Verdict.FAIL
             if score_verdict is Verdict.INCONCLUSIVE:
                 bound = stored.goal.max_score_loss
                 needed = prompts_needed(baseline.scores, measured.scores, bound)
     return Verification(
         stored=stored,
-        speedup=found,
+        speedup=new_speedup,
         speedup_verdict=speed_verdict,
         score_loss=loss,
         score_verdict=score_verdict,
-        psnr=likeness[0],
-        ssim=likeness[1],
+        psnr=similarity[0],
+        ssim=similarity[1],
         prompts=len(baseline.scores),
         noise_floor=floor,
         baseline_seconds_per_image=_mean(baseline.seconds_per_image),
@@ -195,42 +196,42 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
     )
 
 
-def judge_speedup(found: Estimate, floor: float, stored: Stored) -> Verdict:
-    """Hold a speedup against the one required or, without one, against what was stored.
+def judge_speedup(measured: Estimate, floor: float, stored: Stored) -> Verdict:
+    """Compare a speedup with the required one or, without one, with the stored one.
 
     Args:
-        found: What was measured.
-        floor: How far apart two copies of the bare pipeline may lie by chance, relative.
-        stored: Says what is to be held.
+        measured: The speedup measured here.
+        floor: Relative difference that two copies of the baseline pipeline may show by chance.
+        stored: The result to compare with.
     """
     required = stored.goal.min_speedup
     if required is not None:
-        if found.high < required:
+        if measured.high < required:
             return Verdict.FAIL
-        return Verdict.PASS if found.low >= required else Verdict.INCONCLUSIVE
-    if found.high < stored.speedup.low:
+        return Verdict.PASS if measured.low >= required else Verdict.INCONCLUSIVE
+    if measured.high < stored.speedup.low:
         return Verdict.FAIL
-    is_held = is_gain(found, floor) and found.value >= stored.speedup.low
+    is_held = is_gain(measured, floor) and measured.value >= stored.speedup.low
     return Verdict.PASS if is_held else Verdict.INCONCLUSIVE
 
 
 def differences(stored: Mapping[str, Any], here: Provenance | None) -> tuple[Difference, ...]:
-    """Return in what a stored provenance differs from this machine's, versions one by one."""
+    """Return the differences of a stored provenance from this machine's, one per version."""
     if here is None or not stored:
         return ()
     own = here.as_dict()
-    found: list[Difference] = []
+    changes: list[Difference] = []
     for name in here.differences(stored):
         if name != "versions":
-            found.append(Difference(name, stored.get(name), own[name]))
+            changes.append(Difference(name, stored.get(name), own[name]))
             continue
         before, now = stored.get(name) or {}, own[name]
-        found += [
+        changes += [
             Difference(package, before.get(package), now.get(package))
             for package in sorted({*before, *now})
             if before.get(package) != now.get(package)
         ]
-    return tuple(found)
+    return tuple(changes)
 
 
 def _file(settings: Settings) -> str:
@@ -238,11 +239,11 @@ def _file(settings: Settings) -> str:
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    """Return the result file's object; unlike a search, a guard moves no file aside."""
+    """Return the result file's object; unlike in a search, an invalid file stays in place."""
     path = Path(_file(settings))
     if not path.exists():
         raise ConfigurationError(
-            f"--verify: {path}: no such file; accel-search writes it when it has found a result"
+            f"--verify: {path}: no such file; run accel-search without --verify to write it"
         )
     try:
         return as_type(load_json(path), dict[str, Any])

@@ -1,8 +1,8 @@
-"""A watchdog over each measuring: a call that never returns costs one candidate, not the night.
+"""Watch every measurement, and end the process if one hangs.
 
-A hang cannot be ended from within its process: nothing makes another thread return from a driver or
-a lock. So the candidate is recorded as failed, the stacks of all threads are written down, and the
-process ends: `restarting_watchdog` decides whether another one goes on.
+A hang in a driver or a lock cannot be ended from another thread. So the watchdog records the
+candidate as failed, writes the stacks of all threads and ends the process;
+`restarting_watchdog` decides whether it restarts.
 """
 
 from __future__ import annotations
@@ -23,55 +23,55 @@ from accel_search.errors import first_line
 from accel_search.settings import Settings
 
 TIMES = 30.0
-"""How many times what the baseline needed for as many pictures a measuring may take."""
+"""Limit of a measurement, in multiples of the baseline's time for the same number of images."""
 AGAIN = 4.0
-"""How many times the whole baseline on top: where a batch is halved it is measured anew within."""
+"""Baselines added to it: where a batch is halved, the baseline is measured again in between."""
 LEAST_SECONDS = 600.0
 """Least derived limit: a first call may load kernels, or wait while another process loads."""
 LEAST_SECONDS_COMPILED = 3600.0
-"""The same where the UNet is compiled, anew for what a candidate does to it."""
+"""The same where the UNet is compiled, again for every candidate that changes it."""
 TICK_SECONDS = 5.0
 
 Record = Callable[[Failure], int]
-"""Stores a failure, and returns how many candidates are on record by then as having hung."""
+"""Stores a failure, and returns the number of candidates recorded as hung."""
 
 
 @dataclass(frozen=True)
 class Hang:
-    """A measuring that did not end in time."""
+    """A measurement that did not end in time."""
 
     candidate: Candidate | None
-    """None is the bare pipeline."""
+    """None is the baseline pipeline."""
     seconds: float
     """Its limit."""
     recorded: int | None
-    """Candidates of the study on record as having hung, this one included; None if it is not."""
+    """Candidates of the study recorded as hung; None if this one could not be recorded."""
     spent: float
-    """Seconds measured by this process and those that it went on from."""
+    """Seconds measured by this process and those before its restarts."""
     error: Exception | None = None
     """Why it could not be recorded."""
 
     @property
     def message(self) -> str:
         """Return what happened, in one line."""
-        what = "the bare pipeline" if self.candidate is None else self.candidate
+        what = self.candidate or "the baseline pipeline"
         return f"{what} did not end within {self.seconds:g} s (--trial_timeout)"
 
 
 class Watchdog:
-    """Watches one measuring at a time, from a thread of its own.
+    """Watches one measurement at a time, from its own thread.
 
-    Time in which the process was stopped, or the machine asleep, does not count. A hang that keeps
-    Python's global lock, as a regular expression may, stops this thread too, and is not noticed.
+    Time in which the process was stopped or the machine asleep does not count. A hang that keeps
+    Python's global lock, as a regular expression may, stops this thread too and is not noticed.
 
     Args:
-        limit: Seconds that a measuring may take; 0 is any number. None derives them from the
-            baseline's, and does not limit the baseline itself.
-        on_hang: Is told, and ends the process. While it is at work the measuring cannot return.
-        stacks: Open file that the stacks of all threads are written to; it has a descriptor.
+        limit: Seconds that a measurement may take; 0 is no limit. None derives it from the
+            baseline, which itself is not limited then.
+        on_hang: Ends the process; the measurement cannot return meanwhile.
+        stacks: Open file, with a descriptor, for the stacks of all threads.
         compiled: Whether the UNet is compiled.
-        hangs: Candidates on record as having hung when the process began in an earlier one's place.
-        spent: Seconds that such earlier processes measured.
+        hangs: Candidates recorded as hung before this process started.
+        spent: Seconds measured before the process restarted.
     """
 
     def __init__(
@@ -89,41 +89,40 @@ class Watchdog:
         self._on_hang = on_hang
         self._stacks = stacks
         self._least = LEAST_SECONDS_COMPILED if compiled else LEAST_SECONDS
-        self._seconds_per_picture = 0.0
+        self._seconds_per_image = 0.0
         self._baseline_seconds: float | None = None
         self._hand: _Hand | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def learn(self, baseline: Measurement) -> None:
-        """Take a baseline's seconds for what is to be expected; of several the slowest."""
+        """Derive limits from a baseline; of several, the slowest counts."""
         calls = len(baseline.seconds_per_image) * baseline.batch_size
-        pictures = max(len(baseline.scores), calls, 1)
-        pace = baseline.seconds / pictures
-        self._seconds_per_picture = max(self._seconds_per_picture, pace)
+        pace = baseline.seconds / max(len(baseline.scores), calls, 1)
+        self._seconds_per_image = max(self._seconds_per_image, pace)
         self._baseline_seconds = max(self._baseline_seconds or 0.0, baseline.seconds)
 
-    def limit(self, pictures: int) -> float:
-        """Return the seconds that measuring so many pictures may take; infinite is no limit."""
+    def limit(self, images: int) -> float:
+        """Return the seconds that measuring that many images may take; infinite is no limit."""
         if self._limit is not None:
             return self._limit or math.inf
         if self._baseline_seconds is None:
             return math.inf
-        needed = TIMES * pictures * self._seconds_per_picture
+        needed = TIMES * images * self._seconds_per_image
         return max(self._least, needed) + AGAIN * self._baseline_seconds
 
     @contextmanager
     def over(
-        self, candidate: Candidate | None, pictures: int, record: Record | None = None
+        self, candidate: Candidate | None, images: int, record: Record | None = None
     ) -> Iterator[None]:
-        """Watch a measuring for the length of a `with` block.
+        """Watch a measurement for the length of a `with` block.
 
         Args:
-            candidate: What is measured; None is the bare pipeline.
-            pictures: How many it is to make.
-            record: Stores the candidate's failure; None where there is nothing to be stored.
+            candidate: What is measured; None is the baseline pipeline.
+            images: How many it makes.
+            record: Stores the candidate's failure; None where nothing is stored.
         """
-        limit = self.limit(pictures)
+        limit = self.limit(images)
         began = time.monotonic()
         if limit < math.inf:
             with self._changed:
@@ -135,7 +134,7 @@ class Watchdog:
         try:
             yield
         finally:
-            with self._changed:  # Waits for good where the time was up a moment before.
+            with self._changed:  # Waits forever where the time was up a moment before.
                 self._hand = None
             self.spent += time.monotonic() - began
 
@@ -144,7 +143,7 @@ class Watchdog:
             while True:
                 hand = self._hand
                 if hand is None:
-                    self._thread = None  # The next one begins when something is to be watched.
+                    self._thread = None  # The next measurement starts another.
                     return
                 tick = min(TICK_SECONDS, hand.limit - hand.seconds)
                 before = time.monotonic()
@@ -152,9 +151,9 @@ class Watchdog:
                 hand.seconds += min(time.monotonic() - before, 2 * tick)
                 if self._hand is hand and hand.seconds >= hand.limit:
                     self._hand = None
-                    self._tell(hand)
+                    self._handle_hang(hand)
 
-    def _tell(self, hand: _Hand) -> None:
+    def _handle_hang(self, hand: _Hand) -> None:
         spent = self.spent + hand.seconds
         self._write_stacks(Hang(hand.candidate, hand.limit, None, spent))
         recorded, why = None, None
@@ -167,14 +166,14 @@ class Watchdog:
             )
             try:
                 recorded = hand.record(failure)
-            except Exception as error:  # A thread that dies of it would leave the hang to itself.
+            except Exception as error:  # An error that ends this thread would leave the hang.
                 why = error
         self._on_hang(Hang(hand.candidate, hand.limit, recorded, spent, why))
 
     def _write_stacks(self, hang: Hang) -> None:
-        """Write where each thread stands; before all else, which may wait for a lock of theirs."""
+        """Write all stacks, before anything that may wait for a lock of one of these threads."""
         if self._stacks is not None:
-            with suppress(OSError, ValueError):  # A full disk, or a file that is closed.
+            with suppress(OSError, ValueError):  # A full disk or a closed file.
                 self._stacks.write(f"{hang.message}; the stacks of all threads:\n")
                 self._stacks.flush()
                 faulthandler.dump_traceback(self._stacks, all_threads=True)
@@ -182,7 +181,7 @@ class Watchdog:
 
 @dataclass
 class _Hand:
-    """The measuring in hand."""
+    """The current measurement."""
 
     candidate: Candidate | None
     limit: float
@@ -198,19 +197,18 @@ def restarting_watchdog(
     restart: Callable[[str, Carried], NoReturn],
     give_up: Callable[[str], NoReturn],
 ) -> Watchdog:
-    """Return the watchdog of a process that restarts after a hang, without what hung.
+    """Return a watchdog that restarts the process after a hang, without what hung.
 
-    It restarts as often as that adds a candidate to those on record as having hung. It gives up
-    where there is no candidate to leave out, or where the failure could not be recorded: the next
-    process would hang at the same place.
+    It gives up where the baseline hung or the failure could not be recorded: the next process would
+    hang at the same place.
 
     Args:
         settings: Their `trial_timeout` and `compile` decide what counts as a hang.
-        inherited: What this process took over from one that hung.
-        stacks: Open file that the stacks of all threads are written to.
-        log: The same, as messages call it.
-        restart: Gets what happened and what to hand to the next process; ends this one.
-        give_up: Gets why; ends the process.
+        inherited: State of the process before its restart.
+        stacks: Open file for the stacks of all threads.
+        log: Its name in messages.
+        restart: Gets a message and the state for the next process; ends this one.
+        give_up: Gets a message; ends the process.
     """
 
     def react(hang: Hang) -> NoReturn:

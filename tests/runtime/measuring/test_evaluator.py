@@ -491,7 +491,10 @@ def test_an_invalid_image_is_a_failure_and_never_a_score(evaluator_for, value, w
 def test_an_invalid_baseline_says_that_it_is_the_baseline(evaluator_for, loaded):
     evaluator = evaluator_for()
 
-    with blinded(loaded("sd")[0], {}), pytest.raises(InvalidImage, match="by the bare pipeline"):
+    with (
+        blinded(loaded("sd")[0], {}),
+        pytest.raises(InvalidImage, match="by the baseline pipeline"),
+    ):
         evaluator.baseline()
 
 

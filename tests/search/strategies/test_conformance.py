@@ -69,7 +69,7 @@ def test_a_space_in_which_every_point_is_the_bare_pipeline_ends_at_once(strategy
     run = Run(strategy, nothing, goal=goal).go()
     assert run.looks == []
     assert run.strategy.finish(run.history()) is None
-    assert run.strategy.why_done(run.history()) == "every point is the bare pipeline"
+    assert run.strategy.why_done(run.history()) == "every point is the baseline pipeline"
     assert run.strategy.could_win(run.history()) == 0
 
 

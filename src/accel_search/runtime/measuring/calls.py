@@ -124,7 +124,7 @@ class Caller:
     """Calls one pipeline, each call under a candidate or bare.
 
     Args:
-        pipe: A bare pipeline on its device.
+        pipe: A baseline pipeline on its device.
         apply: Applies a candidate. Entered and left around each call, outside its time.
         accounting: Is charged every call.
         compiled: Whether the UNet is compiled: a call that compiles anything is made again.
@@ -181,7 +181,7 @@ class Caller:
             if peak is not None:
                 peak.peak_bytes = before  # Compiling takes memory of its own.
         raise AcceleratorError(
-            f"--compile: {candidate or 'the bare pipeline'} compiles anew at every call, so no "
+            f"--compile: {candidate or 'the baseline pipeline'} compiles anew at every call, so no "
             "call of it can be timed: search without --compile"
         )
 
@@ -211,7 +211,7 @@ class Caller:
         except Exception as error:
             if self._compiled and is_compile_error(error):
                 raise AcceleratorError(
-                    f"--compile: {candidate or 'the bare pipeline'} cannot be compiled "
+                    f"--compile: {candidate or 'the baseline pipeline'} cannot be compiled "
                     f"({first_line(error, 160)}): search without --compile"
                     + (", or without that target" if candidate else "")
                 ) from error
@@ -222,8 +222,8 @@ class Caller:
         return images, seconds
 
     def _blame(self, error: Exception) -> str:
-        """Say that the bare pipeline raised, and what may be behind it."""
-        said = f"the bare pipeline raised {first_line(error)}"
+        """Say that the baseline pipeline raised, and what may be behind it."""
+        said = f"the baseline pipeline raised {first_line(error)}"
         if self.last_applied is None:
             return f"{said}: mend the model, or choose another --dtype or --device"
         return (

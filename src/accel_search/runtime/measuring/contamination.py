@@ -13,10 +13,10 @@ from accel_search.errors import ContaminationError
 
 
 class References:
-    """Hashes of what the bare pipeline made before any candidate touched it.
+    """Hashes of what the baseline pipeline made before any candidate touched it.
 
     Args:
-        log: Is told, once, if the bare pipeline is not reproducible in the first place.
+        log: Is told, once, if the baseline pipeline is not reproducible in the first place.
     """
 
     def __init__(self, log: logging.Logger) -> None:
@@ -32,7 +32,7 @@ class References:
 
         Args:
             key: What tells these images from others: part, batch and batch size.
-            images: `[B, 3, H, W]`, made by the bare pipeline.
+            images: `[B, 3, H, W]`, made by the baseline pipeline.
             last: The candidate that was applied last; None if none ever was, when a difference
                 can only mean that the pipeline is not reproducible: warned of, and no longer
                 compared.
@@ -46,12 +46,12 @@ class References:
             return
         if last is not None:
             raise ContaminationError(
-                f"the bare pipeline's images are no longer bit-identical after {last}: "
+                f"the baseline pipeline's images are no longer bit-identical after {last}: "
                 f"{' or '.join(last)} leaves the pipeline changed, so no later measurement could "
                 "be trusted; leave it out of --targets and report it"
             )
         self._reproducible = False
         self._log.warning(
-            "the bare pipeline does not make the same image twice on this device: whether an "
+            "the baseline pipeline does not make the same image twice on this device: whether an "
             "accelerator leaves it changed cannot be checked"
         )

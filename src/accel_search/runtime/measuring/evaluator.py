@@ -58,7 +58,7 @@ class PipelineEvaluator:
     candidate.
 
     Args:
-        pipe: A bare pipeline on its device, in eval mode.
+        pipe: A baseline pipeline on its device, in eval mode.
         scorer: Scores images against texts; None leaves pictures unlooked at, and scores empty.
         prompts: What is scored on.
         workload: What is measured.
@@ -139,7 +139,7 @@ class PipelineEvaluator:
         return self._pairs
 
     def baseline(self, split: Split = "search") -> Measurement:
-        """Measure the bare pipeline on every prompt of a part, and against itself.
+        """Measure the baseline pipeline on every prompt of a part, and against itself.
 
         Args:
             split: Part of the prompts.
@@ -150,7 +150,7 @@ class PipelineEvaluator:
             `baseline_seconds_per_image`. A part without prompts has neither.
 
         Raises:
-            InvalidImage: The bare pipeline itself makes no valid image.
+            InvalidImage: The baseline pipeline itself makes no valid image.
             OutOfMemoryError: It does not fit the device even at batch size 1.
             ContaminationError: The pipeline is no longer what it was.
         """
@@ -357,7 +357,7 @@ class PipelineEvaluator:
     def _call_bare(
         self, split: Split, batch: Batch, peak: memory.PeakMeter | None = None
     ) -> tuple[torch.Tensor, float]:
-        """Call the bare pipeline, compare its images to their reference; seconds are per image."""
+        """Return the baseline's images, compared to their reference, and seconds per image."""
         images, seconds = self._caller.call(self.workload, self._prompts(split, batch), peak=peak)
         key = (split, batch.prompts)
         self._references.compare(key, images, self._caller.last_applied)
@@ -378,7 +378,7 @@ class PipelineEvaluator:
             check_images(images, self._prompts(split, batch), batch.prompts)
         except InvalidImage as error:
             raise InvalidImage(
-                f"{error}, made by the bare pipeline: use --dtype float32 or bfloat16, or mend "
+                f"{error}, made by the baseline pipeline: use --dtype float32 or bfloat16, or mend "
                 "the model"
             ) from error
 
@@ -433,8 +433,8 @@ class PipelineEvaluator:
             if self._try_to_score(bare, texts)[1] is None:
                 raise TrialFailure(f"the images of {candidate} cannot be scored: {wrong}")
         raise BaselineError(
-            f"the scorer fails on the bare pipeline's own images, it {wrong}: mend --clip_model; "
-            "what was measured is stored, run the same command again to go on"
+            f"the scorer fails on the baseline pipeline's images, it {wrong}: fix --clip_model and "
+            "run the same command again to go on from the stored trials"
         )
 
     def _try_to_score(

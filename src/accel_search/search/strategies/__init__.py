@@ -1,4 +1,4 @@
-"""What is measured next: one strategy a file, found by discovery."""
+"""Strategies, which decide what to measure next: one per file, found by discovery."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def get(name: str) -> type[Strategy]:
 
 
 def check(name: str, sampler: str | None) -> None:
-    """Check that there is a strategy of that name, and that it has that sampler.
+    """Check that there is a strategy of that name with that sampler.
 
     Raises:
-        ConfigurationError: There is none, or it has not.
+        ConfigurationError: There is none.
     """
     samplers = get(name).samplers
     if sampler is not None and sampler not in samplers:

@@ -1,4 +1,4 @@
-"""Optuna's samplers, for those who know them and as a measure for `guided`."""
+"""Optuna's samplers, as a familiar alternative to `guided`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
     from optuna.trial import Trial as Asked
 
 TRIES = 20
-"""Suggestions of points that are measured already before the first unmeasured one is taken."""
+"""Suggestions of measured points after which the first unmeasured one is taken."""
 
 
 class Bayes(Strategy):
-    """Let Optuna choose for the largest speedup, the bounds as its constraints; each is raced.
+    """Let Optuna maximise the speedup with the bounds as constraints, stopping early.
 
     Parameters are suggested by their place among their values, from mild to harsh. A suggestion
-    that coincides with a measured candidate is answered with what was measured, never measured
-    again, and the sampler is asked anew. In place of one that a replayed file does not hold the
-    nearest that it does hold is measured.
+    that coincides with a measured candidate is answered from its trial, and the sampler is asked
+    again. A suggestion that a replayed file lacks is replaced by the nearest one in the file.
 
     Source:
         Optuna 5: `TPESampler` (Watanabe, "Tree-structured Parzen estimator", 2023) and `GPSampler`,
@@ -38,15 +37,15 @@ class Bayes(Strategy):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        self._told = 0
+        self._added = 0
         self._open: tuple[Asked | None, Candidate] | None = None
 
     def ask(self, history: History) -> Proposal | None:
-        """Return the race in hand, or the sampler's next suggestion that is not measured."""
+        """Return the next stage of the current candidate, or the sampler's next new suggestion."""
         if race := self.race(history):
             return race
         with _quiet():
-            self._tell(history)
+            self._add_new_trials(history)
             if len(history.trials) >= len(self.space):
                 return None
             if self._open is None:
@@ -74,33 +73,35 @@ class Bayes(Strategy):
             for parameter, values in zip(axis.parameters, axis.values, strict=True)
         }
 
-    def _tell(self, history: History) -> None:
-        """Hand the study what was measured since the last time."""
+    def _add_new_trials(self, history: History) -> None:
+        """Add what was measured since the last call to the study."""
         import optuna
 
-        for each in history.trials[self._told :]:
-            if self._open is not None and self._open[1] == each.trial.candidate:
+        for assessed in history.trials[self._added :]:
+            if self._open is not None and self._open[1] == assessed.trial.candidate:
                 if self._open[0] is not None:
-                    self._answer(self._open[0], each)
+                    self._answer(self._open[0], assessed)
                 self._open = None
                 continue
-            params = self._params(each.trial.candidate)
+            params = self._params(assessed.trial.candidate)
             if params is None:
                 continue
-            found, states = each.assessment, optuna.trial.TrialState
+            assessment, states = assessed.assessment, optuna.trial.TrialState
             self._study.add_trial(
                 optuna.trial.create_trial(
-                    state=states.FAIL if found is None else states.COMPLETE,
-                    value=None if found is None else found.speedup.value,
+                    state=states.FAIL if assessment is None else states.COMPLETE,
+                    value=None if assessment is None else assessment.speedup.value,
                     params=params,
                     distributions=self._distributions,
-                    constraints=None if found is None else self._broken(found),
+                    constraints=None if assessment is None else self._broken(assessment),
                 )
             )
-        self._told = len(history.trials)
+        self._added = len(history.trials)
 
     def _suggest(self, history: History) -> tuple[Asked | None, Candidate] | None:
-        known = {self.space.position(each.trial.candidate): each for each in history.trials}
+        known = {
+            self.space.position(assessed.trial.candidate): assessed for assessed in history.trials
+        }
         for _ in range(TRIES):
             asked = self._study.ask(self._distributions)
             position = self.space.position(self._candidate(asked.params))
@@ -109,30 +110,30 @@ class Bayes(Strategy):
             self._answer(asked, known.get(position))
             if position is None and self.space.is_part:
                 order = self.space.by_distance(self._candidate(asked.params))
-                nearest = next(each for each in order if each not in known)
+                nearest = next(nearby for nearby in order if nearby not in known)
                 return None, self.space.candidate_at(nearest)
-            # Else a point that the space leaves out is the baseline, or means nothing there.
+            # Else the point is the baseline or impossible.
         candidate = self.first_unmeasured(range(len(self.space)), history)
         return None if candidate is None else (None, candidate)
 
-    def _answer(self, asked: Asked, each: AssessedTrial | None) -> None:
+    def _answer(self, asked: Asked, assessed: AssessedTrial | None) -> None:
         import optuna
 
-        if each is None or each.assessment is None:
+        if assessed is None or assessed.assessment is None:
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
             return
-        for name, broken in self._broken(each.assessment).items():
+        for name, broken in self._broken(assessed.assessment).items():
             asked.set_constraint(name, broken)
-        self._study.tell(asked, each.assessment.speedup.value)
+        self._study.tell(asked, assessed.assessment.speedup.value)
 
-    def _broken(self, found: Assessment) -> dict[str, float]:
-        """Return for each bound by how much it is broken; 0 or less is within."""
+    def _broken(self, assessment: Assessment) -> dict[str, float]:
+        """Return by how much each bound is broken; 0 or less is within."""
         goal = self.task.goal
-        broken = {"score_loss": found.score_loss.value - goal.max_score_loss}
+        broken = {"score_loss": assessment.score_loss.value - goal.max_score_loss}
         if goal.min_psnr is not None:
-            broken["psnr"] = goal.min_psnr - (found.psnr or 0.0)
+            broken["psnr"] = goal.min_psnr - (assessment.psnr or 0.0)
         if goal.min_ssim is not None:
-            broken["ssim"] = goal.min_ssim - (found.ssim or 0.0)
+            broken["ssim"] = goal.min_ssim - (assessment.ssim or 0.0)
         return broken
 
     def _candidate(self, places: dict[str, Any]) -> Candidate:

@@ -1,4 +1,4 @@
-"""Speed from a model, quality learnt where it matters: the answer without the grid."""
+"""Search by a latency and a quality model, without measuring the whole grid."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ from accel_search.search.strategies.quality_model import (
 Array = NDArray[np.float64]
 
 CALIBRATION_RUNS = 12
-"""Most runs that serve the latency model alone."""
+"""Most runs for the latency model alone."""
 CALIBRATION_SHARE = 0.35
-"""Most of a small space that they may be of it."""
+"""Their largest share of a small space."""
 SPEED_SD = 0.02
 """Error of predicted speeds at which calibration ends, unless timing is noisier than that."""
 LEAST_GAIN = 0.0001
 """Expected further gain of speed, as a fraction, below which a candidate is not worth a trial."""
 SAME_SPEED = 0.005
-"""Relative difference of speeds that is no gain: the timing of a few calls cannot tell it."""
+"""Relative difference of speeds that counts as none: timing a few calls cannot resolve it."""
 LEAST_CHANCE = 0.01
 """Probability of meeting a requirement below which a candidate is not worth a trial."""
 SHORT_RACE = 0.3
-"""Share of its prompts at which a race that is lost ends, about."""
+"""Approximate share of the prompts at which a bad candidate is stopped."""
 FIXED_COST = 0.05
-"""What a look costs beside its images, in units of a baseline on all prompts."""
+"""Cost of a stage beside its images, in units of a baseline on all prompts."""
 SURE = 0.95
-"""Probability at which something is taken for granted."""
+"""Probability that counts as certain."""
 OPTIMISTIC = float(stats.norm.ppf(SURE))
 """Standard deviations up to the optimistic end of a predicted speed."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of every candidate; each array is `[N]`."""
+    """Predictions for every candidate; each array is `[N]`."""
 
     log_speedup: Array
     """Expected logarithm of the speedup."""
@@ -69,18 +69,18 @@ class Standing:
     prompts: NDArray[np.int64]
     """Prompts scored on."""
     best: float
-    """Logarithm of the speedup of the fastest candidate found within the bounds; without one, that
-    of the least speedup that counts as a gain."""
+    """Logarithm of the speedup of the fastest candidate within the bounds or, without one, of the
+    least speedup that counts as a gain."""
 
 
 class Guided(Strategy):
-    """Measure where the most further speed is to be expected for the time it takes.
+    """Measure the candidate with the largest expected gain of speed for the time it takes.
 
-    A few short runs, chosen to tell most, calibrate the latency model; the same runs' scores begin
-    the quality model. Then the candidate with the greatest expected gain over the best found, per
-    second, is raced: gain by the latency model × probability of being within the bounds by the
-    quality model. Both learn from every look. It ends when no candidate is expected to gain more
-    than `LEAST_GAIN`: those left are slower even at the optimistic end, or lose too much.
+    A few short, informative runs calibrate the latency model, and their scores the quality model.
+    Then the candidate with the largest expected gain per second goes to its next stage: gain by the
+    latency model × probability of being within the bounds by the quality model. Both learn from
+    every stage. The search ends when no candidate is expected to gain more than `LEAST_GAIN`: those
+    left are slower even at the optimistic end, or lose too much.
 
     Source:
         Expected improvement under a constraint that is learnt too: Gardner et al., "Bayesian
@@ -96,7 +96,7 @@ class Guided(Strategy):
         self._latest: tuple[tuple[int, int, int], Standing] | None = None
 
     def ask(self, history: History) -> Proposal | None:
-        """Return the next look at the candidate that is worth most, None if none is worth it."""
+        """Return the next stage of the candidate that is worth most, None if none is worth it."""
         if not len(self.space):
             return None
         standing = self._standing(history)
@@ -105,7 +105,7 @@ class Guided(Strategy):
         return self._best_look(standing, self._is_worthy(standing))
 
     def finish(self, history: History) -> Proposal | None:
-        """Return the next look at the candidate that is worth most of those that are begun."""
+        """Return the next stage of the started candidate that is worth most."""
         if not len(self.space):
             return None
         standing = self._standing(history)
@@ -119,23 +119,23 @@ class Guided(Strategy):
         candidate = self.space.candidate_at(position)
         if standing.within[position] >= SURE:
             return Proposal(candidate, self.task.prompts)
-        # The first look is for calibration; it decides next to nothing.
-        looks = rungs(self.task.prompts, self.task.chunk)
-        least = looks[0] if len(looks) > 1 else 0
+        # The first stage is for calibration; it decides little.
+        stages = rungs(self.task.prompts, self.task.chunk)
+        least = stages[0] if len(stages) > 1 else 0
         return self.raced(candidate, max(int(standing.prompts[position]), least))
 
-    def speedup_of(self, each: AssessedTrial, history: History) -> float:
+    def speedup_of(self, assessed: AssessedTrial, history: History) -> float:
         """Return the speedup by the latency model and the candidate's own timings together.
 
-        Of many that are nearly equal, the one whose few timings are the best was lucky.
+        The own timings alone would prefer the luckiest of many nearly equal candidates.
         """
-        position = self._position(each.trial.candidate)
-        if position is None or each.assessment is None:
+        position = self._position(assessed.trial.candidate)
+        if position is None or assessed.assessment is None:
             return 0.0
         return math.exp(float(self._standing(history).log_speedup[position]))
 
     def why_done(self, history: History) -> str:
-        """Say why no candidate is left that is worth a trial."""
+        """Return why no candidate is left that is worth a trial."""
         if not len(self.space):
             return super().why_done(history)
         standing = self._standing(history)
@@ -148,7 +148,7 @@ class Guided(Strategy):
         parts = [
             f"{int(slow.sum()):,} are too slow even at the optimistic end of the prediction",
             f"{int(lossy.sum()):,} lose too much with over {SURE:.0%} probability",
-            f"{others:,} promise too little to be worth a trial",
+            f"{others:,} would gain too little to be worth a trial",
         ]
         counted = [part for part in parts if not part.startswith("0 ")]
         return f"of the {int(left.sum()):,} candidates not measured, " + ", ".join(counted)
@@ -178,26 +178,26 @@ class Guided(Strategy):
         return self._known[candidate]
 
     def _standing(self, history: History) -> Standing:
-        looks = sum(each.assessment.prompts for each in history.trials if each.assessment)
-        state = (len(history.trials), looks, len(history.refuted))
+        prompts = sum(trial.assessment.prompts for trial in history.trials if trial.assessment)
+        state = (len(history.trials), prompts, len(history.refuted))
         if self._latest is None or self._latest[0] != state:
             self._latest = state, self._judge(history)
         return self._latest[1]
 
     def _judge(self, history: History) -> Standing:
-        """Fit both models to the history and say what they make of every candidate."""
+        """Fit both models to the history and predict every candidate."""
         located = [
-            (position, each)
-            for each in history.trials
-            if (position := self._position(each.trial.candidate)) is not None
+            (position, assessed)
+            for assessed in history.trials
+            if (position := self._position(assessed.trial.candidate)) is not None
         ]
         measured = [
-            (position, each.trial.measurement)
-            for position, each in located
-            if each.trial.measurement is not None
+            (position, assessed.trial.measurement)
+            for position, assessed in located
+            if assessed.trial.measurement is not None
         ]
         noise = self._noise(history)
-        runs = [run_of(position, each, noise) for position, each in measured]
+        runs = [run_of(position, measurement, noise) for position, measurement in measured]
         log_speedup, sd = self._latency.speeds(runs)
         within = np.ones(len(self.space))
         for model, used in self._bounds:
@@ -205,13 +205,13 @@ class Guided(Strategy):
         is_open = np.ones(len(self.space), dtype=bool)
         prompts = np.zeros(len(self.space), dtype=np.int64)
         best: list[float] = []
-        for position, each in located:
-            is_open[position] = each.is_open
-            if each.assessment is None:
+        for position, assessed in located:
+            is_open[position] = assessed.is_open
+            if assessed.assessment is None:
                 continue
-            prompts[position] = each.assessment.prompts
-            refuted = each.trial.candidate in history.refuted
-            if each.is_feasible(self.task.goal) and not refuted:
+            prompts[position] = assessed.assessment.prompts
+            rejected = assessed.trial.candidate in history.refuted
+            if assessed.is_feasible(self.task.goal) and not rejected:
                 best.append(float(log_speedup[position]))
         least = self._least_gain(history)
         return Standing(log_speedup, sd, within, is_open, prompts, max(best, default=least))
@@ -219,24 +219,27 @@ class Guided(Strategy):
     def _least_gain(self, history: History) -> float:
         """Return the logarithm of the least speedup that will count as a gain.
 
-        By the spread that a few disturbed calls do not move: an assessment's noise floor may be
-        wide of one that hit the baseline, until there are pairs that contradict it, and none would
-        be made where nothing is worth a trial.
+        It uses a spread that a few disturbed calls do not move. With the noise floor of an
+        assessment, one disturbed baseline could make every candidate seem not worth a trial.
         """
-        timed = [history.baseline, *(each.trial.measurement for each in history.trials)]
-        pairs = max(len(each.baseline_seconds_per_image) for each in timed if each is not None)
+        timed = [history.baseline, *(assessed.trial.measurement for assessed in history.trials)]
+        pairs = max(
+            len(measurement.baseline_seconds_per_image)
+            for measurement in timed
+            if measurement is not None
+        )
         z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
         return z * self._noise(history) / math.sqrt(max(pairs, 1))
 
     def _noise(self, history: History) -> float:
-        measured = [each.trial.measurement for each in history.trials]
-        known = [each for each in measured if each is not None]
+        measured = [assessed.trial.measurement for assessed in history.trials]
+        known = [measurement for measurement in measured if measurement is not None]
         return noise_of(history.baseline, known)
 
     def _calibration(self, history: History, standing: Standing) -> int | None:
-        """Return the next run that serves the latency model, None if it knows enough."""
+        """Return the next run for the latency model, None if it is accurate enough."""
         size = len(self.space)
-        runs = sum(each.assessment is not None for each in history.trials)
+        runs = sum(assessed.assessment is not None for assessed in history.trials)
         if runs >= min(CALIBRATION_RUNS, math.ceil(CALIBRATION_SHARE * size)):
             return None
         fresh = np.flatnonzero(standing.is_open & (standing.prompts == 0))
@@ -253,8 +256,8 @@ class Guided(Strategy):
     def _gain(self, standing: Standing) -> Array:
         """Return what each candidate is worth, `[N]`.
 
-        Without a required speedup, the expected further gain over the best found, beyond what is
-        the same speed, as a difference of logarithms; with one, the probability of meeting it.
+        Without a required speedup, the expected gain over the best one in logarithms, less
+        `SAME_SPEED`; with one, the probability of meeting it.
         """
         required = self.task.goal.min_speedup
         if required is not None:
@@ -264,7 +267,7 @@ class Guided(Strategy):
         return standing.within * expected_gain(standing.log_speedup, standing.sd, beaten)
 
     def _cost(self, standing: Standing) -> Array:
-        """Return what finding out about each takes, in units of a baseline on all prompts."""
+        """Return the cost of deciding on each candidate, in units of a baseline on all prompts."""
         left = 1 - standing.prompts / self.task.prompts
         lost = np.minimum(np.maximum(SHORT_RACE - (1 - left), SHORT_RACE / 4), left)
         share = standing.within * left + (1 - standing.within) * lost

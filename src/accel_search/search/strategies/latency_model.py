@@ -1,18 +1,15 @@
-"""The latency model: the time of any candidate from the times of a few.
+"""The latency model: predict the time of any candidate from the times of a few.
 
-A pipeline call takes a fixed overhead (text encoder, decoder) and the sum of its UNet calls, and a
-UNet call takes what its step type takes. In units of the baseline's own time, a candidate that
+A pipeline call takes a fixed overhead (text encoder, decoder) plus the sum of its UNet calls, and
+the time of a UNet call depends on its step type. In units of the baseline's time, a candidate that
 makes `n_k` calls of type `k` takes
 
     c + (1 - c) / N * sum_k n_k exp(v_k)
 
-where `N` is the baseline's number of calls and a plain call has `v = 0`. What a step type costs
-is put together from its effects: `v_k` is the sum of what each effect does alone (linear and
-quadratic in its amount, where that varies), of what each pair of effects adds, and of a little that
-is its own. Each of these coefficients has a normal prior, the pairs' a narrow one: a type that was
-never seen is predicted from its effects, with the uncertainty that this deserves.
-
-Everything here is arithmetic on arrays; nothing is measured.
+where `N` is the baseline's number of calls and a plain call has `v = 0`. `v_k` is the sum of each
+effect alone (linear and, where its amount varies, quadratic), of each pair of effects, and of a
+small term of the type's own. Each coefficient has a normal prior, a narrow one for pairs: a type
+that was never measured is predicted from its effects, with the uncertainty that follows.
 """
 
 from __future__ import annotations
@@ -33,22 +30,22 @@ from accel_search.search.step_plans import StepPlans
 Array = NDArray[np.float64]
 
 OVERHEAD = (-2.4, 0.7)
-"""Prior mean and standard deviation of the logit of the overhead's share: mostly 4 to 15 %. Runs
-of one number of calls say next to nothing of it; nor do predictions for as many hang on it."""
+"""Prior mean and standard deviation of the logit of the overhead's share: mostly 4 to 15 %. It
+matters only where numbers of calls differ."""
 EFFECT_SD = 0.7
 """Prior standard deviation of an effect on the logarithm of a UNet call's time."""
 PAIR_SD = 0.1
-"""Prior standard deviation of what two effects do together beyond what each does alone."""
+"""Prior standard deviation of the interaction of two effects."""
 TYPE_SD = 0.03
-"""Prior standard deviation of what is a step type's own."""
+"""Prior standard deviation of a step type's own term."""
 MISFITS = np.geomspace(0.002, 0.1, 18)
-"""Relative errors of the model itself among which the runs choose."""
+"""Relative errors of the model itself, of which the runs select one."""
 MISFIT_PRIOR = (math.log(0.012), 0.6)
-"""Prior mean and standard deviation of the logarithm of the misfit: few runs say little of it."""
+"""Prior mean and standard deviation of the logarithm of the misfit."""
 FREEDOM = 4.0
-"""Degrees of freedom of the errors: a run that was disturbed is not believed."""
+"""Degrees of freedom of the errors: disturbed runs get a low weight."""
 LEAST_NOISE = 0.003
-"""Least relative error that a timing is believed to have."""
+"""Least relative error of a timing."""
 CHUNK = 20_000
 """Candidates predicted at a time, to bound memory."""
 POOL = 1_000
@@ -60,25 +57,25 @@ class Run:
     """One measured candidate."""
 
     position: int
-    """Which of the plans was measured."""
+    """Its index in the plans."""
     log_time: float
     """Logarithm of its time in units of the baseline's, timed side by side."""
     noise: float
-    """Standard deviation of that, as far as timing is to blame."""
+    """Standard deviation of that by timing alone."""
 
 
 def noise_of(baseline: Measurement, measured: Sequence[Measurement]) -> float:
-    """Return the standard deviation of the log ratio of one pair of calls, as runs tell it."""
+    """Return the standard deviation of the log ratio of one pair of calls."""
     return max(timing_spread(baseline, measured), LEAST_NOISE)
 
 
 def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
-    """Return by how much each candidate is expected to be faster than what is to be beaten, `[N]`.
+    """Return the expected gain of each candidate over a speedup, in logarithms, `[N]`.
 
     Args:
         log_speedup: Expected logarithms of the speedups, `[N]`.
         sd: Standard deviations of their errors, `[N]`.
-        beaten: Logarithm of the speedup that is to be beaten.
+        beaten: Logarithm of the speedup to beat.
 
     Source:
         Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
@@ -89,10 +86,10 @@ def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
 
 
 def run_of(position: int, measured: Measurement, noise: float) -> Run:
-    """Return what a measurement says of a candidate's time.
+    """Return a measurement as a run.
 
     Args:
-        position: Which of the plans it is of.
+        position: Index of the candidate in the plans.
         measured: With at least one call timed beside the baseline's.
         noise: Standard deviation of the log ratio of one such pair.
     """
@@ -107,19 +104,14 @@ class Prediction:
     log_time: Array
     """Logarithm of the time in units of the baseline's, `[N]`; -log_time is that of the speedup."""
     sd: Array
-    """Standard deviation of its error, the model's own misfit included, `[N]`."""
-
-    @property
-    def speedup(self) -> Array:
-        """Return baseline time / candidate time, `[N]`."""
-        return np.asarray(np.exp(-self.log_time))
+    """Standard deviation of its error, the model's misfit included, `[N]`."""
 
 
 class LatencyModel:
-    """Predicts the time of every one of some step plans.
+    """Predicts the time of step plans.
 
     Args:
-        plans: Of the candidates that are to be predicted, those that are measured among them.
+        plans: Those of all candidates, measured or not.
 
     Source:
         Gaussian prior and likelihood, linearised about the mode (Gauss-Newton, Laplace); errors
@@ -130,17 +122,17 @@ class LatencyModel:
     def __init__(self, plans: StepPlans) -> None:
         self._plans = plans
         self._features, spread = _features(plans)
-        # Coefficient 0 is the logit of the overhead's share; the others make v.
+        # Coefficient 0 is the logit of the overhead's share; the others give v.
         self._mean = np.concatenate([[OVERHEAD[0]], np.zeros(len(spread))])
         self._variance = np.concatenate([[OVERHEAD[1] ** 2], np.square(spread)])
         self._mode = self._mean.copy()
         self._gain: Array = np.empty((0, 0))
         self._rows: Array = np.empty((0, len(self._mean)))
         self.misfit = math.exp(MISFIT_PRIOR[0])
-        """Relative error of the model itself, as the runs tell it."""
+        """Relative error of the model itself."""
 
     def fit(self, runs: Sequence[Run]) -> None:
-        """Learn from measured candidates; what was learnt before is forgotten."""
+        """Fit the model to these runs alone."""
         self._mode, self._rows = self._mean.copy(), self._rows[:0]
         self.misfit = math.exp(MISFIT_PRIOR[0])
         if not runs:
@@ -171,19 +163,17 @@ class LatencyModel:
             if np.abs(self._mode - before).max() < 1e-6:
                 break
 
-    def predict(self, positions: NDArray[np.int64] | None = None) -> Prediction:
-        """Predict the time of the plans at `positions`; None is all of them."""
-        if positions is None:
-            positions = np.arange(len(self._plans))
+    def predict(self) -> Prediction:
+        """Predict the time of every plan."""
         values, spreads = [], []
-        for start in range(0, len(positions), CHUNK):
-            value, rows = self._linearised(self._plans.counts[positions[start : start + CHUNK]])
+        for start in range(0, len(self._plans), CHUNK):
+            value, rows = self._linearised(self._plans.counts[start : start + CHUNK])
             values.append(value)
             spreads.append(np.sqrt(self._variances(rows) + self.misfit**2))
         return Prediction(np.concatenate(values), np.concatenate(spreads))
 
     def speeds(self, runs: Sequence[Run]) -> tuple[Array, Array]:
-        """Fit the runs and say what follows of all candidates, their own timings counted in.
+        """Fit the runs and predict all candidates, measured ones by their own timings too.
 
         Returns:
             Expected logarithm of each speedup and the standard deviation of its error, `[N]`.
@@ -192,7 +182,7 @@ class LatencyModel:
         predicted = self.predict()
         log_speedup, sd = -predicted.log_time, predicted.sd.copy()
         for run in runs:
-            # What the model misses of a candidate, its own timing has seen.
+            # The candidate's own timing corrects the misfit of the model.
             kept = self.misfit**2 / (self.misfit**2 + run.noise**2)
             log_speedup[run.position] -= kept * (run.log_time + log_speedup[run.position])
             rest = sd[run.position] ** 2 - kept * self.misfit**2
@@ -202,12 +192,12 @@ class LatencyModel:
     def most_informative(
         self, positions: NDArray[np.int64], noise: float, wanted: NDArray[np.int64] | None = None
     ) -> int:
-        """Return which candidate's run would teach most about all.
+        """Return the candidate whose run would reduce the uncertainty most.
 
         Args:
             positions: Candidates that may be run.
             noise: Standard deviation of one run's log time.
-            wanted: Candidates that are to be predicted well; None is `positions`.
+            wanted: Candidates to predict well; None is `positions`.
         """
         wanted = positions if wanted is None else wanted
         thinned = positions[:: max(1, len(positions) // POOL)]
@@ -233,7 +223,7 @@ class LatencyModel:
         return np.log(total), np.concatenate([by_overhead[:, None], by_feature], axis=1)
 
     def _variances(self, rows: Array) -> Array:
-        """Return the posterior variance of what each row of derivatives stands for."""
+        """Return the posterior variance for each row of derivatives."""
         prior = (rows**2) @ self._variance
         if not len(self._rows):
             return np.asarray(prior)
@@ -250,12 +240,12 @@ class LatencyModel:
     def _most_likely_misfit(
         self, rows: Array, target: Array, noise: Array, weights: Array
     ) -> float:
-        """Return the misfit under which the runs were most to be expected."""
+        """Return the misfit that makes the runs most likely."""
         explained = (rows * self._variance) @ rows.T
         error = target - rows @ self._mean
         variances = (noise**2 + MISFITS[:, None] ** 2) / weights
         covariances = explained + variances[:, :, None] * np.eye(len(rows))
-        # One factor a misfit; a covariance is its square, and so is its determinant.
+        # One factor per misfit; the determinant of a covariance is the square of its factor's.
         factors = np.linalg.cholesky(covariances)
         logarithms = 2 * np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
         squares = np.linalg.solve(covariances, np.tile(error[:, None], (len(MISFITS), 1, 1)))
@@ -265,8 +255,8 @@ class LatencyModel:
 
 
 def _features(plans: StepPlans) -> tuple[Array, Array]:
-    """Return what each step type's v is made of: `[types, D]`, and the prior spread `[D]`."""
-    amounts = [{each.name: each.amount for each in step} for step in plans.types]
+    """Return the features of each step type, `[types, D]`, and their prior spreads, `[D]`."""
+    amounts = [{effect.name: effect.amount for effect in step} for step in plans.types]
     names = sorted({name for step in amounts for name in step})
     columns: dict[tuple[str, ...], Array] = {}
     spreads: list[float] = []
@@ -281,9 +271,9 @@ def _features(plans: StepPlans) -> tuple[Array, Array]:
         add((name,), here, EFFECT_SD)
         if len({amount for amount in here if amount}) > 1:
             add((name, "squared"), [amount**2 for amount in here], EFFECT_SD)
-    for one, other in itertools.combinations(names, 2):
-        both = [step.get(one, 0.0) * step.get(other, 0.0) for step in amounts]
-        add((one, other), both, PAIR_SD)
+    for first, second in itertools.combinations(names, 2):
+        both = [step.get(first, 0.0) * step.get(second, 0.0) for step in amounts]
+        add((first, second), both, PAIR_SD)
     for number, step in enumerate(amounts):
         if step:
             own = np.zeros(len(amounts))

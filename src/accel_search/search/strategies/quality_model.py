@@ -1,9 +1,8 @@
-"""The quality model: which candidates are within a bound, from the few that were scored.
+"""The quality model: predict which candidates are within a bound from the few that were scored.
 
-A Gaussian process over where a candidate lies in the space (each parameter's place from mild to
-harsh) and what it computes (the share of UNet calls under each effect), with a part that is
-linear and a part that bends. It works on a scale on which 0 is no loss, 1 is the bound, and losses
-far beyond it, which need no telling apart, are drawn together.
+A Gaussian process with a linear and a nonlinear part. Its inputs are each parameter's place from
+mild to harsh and the share of UNet calls under each effect. On its scale, 0 is no loss and 1 is the
+bound; losses far beyond the bound are compressed.
 """
 
 from __future__ import annotations
@@ -21,57 +20,57 @@ from accel_search.search.step_plans import StepPlans
 Array = NDArray[np.float64]
 
 Used = Callable[[Measurement, Measurement], Array]
-"""Takes a candidate's measurement and the baseline's and returns, for each prompt, how much of what
-may be lost was lost: 0 is nothing, 1 is all."""
+"""Returns, from a candidate's measurement and the baseline's, the loss on each prompt: 0 is none, 1
+is the bound."""
 
 LOSSLESS_PSNR = 50.0
-"""Decibels at which no difference is seen."""
+"""Decibels at which no difference is visible."""
 LEAST_ROOM = 0.005
-"""Least fraction that counts as what may be lost, where a bound allows about none."""
+"""Least loss that counts as 1, where a bound allows almost none."""
 SHARED = 3.0
-"""Prompts' worth of belief in the spread of other candidates beside a candidate's own."""
+"""Weight of other candidates' spread beside a candidate's own, in prompts."""
 
 PRIOR_SLOPE = 1.5
-"""What the harshest candidate is expected to lose before anything is known, in scale units."""
+"""Prior loss of the harshest candidate, in scale units."""
 LENGTH = (np.log(0.7), 0.7)
 BEND = (0.0, 1.0)
 OWN = (np.log(0.2), 0.7)
 LINEAR = (np.log(0.5), 1.0)
-"""Priors of the logarithms of length scales, of the spread of the bending part, of what is a
-candidate's own, and of the linear part's slope: mean and standard deviation."""
+"""Priors of the logarithms of the length scales, the spread of the nonlinear part, a candidate's
+own spread and the slope of the linear part: mean and standard deviation."""
 OFFSET = 0.3
 """Weight of the constant in the linear part, beside inputs from 0 to 1."""
 REFIT = 1.15
-"""Growth of the number of candidates scored at which the priors' parameters are fitted anew."""
+"""Growth of the number of scored candidates at which the parameters are fitted again."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate that was scored, if only on a few prompts."""
+    """A candidate that was scored on at least a few prompts."""
 
     position: int
     value: float
-    """What it lost, in units of what it may lose; 0 is nothing, 1 is the bound."""
+    """Its mean loss; 0 is none, 1 is the bound."""
     sd: float
     """Standard deviation of that, from the prompts it was not scored on."""
 
 
 def bounds_of(goal: Goal) -> list[Used]:
-    """Return how each bound of a goal is used up: the loss of score, and likeness where asked."""
+    """Return the loss function of each bound of a goal: score, and PSNR and SSIM if bounded."""
 
     def loss(own: Measurement, baseline: Measurement) -> Array:
         before = np.asarray(baseline.scores[: len(own.scores)])
         lost = (before - np.asarray(own.scores)) / before.mean()
         return np.asarray(_used(lost, goal.max_score_loss, LEAST_ROOM))
 
-    found: list[Used] = [loss]
+    bounds: list[Used] = [loss]
     if goal.min_psnr is not None:
         most = LOSSLESS_PSNR - goal.min_psnr
-        found.append(lambda own, _: _used(LOSSLESS_PSNR - np.asarray(own.psnr), most, 1.0))
+        bounds.append(lambda own, _: _used(LOSSLESS_PSNR - np.asarray(own.psnr), most, 1.0))
     if goal.min_ssim is not None:
         room = 1 - goal.min_ssim
-        found.append(lambda own, _: _used(1 - np.asarray(own.ssim), room, LEAST_ROOM))
-    return found
+        bounds.append(lambda own, _: _used(1 - np.asarray(own.ssim), room, LEAST_ROOM))
+    return bounds
 
 
 def _used(lost: Array, most: float, least_room: float) -> Array:
@@ -81,48 +80,47 @@ def _used(lost: Array, most: float, least_room: float) -> Array:
 def scored(
     measured: Sequence[tuple[int, Measurement]], baseline: Measurement, used: Used
 ) -> list[Scored]:
-    """Return what each measured candidate used up of a bound, and how well that is known.
+    """Return each measured candidate's mean loss and its uncertainty.
 
     Args:
-        measured: Positions and measurements, over all prompts or the first of them.
-        baseline: The baseline's, over all prompts.
-        used: How the bound is used up.
+        measured: Positions and measurements, on all prompts or the first of them.
+        baseline: The baseline's, on all prompts.
+        used: Loss function of the bound.
     """
-    values = [used(each, baseline) for _, each in measured]
-    counts = np.array([len(each) for each in values])
-    spreads = np.array([each.var(ddof=1) if len(each) > 1 else 0.0 for each in values])
-    # A few prompts tell little of their own spread.
+    values = [used(measurement, baseline) for _, measurement in measured]
+    counts = np.array([len(losses) for losses in values])
+    spreads = np.array([losses.var(ddof=1) if len(losses) > 1 else 0.0 for losses in values])
+    # The spread of a few prompts is uncertain: mix it with the typical one.
     typical = float(np.median(spreads)) if values else 0.0
     spreads = ((counts - 1) * spreads + SHARED * typical) / (counts - 1 + SHARED)
     errors = np.sqrt(spreads * (1 - counts / len(baseline.scores)) / np.maximum(counts, 1))
     return [
-        Scored(position, float(each.mean()), float(error))
-        for (position, _), each, error in zip(measured, values, errors, strict=True)
+        Scored(position, float(losses.mean()), float(error))
+        for (position, _), losses, error in zip(measured, values, errors, strict=True)
     ]
 
 
 def inputs(coordinates: Array, plans: StepPlans) -> Array:
-    """Return what the quality of each candidate is told by: `[N, D]`, each from 0 to 1.
+    """Return the model's inputs for each candidate, `[N, D]`, from 0 to 1.
 
     Args:
         coordinates: Place of each parameter among its values, `[N, parameters]`.
         plans: Step plans of the same candidates.
     """
-    names = sorted({each.name for step in plans.types for each in step})
+    names = sorted({effect.name for step in plans.types for effect in step})
     amounts = np.zeros((len(plans.types), len(names)))
     for row, step in enumerate(plans.types):
-        for each in step:
-            amounts[row, names.index(each.name)] = each.amount
+        for effect in step:
+            amounts[row, names.index(effect.name)] = effect.amount
     shares = (plans.counts @ amounts) / plans.baseline_calls
-    found = np.concatenate([coordinates, shares], axis=1)
-    least, most = found.min(axis=0), found.max(axis=0)
-    # What is the same for all tells nothing.
+    columns = np.concatenate([coordinates, shares], axis=1)
+    least, most = columns.min(axis=0), columns.max(axis=0)
     varies = most > least
-    return np.asarray((found[:, varies] - least[varies]) / (most - least)[varies])
+    return np.asarray((columns[:, varies] - least[varies]) / (most - least)[varies])
 
 
 def to_scale(values: Array) -> Array:
-    """Draw values far beyond the bound together; 1 becomes about 0.88."""
+    """Compress values far beyond the bound; 1 becomes about 0.88."""
     return np.asarray(np.arcsinh(values))
 
 
@@ -158,10 +156,10 @@ class QualityModel:
         prior_sd = np.sqrt(self._own_variance(points))
         if not scored:
             return self._mean, prior_sd
-        rows = np.array([each.position for each in scored])
-        raw = np.array([each.value for each in scored])
+        rows = np.array([candidate.position for candidate in scored])
+        raw = np.array([candidate.value for candidate in scored])
         slope = 1 / np.sqrt(1 + raw**2)  # Of the scale: errors shrink with it.
-        noise = np.array([each.sd for each in scored]) * slope
+        noise = np.array([candidate.sd for candidate in scored]) * slope
         error = to_scale(raw) - self._mean[rows]
         if len(scored) > REFIT * self._fitted:
             self._fit(points[rows], error, noise)
@@ -170,7 +168,7 @@ class QualityModel:
         factor = linalg.cholesky(self._noisy(points[rows], noise, self._theta), lower=True)
         weights = linalg.cho_solve((factor, True), error)
         across = self._kernel(points, points[rows], self._theta)
-        # What is a candidate's own is shared with its own samples alone.
+        # A candidate's own term correlates with its own samples only.
         across[rows, np.arange(len(rows))] += own
         mean = self._mean + across @ weights
         explained = linalg.solve_triangular(factor, across.T, lower=True)
@@ -198,8 +196,12 @@ class QualityModel:
 
     def _kernel(self, left: Array, right: Array, theta: Array) -> Array:
         scale = np.exp(theta[:-3])
-        one, other = left / scale, right / scale
-        squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
+        scaled_left, scaled_right = left / scale, right / scale
+        squares = (
+            (scaled_left**2).sum(1)[:, None]
+            + (scaled_right**2).sum(1)[None]
+            - 2 * scaled_left @ scaled_right.T
+        )
         distance = np.sqrt(5 * np.maximum(squares, 0.0))
         bend = np.exp(2 * theta[-3]) * (1 + distance + distance**2 / 3) * np.exp(-distance)
         return np.asarray(bend + np.exp(2 * theta[-1]) * (left @ right.T + OFFSET))

@@ -10,7 +10,7 @@ from accel_search.search.strategies.base import History, Proposal, Strategy
 
 
 class Random(Strategy):
-    """Every distinct candidate once, in an order drawn from the seed, each raced."""
+    """Every distinct candidate once, in an order drawn from the seed, stopping early."""
 
     name = "random"
 
@@ -21,7 +21,7 @@ class Random(Strategy):
         return order
 
     def ask(self, history: History) -> Proposal | None:
-        """Return the race in hand, or the first candidate of the drawn order not measured."""
+        """Return the next stage of the current candidate, or the next candidate of the order."""
         if race := self.race(history):
             return race
         candidate = self.first_unmeasured(self._order, history)
