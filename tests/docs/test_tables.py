@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
-from scripts.docs.tabulate_full_size import MARKED, rewritten, timings
+from scripts.docs.tabulate_full_size import MARKED, main, rewritten, timings
 
 from tests.support.docs_pages import ROOT
 
@@ -56,3 +57,15 @@ def test_a_table_follows_its_file(tmp_path):
     page.write_text("<!-- timings rows.json SDXL -->\n\n| old |\n\n<!-- end -->\nText\n")
     assert lines[0] in rewritten(page) and "old" not in rewritten(page)
     assert rewritten(page).endswith("<!-- end -->\nText\n")
+
+
+def test_all_columns_of_a_file_are_printed(monkeypatch, capsys):
+    data = ROOT / "docs" / "data" / "full_size_h100.json"
+    monkeypatch.setattr(sys, "argv", ["tabulate_full_size.py", str(data)])
+    main()
+    printed = capsys.readouterr().out
+    models = [line for line in printed.splitlines() if line.startswith("SD")]
+    assert models == ["SD1.5", "SD2.1", "SDXL"]
+    # One line a cell, each in half precision; three headings name ToMe's combinations.
+    assert printed.count(" fp16 |") + printed.count(" bf16 |") == 77
+    assert printed.count("| all three |") == 3
