@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from accel_search.cli.logging_utils import setup_logger
 from accel_search.cli.restart import Carried, leave
 from accel_search.errors import AccelSearchError, ExitCode
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.search.watchdog import restarting_watchdog
 from accel_search.settings import Settings
 from accel_search.storage.json_files import write_atomically
@@ -58,7 +58,7 @@ def main() -> None:
         # Before torch is loaded, which counts the cores once.
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     # On a file system that nodes share, each takes turns with its own processes only.
-    session = Session(Turns(options.turns and options.turns / platform.node()))
+    session = Session(TimingLock(options.turns and options.turns / platform.node()))
     for job in _jobs():
         session.answer(job)
 
@@ -86,7 +86,7 @@ def _jobs() -> Any:
 class Session:
     """What one process has loaded, and what it does with a job."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: TimingLock) -> None:
         self._turns = turns
         self._bench: Workbench | None = None
         self._evaluator: PipelineEvaluator | None = None
