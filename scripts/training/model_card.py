@@ -58,47 +58,8 @@ def _duration(training: dict[str, Any]) -> str:
     return total
 
 
-def text(figures: dict[str, Any]) -> str:
-    """Write the card from the content of `training_figures.json`."""
-    trained = [
-        (stage, f"{f['steps']:,}", f"{f['batch']:,}", f"{f['seconds']:.0f}")
-        for stage, f in ((stage, figures[stage]) for stage in _STAGES)
-    ]
-    result, denoised = figures["evaluate"], figures["denoiser"]
-    measured = figures["scorer"]["measured"]
-    scorer_rows = [
-        (label, *(show(measured[pictures][key]) for pictures in ("drawn", "reconstructed")))
-        for label, key, show in (
-            ("true caption first of 64", "true_caption_first_of_64", _percent),
-            ("score of the true caption", "true_caption", _score),
-            ("score with one attribute wrong", "one_attribute_wrong", _score),
-            (
-                "true caption above one with one attribute wrong",
-                "above_one_attribute_wrong",
-                _percent,
-            ),
-            ("score of another picture's caption", "another_caption", _score),
-        )
-    ]
-    quality_rows = [
-        ("drawn", _score(result["drawn"])),
-        (
-            f"generated, {package.DEFAULT_STEPS} steps",
-            f"{_score(result['generated'])} ± {_score(result['error'])}",
-        ),
-        *((f"generated, {n} steps", _score(value)) for n, value in result["by_steps"].items()),
-        (
-            f"generated, {package.DEFAULT_STEPS} steps, against another's caption",
-            _score(result["shuffled"]),
-        ),
-    ]
-    total = _duration(figures["training"]) if figures["training"] else ""
-    unet_share = (
-        f"\n\nThe UNet takes {_percent(result['unet_share'])} of a call on a CPU "
-        f"({result['threads']} threads, {package.DEFAULT_STEPS} steps, 4 pictures)."
-        if "unet_share" in result
-        else ""
-    )
+def _introduction() -> str:
+    """Return what depends on no figure: contents, data and architecture."""
     return f"""# The embedded demo pipeline
 
 A Stable Diffusion pipeline small enough to ship inside a package, trained from nothing, with an
@@ -140,7 +101,51 @@ no such scene is drawn or captioned in training, and all prompts are reserved sc
         )
     }
 
-Weights are stored in float16. The scheduler is DDIM with Stable Diffusion 1.5's schedule.
+Weights are stored in float16. The scheduler is DDIM with Stable Diffusion 1.5's schedule."""
+
+
+def text(figures: dict[str, Any]) -> str:
+    """Write the card from the content of `training_figures.json`."""
+    trained = [
+        (stage, f"{f['steps']:,}", f"{f['batch']:,}", f"{f['seconds']:.0f}")
+        for stage, f in ((stage, figures[stage]) for stage in _STAGES)
+    ]
+    result, denoised = figures["evaluate"], figures["denoiser"]
+    measured = figures["scorer"]["measured"]
+    scorer_rows = [
+        (label, *(show(measured[pictures][key]) for pictures in ("drawn", "reconstructed")))
+        for label, key, show in (
+            ("true caption first of 64", "true_caption_first_of_64", _percent),
+            ("score of the true caption", "true_caption", _score),
+            ("score with one attribute wrong", "one_attribute_wrong", _score),
+            (
+                "true caption above one with one attribute wrong",
+                "above_one_attribute_wrong",
+                _percent,
+            ),
+            ("score of another picture's caption", "another_caption", _score),
+        )
+    ]
+    quality_rows = [
+        ("drawn", _score(result["drawn"])),
+        (
+            f"generated, {package.DEFAULT_STEPS} steps",
+            f"{_score(result['generated'])} ± {_score(result['error'])}",
+        ),
+        *((f"generated, {n} steps", _score(value)) for n, value in result["by_steps"].items()),
+        (
+            f"generated, {package.DEFAULT_STEPS} steps, against another's caption",
+            _score(result["shuffled"]),
+        ),
+    ]
+    total = _duration(figures["training"]) if figures["training"] else ""
+    unet_share = (
+        f"\n\nThe UNet takes {_percent(result['unet_share'])} of a call on a CPU "
+        f"({result['threads']} threads, {package.DEFAULT_STEPS} steps, 4 pictures)."
+        if "unet_share" in result
+        else ""
+    )
+    return f"""{_introduction()}
 
 ## Training
 

@@ -19,13 +19,13 @@ from accel_search.errors import ExitCode, OutOfMemoryError  # noqa: E402
 from accel_search.runtime import memory  # noqa: E402
 from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline  # noqa: E402
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator  # noqa: E402
-from accel_search.runtime.measuring.generation import generate  # noqa: E402
 from accel_search.runtime.measuring.timing import timed  # noqa: E402
 from accel_search.runtime.provenance import describe  # noqa: E402
 from accel_search.runtime.scoring.clip import load_scorer  # noqa: E402
 from accel_search.runtime.workbench import Workbench  # noqa: E402
 from accel_search.settings import Settings  # noqa: E402
 from tests.support import making  # noqa: E402
+from tests.support.generation import generate  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 

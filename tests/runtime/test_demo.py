@@ -88,7 +88,7 @@ def test_the_unmerged_value_that_is_reused_is_nearer_than_naive_stacking_would_b
     from accel_search.accelerators.compose import apply_candidate
     from accel_search.accelerators.patching import Layer, layered, transformers
     from accel_search.accelerators.tgate import REUSE, schedule
-    from accel_search.runtime.measuring.generation import generate
+    from tests.support.generation import generate
     from tests.support.stacks import stacked
 
     steps, interval = 8, 3

@@ -50,4 +50,4 @@ def test_one_that_fails_is_left_out_and_said(evaluator_for, tmp_path, caplog):
     write_pictures(evaluator, {"baseline": Candidate(), "winner": DEEP}, 2, tmp_path, LOG)
     index = json.loads((tmp_path / "pictures.json").read_text())
     assert [each["part"] for each in index["columns"]] == ["baseline"]
-    assert "no pictures of deepcache" in caplog.text
+    assert "no images of deepcache" in caplog.text

@@ -17,8 +17,8 @@ from accel_search.errors import ConfigurationError
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline
 from accel_search.runtime.loading.schedulers import build_scheduler
-from accel_search.runtime.measuring.generation import generate
 from accel_search.runtime.workbench import Workbench
+from tests.support.generation import generate
 from tests.support.pipelines import LOG, prompt_set
 
 

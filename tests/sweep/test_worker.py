@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from accel_search.errors import ConfigurationError, InvalidImage, LoadError, TrialFailure
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.settings import Settings
 from accel_search.sweep.answer import failure_of
 from accel_search.sweep.worker import Session, settings_of
@@ -38,7 +38,7 @@ def ask(tmp_path):
         ask.session.answer(json.loads(json.dumps(job)))
         return json.loads(path.read_text())
 
-    ask.session = Session(Turns())
+    ask.session = Session(TimingLock())
     return ask
 
 
@@ -50,7 +50,7 @@ def test_settings_survive_the_way_to_the_worker():
 def test_what_disturbs_and_what_is_disturbed_take_turns(ask):
     events = []
 
-    class Seen(Turns):
+    class Seen(TimingLock):
         @contextmanager
         def loading(self):
             events.append("load")
@@ -72,9 +72,9 @@ import logging, sys
 from contextlib import contextmanager
 from accel_search.runtime.workbench import Workbench
 from accel_search.settings import Settings
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 
-class Seen(Turns):
+class Seen(TimingLock):
     @contextmanager
     def loading(self):
         before = set(sys.modules)

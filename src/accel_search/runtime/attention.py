@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels the UNet uses, and which it would choose by itself."""
+"""Choose and describe the attention kernel of the UNet."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ KERNELS = {
 
 
 def use_kernel(pipe: Any, name: str) -> None:
-    """Let the UNet's attention use one kernel from now on; `auto` leaves torch its choice.
+    """Make the UNet's attention use one kernel; `auto` leaves the choice to torch.
 
-    The decoder's attention, with one head of 512 channels, is left alone: not every kernel has it.
+    The decoder's attention is unchanged: not every kernel supports its head of 512 channels.
 
     Args:
         pipe: On its device.
         name: `auto`, or a key of `KERNELS`.
 
     Raises:
-        ConfigurationError: The kernel does not take this UNet's heads, dtype or device.
+        ConfigurationError: The kernel does not support this UNet's heads, dtype or device.
     """
     if name == "auto":
         return
     unet, kernel = pipe.unet, KERNELS[name]
     refusal = _refusal(pipe, name)
     if refusal is not None:
-        others = [each for each in KERNELS if each != name and _refusal(pipe, each) is None]
+        others = [kernel for kernel in KERNELS if kernel != name and _refusal(pipe, kernel) is None]
         raise ConfigurationError(
             f"--attention {name}: torch {torch.__version__} has no such kernel for {refusal}: use "
             + " or ".join(["auto", *others])
         )
-    # Under CPU offload accelerate's `forward` moves the module and runs `_old_forward`; diffusers
-    # takes these hooks off and on again after every call, which would drop a patch of `forward`.
+    # Under CPU offload, accelerate's `forward` moves the module and runs `_old_forward`; diffusers
+    # renews these hooks after every call, which would drop a patch of `forward`.
     where = "_old_forward" if "_old_forward" in vars(unet) else "forward"
     forward = getattr(unet, where)
 
@@ -61,13 +61,12 @@ def describe_attention(pipe: Any, name: str, tokens: int) -> str:
 
     Args:
         pipe: On its device.
-        name: What `use_kernel` was told.
-        tokens: Of its largest self-attention.
+        name: The argument of `use_kernel`.
+        tokens: Number in its largest self-attention.
 
     Returns:
-        `native` for torch's own attention, with the kernel in brackets where one was asked for, or
-        where it runs on a GPU and torch tells which it would choose; else the names of the
-        processors in use.
+        `native` for torch's own attention, with the kernel in brackets where one was requested or
+        where torch tells its choice (on a GPU); else the names of the processors.
     """
     names = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
     if not names <= {"AttnProcessor2_0"}:
@@ -79,12 +78,12 @@ def describe_attention(pipe: Any, name: str, tokens: int) -> str:
 
 
 def _refusal(pipe: Any, name: str) -> str | None:
-    """Return which of the UNet's heads a kernel does not take, and why; None where it takes all."""
+    """Return which of the UNet's heads a kernel does not support and why, or None."""
     unet, device = pipe.unet, execution_device(pipe)
     for size in _head_sizes(unet):
         try:
             with sdpa_kernel(KERNELS[name]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch gives each kernel's reasons as warnings.
+                warnings.simplefilter("ignore")  # torch warns of each kernel's reasons.
                 same = _queries(unet, device, size, 64)
                 torch.nn.functional.scaled_dot_product_attention(same, same, same)
         except RuntimeError as error:
@@ -105,13 +104,13 @@ def _chosen(unet: Any, device: torch.device, tokens: int) -> str:
 
 
 def _head_sizes(unet: Any) -> list[int]:
-    """Return the channels of a head of each attention that there is, in module order."""
+    """Return the distinct channels per head, in module order."""
     from diffusers.models.attention_processor import Attention
 
     attentions = [module for module in unet.modules() if isinstance(module, Attention)]
-    return list(dict.fromkeys(each.inner_dim // each.heads for each in attentions))
+    return list(dict.fromkeys(attention.inner_dim // attention.heads for attention in attentions))
 
 
 def _queries(unet: Any, device: torch.device, size: int, tokens: int) -> torch.Tensor:
-    """Return what may stand for queries, keys and values of one head: `[2, 1, tokens, size]`."""
+    """Return dummy queries, keys and values of one head, `[2, 1, tokens, size]`."""
     return torch.zeros(2, 1, tokens, size, device=device, dtype=unet.dtype)

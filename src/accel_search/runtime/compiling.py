@@ -1,26 +1,26 @@
-"""Compile the UNet region by region, so that accelerators still patch what lies between."""
+"""Compile the UNet by regions, so that accelerators can still patch what is between them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 RECOMPILE_LIMIT = 1024
-"""Graphs of one function that torch may keep; its own limit, 8, is less than T-GATE alone needs:
-each kind of block × what is computed or reused in it × full or half batch is a graph."""
+"""Graphs per function that torch may keep. Its default of 8 is too few for T-GATE: one graph per
+kind of block × reuse pattern × batch size."""
 
 
 def compile_unet(pipe: Any, kernel: str | None = None) -> None:
-    """Compile the transformer blocks of a pipeline's UNet, each kind once, for as long as it lives.
+    """Compile the transformer blocks of a pipeline's UNet.
 
-    Accelerators can be applied to it and removed as to any other. The first call of a new shape, or
-    under settings that were not applied before, compiles, which takes from seconds to minutes.
+    Accelerators can be applied and removed as before. The first call of a new shape or of new
+    settings compiles, which takes seconds to minutes.
 
-    Shapes are never generalised: a graph that fits two batch sizes would take the place of the
-    baseline's own, and round differently.
+    Shapes are never generalised: a graph for two batch sizes would replace the baseline's own and
+    round differently.
 
     Args:
         pipe: A diffusers pipeline with a `UNet2DConditionModel`.
-        kernel: What `attention.use_kernel` was told of it; None where it was told nothing.
+        kernel: The argument of `attention.use_kernel`, if it was called.
 
     Source:
         diffusers 0.42, `ModelMixin.compile_repeated_blocks` (regional compilation).
@@ -37,12 +37,11 @@ def compile_unet(pipe: Any, kernel: str | None = None) -> None:
 
 
 def _graphs_of(kernel: str) -> dict[str, Any]:
-    """Return options of the compiler under which one attention kernel's graphs are its own.
+    """Return compiler options that keep the graphs of one attention kernel apart from others'.
 
-    Which kernel computes attention is decided as a graph is made, but by that torch tells apart
-    neither the graphs in memory nor those on disk: one of another kernel would be run. By the
-    compiler's options it tells both apart, and this one changes nothing that is compiled: it is a
-    tag for graphs in which a function of that name is called.
+    A graph fixes the kernel, but torch's caches in memory and on disk ignore that and would return
+    a graph of another kernel. They do distinguish the compiler's options. This one tags graphs and
+    has no effect on what is compiled.
 
     Source:
         torch 2.11 and 2.15: `_TorchCompileInductorWrapper.__eq__` (in memory), and
@@ -59,7 +58,7 @@ def graphs_compiled() -> int:
 
 
 def is_compile_error(error: BaseException) -> bool:
-    """Tell whether an error came from torch's compiler, not from the code that is compiled."""
+    """Return whether an error came from torch's compiler, not from the compiled code."""
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)

@@ -1,4 +1,4 @@
-"""Where the embedded demo pipeline, its scorer and its prompts lie."""
+"""Paths of the embedded demo pipeline, its scorer and its prompts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def demo_part(name: str) -> Path:
 
 
 def default_guidance(pipeline_folder: Path) -> float | None:
-    """Return `default_guidance_scale` of a `demo.json` beside a pipeline's folder, if there is one.
+    """Return `default_guidance_scale` of a `demo.json` beside a pipeline's folder, if any.
 
     Raises:
-        LoadError: The file does not hold such a number.
+        LoadError: The file lacks that number.
     """
     path = pipeline_folder.parent / "demo.json"
     if not path.is_file():
@@ -41,5 +41,5 @@ def default_guidance(pipeline_folder: Path) -> float | None:
         return float(json.loads(path.read_text(encoding="utf-8"))["default_guidance_scale"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoadError(
-            f"{path}: expected an object with the number default_guidance_scale: mend or remove it"
+            f"{path}: expected an object with the number default_guidance_scale: fix or remove it"
         ) from error

@@ -1,4 +1,4 @@
-"""Where to compute, in what precision, and with how many threads."""
+"""Choose the device, the precision and the number of threads."""
 
 from __future__ import annotations
 
@@ -10,28 +10,22 @@ import torch
 
 from accel_search.errors import LoadError
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `--device` names; `auto` is the first GPU, else the CPU.
+    """Return the device of `--device`; `auto` is the first GPU, else the CPU.
 
     Raises:
-        LoadError: A GPU is asked for that is not there.
+        LoadError: That GPU is missing.
     """
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda:0" if found else "cpu")
+        return torch.device("cuda:0" if count else "cpu")
     device = torch.device(name)
     if device.type == "cpu":
         return device
     index = device.index or 0
-    if index >= found:
-        there = f"cuda:0 to cuda:{found - 1}" if found else "no CUDA device"
+    if index >= count:
+        there = f"cuda:0 to cuda:{count - 1}" if count else "no CUDA device"
         raise LoadError(
             f"--device {name}: torch {torch.__version__} finds {there}; use --device auto or cpu, "
             "or install a torch built for this machine's GPU"
@@ -40,19 +34,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def execution_device(pipe: Any) -> torch.device:
-    """Return the device that a pipeline computes on.
-
-    Where its parts wait in main memory until they are called (`--offload`), `pipe.device` is the
-    CPU all the same.
-    """
+    """Return the device that a pipeline computes on; with `--offload`, `pipe.device` is the CPU."""
     return torch.device(pipe._execution_device)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that `--dtype` names; `auto` is float16 on CUDA, float32 elsewhere."""
+    """Return the dtype of `--dtype`; `auto` is float16 on CUDA, float32 elsewhere."""
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    return _DTYPES[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -61,22 +52,21 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given; nothing to wait for on the CPU."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def set_threads(threads: int | None, device: torch.device) -> int | None:
-    """Set the CPU threads torch uses, for the whole process.
+    """Set torch's CPU threads for the whole process.
 
     Args:
-        threads: What `--threads` says; None takes all physical cores that this process may use
-            but one. Threads spin while they wait for each other, so one busy neighbour on a
-            core that they all need was measured to cost a factor of four to twelve.
-        device: On a GPU the default is left to torch.
+        threads: Value of `--threads`; None is all usable physical cores but one. With all of them,
+            one busy neighbour was measured to slow calls down by a factor of four to twelve.
+        device: On a GPU the default is torch's.
 
     Returns:
-        The threads set; None where the CPU does not compute and none were asked for.
+        The number set; None on a GPU by default.
     """
     if device.type != "cpu":
         if threads is not None:
@@ -99,7 +89,7 @@ def available_cores() -> int:
 
 
 def _cgroup_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    # A container's share (`docker --cpus=2`) shows in neither the affinity nor the core count.
+    # Neither affinity nor core count shows a container's share (`docker --cpus=2`).
     try:
         quota, period = path.read_text(encoding="ascii").split()[:2]
         return None if quota == "max" else max(1, int(quota) // int(period))

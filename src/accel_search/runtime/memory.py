@@ -1,4 +1,4 @@
-"""Device memory: the peak of a trial, growth across trials, and what an allocator said."""
+"""Measure device memory: a trial's peak, growth across trials, and failed allocations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 ALLOWANCE_BYTES = 256 * 2**20
-"""Growth across trials that is not worth a word."""
+"""Growth across trials without a warning."""
 
 SETTLING_TRIALS = 3
-"""Trials after which everything that is cached once and for all should be."""
+"""Trials after which all caches should be filled."""
 
 _UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = r"(\d+(?:\.\d+)?) (bytes|B|KiB|MiB|GiB|TiB)"
@@ -24,12 +24,12 @@ _SIGNS = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "can't allo
 
 @dataclass(frozen=True)
 class Shortage:
-    """What is known of an allocation that failed."""
+    """A failed allocation."""
 
     bytes_asked: int | None
-    """None if the allocator does not say."""
+    """None if unknown."""
     bytes_free: int | None
-    """Bytes free on the device at that moment; None if the allocator does not say."""
+    """Bytes free on the device at that moment; None if unknown."""
 
     def __str__(self) -> str:
         asked = "an unknown number of" if self.bytes_asked is None else f"{self.bytes_asked:,}"
@@ -38,9 +38,9 @@ class Shortage:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that the device's memory is exhausted.
+    """Return whether an error means that the device's memory is exhausted.
 
-    cuDNN, cuBLAS and the CPU's allocator report it as a plain RuntimeError.
+    cuDNN, cuBLAS and the CPU's allocator raise a plain RuntimeError.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
@@ -48,9 +48,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def parse_shortage(message: str) -> Shortage:
-    """Read the bytes asked for and the bytes free out of an allocator's message.
+    """Parse an allocator's message for the bytes asked and free.
 
-    Where the process may use a part of the device only, what is free is what is left of that part.
+    Where the process may use only a part of the device, free is what is left of that part.
 
     Source:
         torch's CUDACachingAllocator: "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of
@@ -73,11 +73,11 @@ def parse_shortage(message: str) -> Shortage:
 
 
 def free_bytes(device: torch.device, limit_gib: float | None = None) -> int:
-    """Return the bytes that a GPU has left for this process.
+    """Return the bytes of a GPU that are free for this process.
 
     Args:
         device: A CUDA device.
-        limit_gib: GiB that torch may allocate at most; None is all there is.
+        limit_gib: Most GiB that torch may allocate; None is all.
     """
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + cached
@@ -87,14 +87,14 @@ def free_bytes(device: torch.device, limit_gib: float | None = None) -> int:
 
 
 def release(device: torch.device) -> None:
-    """Give back what no tensor needs any more."""
+    """Free memory that no tensor uses."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 class PeakMeter:
-    """Keeps the most bytes allocated on a GPU within its `watch` blocks."""
+    """Records the most bytes allocated on a GPU within its `watch` blocks."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -103,7 +103,7 @@ class PeakMeter:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Take the block's peak into account."""
+        """Record the peak of a block."""
         if self._device.type != "cuda":
             yield
             return
@@ -114,15 +114,15 @@ class PeakMeter:
 
 
 class GrowthWatch:
-    """Warns, once, when memory that trials leave behind grows beyond an allowance.
+    """Warns once when the memory that trials leave behind exceeds an allowance.
 
-    The level after the first three trials is what the search needs anyway. Garbage is collected
-    only then and when the allowance is exhausted: it would cost a share of every trial.
+    The level after the first three trials is the reference. Because it takes time, garbage is
+    collected only then and when the allowance is exceeded.
 
     Args:
-        device: On a GPU the bytes allocated there are watched, else the process's resident set.
+        device: Watches the bytes allocated on a GPU, else the process's resident set.
         log: Gets the warning.
-        allowance: Bytes of growth that are not warned of.
+        allowance: Bytes of growth without a warning.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class GrowthWatch:
         self._warned = False
 
     def after_trial(self, name: str) -> None:
-        """Look at the level a trial left.
+        """Check the memory in use after a trial.
 
         Args:
-            name: The trial's, for the warning.
+            name: The trial's name, for the warning.
         """
         if self._warned:
             return
@@ -154,8 +154,8 @@ class GrowthWatch:
         if growth > self._allowance:
             release(self._device)
             growth = self.bytes_in_use() - self._level
-        # Growth began with the trial after which the level never came back, which may be long
-        # before the one that exhausts the allowance.
+        # Growth began with the trial after which the level stayed up, possibly long before the one
+        # that exceeds the allowance.
         if growth <= self._allowance // 8:
             self._began = None
             return

@@ -1,4 +1,4 @@
-"""What the GPU driver's own tool tells, without loading torch."""
+"""Query the GPU driver's own tool, without loading torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import subprocess
 
 
 def query(field: str) -> list[str]:
-    """Return a field of every GPU; nothing where the tool is not there or cannot tell.
+    """Return a field of every GPU; an empty list where the tool is missing or fails.
 
     Args:
-        field: As `nvidia-smi --help-query-gpu` lists them.
+        field: One of those that `nvidia-smi --help-query-gpu` lists.
     """
     try:
         output = subprocess.run(  # noqa: S603

@@ -1,4 +1,4 @@
-"""A few pictures of a finished search, written as files for whoever reads its report."""
+"""Write a few images of a finished search as files for its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.storage.json_files import write_atomically
 
 INDEX = "pictures.json"
-"""Lists the pictures of a folder."""
+"""Lists the images of a folder."""
 
 
 def write_pictures(
@@ -24,17 +24,16 @@ def write_pictures(
     folder: Path,
     log: logging.Logger,
 ) -> None:
-    """Write PNG files of the first prompts, one a candidate and prompt, and an index of them.
+    """Write PNG files of the first prompts, one per candidate and prompt, and their index.
 
-    The pictures were scored while the search ran and not kept: hundreds of candidates' would fill
-    the memory. They are made once more, one call a batch, outside all timing.
+    The search did not keep its images, which would fill the memory: they are made again, untimed.
 
     Args:
-        evaluator: Makes them.
-        candidates: What to show, by the part it plays.
-        count: Prompts.
-        folder: Is made; files in it are replaced.
-        log: Is told of a candidate that cannot be pictured.
+        evaluator: Makes the images.
+        candidates: Role, such as `winner` -> candidate.
+        count: Number of prompts.
+        folder: Created if missing; files in it are replaced.
+        log: Gets a warning of each candidate that fails.
 
     Raises:
         ConfigurationError: The folder cannot be written to.
@@ -47,7 +46,7 @@ def write_pictures(
             try:
                 images = evaluator.pictures(candidate, len(prompts))
             except (TrialFailure, OutOfMemoryError) as error:
-                log.warning("no pictures of %s (%s): the report is without them", candidate, error)
+                log.warning("no images of %s (%s): the report lacks them", candidate, error)
                 continue
             files = [f"{part}-{number}.png" for number in range(len(prompts))]
             for file, image in zip(files, images, strict=True):
@@ -63,7 +62,7 @@ def write_pictures(
 
 
 def _png(image: Any) -> bytes:
-    """Return a picture `[3, H, W]`, uint8, as a PNG file's bytes."""
+    """Return an image `[3, H, W]`, uint8, as a PNG file's bytes."""
     from io import BytesIO
 
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Where and with what a result is measured."""
+"""Describe the hardware, versions and inputs of a measurement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = (
     "torch",
     "transformers",
 )
-"""Packages that can change a picture or a timing."""
+"""Packages that can change an image or a timing."""
 
 RANDOM_WEIGHTS = "random weights"
 
@@ -43,20 +43,20 @@ def describe(
     vae: str | None = None,
     memory_limit: float | None = None,
 ) -> Provenance:
-    """Return the provenance of what is measured from now on.
+    """Return the provenance of measurements from now on.
 
     Args:
         pipe: The pipeline, on its device.
-        workload: What it is made to do.
-        prompts: What it is scored on.
-        revision: Commit of the hub repository it came from, if it did.
-        clip_model: What identifies the scorer and its weights; None where nothing is scored.
-        threads: CPU threads; on a GPU those asked for.
-        weights: What is special about the weights, e.g. `RANDOM_WEIGHTS`.
-        attention: The kernel that was asked for.
+        workload: What is measured.
+        prompts: Prompts to score on.
+        revision: Commit of the hub repository, if any.
+        clip_model: Identifies the scorer and its weights; None where nothing is scored.
+        threads: CPU threads; on a GPU those requested.
+        weights: A remark on the weights, e.g. `RANDOM_WEIGHTS`.
+        attention: The requested kernel.
         compiled: Whether the UNet is compiled.
-        vae: What identifies a VAE that replaces the pipeline's own.
-        memory_limit: GiB of the device's memory that are used; None is all.
+        vae: Identifies a VAE that replaces the pipeline's own.
+        memory_limit: GiB of the device's memory to use; None is all.
     """
     device = torch.device(workload.device)
     least = min(workload.attention_downsamples, default=1)
@@ -83,7 +83,7 @@ def describe(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return the fields of a provenance that hang on the machine alone."""
+    """Return the fields of a provenance that depend on the machine alone."""
     return {
         "device_name": device_name(device),
         "driver": next(iter(query("driver_version")), None) if device.type == "cuda" else None,
@@ -92,21 +92,21 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def model_id(pipeline: str) -> str:
-    """Return the hub id behind a short name; anything else as it was given."""
+    """Return the hub id of a short name; anything else unchanged."""
     from accel_search.runtime.loading.pipeline_folder import HUB_IDS
 
     return HUB_IDS.get(pipeline, pipeline)
 
 
 def package_versions() -> dict[str, str]:
-    """Return package -> version; a package that is not installed is left out."""
-    found = {}
+    """Return package -> version, for installed packages."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def device_name(device: torch.device) -> str:

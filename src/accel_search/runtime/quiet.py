@@ -1,4 +1,4 @@
-"""Keep other libraries' notices out of our own output."""
+"""Silence other libraries' notices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence diffusers, transformers and open_clip below an error; put all back on exit.
+    """Silence diffusers, transformers and open_clip in a `with` block.
 
-    open_clip logs through `logging.info` and the like, which install a handler on the root
-    logger if it has none, and would then print every library's lines for ever after. Our own
-    loggers have a level of their own, so raising the root's does not touch them.
+    open_clip uses `logging.info` and the like, which install a handler on a root logger without
+    one; that would print every library's lines from then on. Our own loggers have their own level
+    and are not affected by the root's.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -33,16 +33,16 @@ def quiet_libraries() -> Iterator[None]:
                 stack.callback(library.enable_progress_bar)
                 library.disable_progress_bar()
         stack.enter_context(warnings.catch_warnings())
-        # SDXL calls its own deprecated method in every half-precision decode.
+        # SDXL calls a deprecated method of its own in every half-precision decode.
         warnings.filterwarnings("ignore", message=".*upcast_vae.*", category=FutureWarning)
-        # What older configurations say otherwise diffusers mends, and tells at length.
+        # diffusers fixes older configurations with a long warning.
         warnings.filterwarnings("ignore", message="(?s).*update the config.*")
         yield
 
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Silence the hub client's line for each retry; its progress bars stay, a fetch is long."""
+    """Silence the hub client's line per retry, but not its progress bars."""
     from huggingface_hub.utils import logging as hub_logging
 
     before = hub_logging.get_verbosity()

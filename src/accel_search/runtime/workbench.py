@@ -1,4 +1,4 @@
-"""Everything that is loaded once, and the evaluators of all that is measured with it."""
+"""Load pipeline, scorer and prompts once, and make evaluators of them."""
 
 from __future__ import annotations
 
@@ -23,53 +23,54 @@ from accel_search.runtime.loading.prompts import load_prompts
 from accel_search.runtime.loading.random_weights import ARCHITECTURES
 from accel_search.runtime.loading.schedulers import build_scheduler
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.memory import free_bytes
 from accel_search.runtime.provenance import RANDOM_WEIGHTS, describe
 from accel_search.runtime.scoring.clip import ClipScorer, load_scorer, weight_bytes
 from accel_search.settings import Settings
 
 TIMED_PROMPT = "a small red ring to the left of a large blue star on white"
-"""What is drawn where nothing is scored; every prompt is padded to one length."""
+"""Prompt for where nothing is scored; every prompt is padded to one length."""
 
 
 class Workbench:
     """A pipeline, a scorer and prompts, loaded once for any number of schedulers and step counts.
 
-    With `latency_only` there is no scorer, and a pipeline that is named (SD1.5, SD2.1, SDXL) is
-    its full-size architecture with random weights.
+    With `latency_only` there is no scorer, and SD1.5, SD2.1 and SDXL get random weights.
 
     Args:
-        settings: What is loaded, where to, in what precision, and whether it is compiled.
+        settings: What to load, where, in what precision, and whether to compile it.
         log: Gets notices and warnings.
-        turns: Keep timed calls apart from what other processes load, and the other way round.
+        timing_lock: Keeps timed calls and other processes' loading apart.
 
     Raises:
-        LoadError: A part, or the device, is not there.
+        LoadError: A part or the device is missing.
         ConfigurationError: There are too few prompts.
         OutOfMemoryError: The weights do not fit the device.
     """
 
-    def __init__(self, settings: Settings, log: logging.Logger, turns: Turns | None = None) -> None:
+    def __init__(
+        self, settings: Settings, log: logging.Logger, timing_lock: TimingLock | None = None
+    ) -> None:
         device = resolve_device(settings.device)
         check_name(settings.pipe)
         _check_fit(settings, device)
         self._log = log
-        self._turns = turns or Turns()
+        self._timing_lock = timing_lock or TimingLock()
         self._threads = set_threads(settings.threads, device)
         self._scorer: ClipScorer | None = None
         self._folder: PipelineFolder | None = None
         self._pipe: Any
-        # The cheapest first: a mistake in the prompts shows before gigabytes are read.
+        # The prompts first: a mistake there shows before gigabytes are read.
         self._prompts = (
             timing_prompts(settings.batch_size) if settings.latency_only else load_prompts(settings)
         )
         import_libraries()
-        with self._turns.loading():
+        with self._timing_lock.loading():
             self._load(settings, device)
 
     def _load(self, settings: Settings, device: torch.device) -> None:
-        """Fill the device's memory, while nobody times on another device of this machine."""
+        """Load what goes to the device."""
         limit_memory(settings.memory_limit, device)
         if not settings.latency_only:
             self._scorer = load_scorer(settings, device, parked=True)
@@ -87,11 +88,11 @@ class Workbench:
             place_scorer(self._scorer, self._pipe, settings, device, self._log)
 
     def evaluator(self, settings: Settings) -> PipelineEvaluator:
-        """Return what measures the pipeline as the settings want it.
+        """Return the evaluator of these settings.
 
         Args:
             settings: Of the same pipeline, prompts and scorer; scheduler, steps, size, batch and
-                guidance are free.
+                guidance may differ.
 
         Raises:
             ConfigurationError: The pipeline cannot make such images.
@@ -125,22 +126,22 @@ class Workbench:
             provenance,
             timing_pairs=settings.timing_pairs,
             compiled=settings.compile,
-            turns=self._turns,
+            timing_lock=self._timing_lock,
             log=self._log,
         )
 
 
 def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator:
-    """Load what one search needs and return what measures it; raises as `Workbench` does."""
+    """Load what one search needs and return its evaluator; raises as `Workbench`."""
     return Workbench(settings, log).evaluator(settings)
 
 
 def _check_fit(settings: Settings, device: torch.device) -> None:
-    """Raise ConfigurationError for options that do not suit the device or each other."""
+    """Raise ConfigurationError for options that fit neither the device nor each other."""
     if settings.offload and device.type != "cuda":
         raise ConfigurationError(
-            f"--offload: moves parts between main memory and a GPU, but {device} is used; leave it "
-            "out"
+            f"--offload: moves parts between main memory and a GPU, but {device} is used; leave "
+            "it out"
         )
     if settings.vae is not None and settings.latency_only and settings.pipe in ARCHITECTURES:
         raise ConfigurationError(
@@ -152,11 +153,10 @@ def _check_fit(settings: Settings, device: torch.device) -> None:
 def place_scorer(
     scorer: ClipScorer, pipe: Any, settings: Settings, device: torch.device, log: logging.Logger
 ) -> None:
-    """Keep the scorer on the device if that leaves the pipeline room enough, and say if not.
+    """Keep the scorer on the device if that leaves enough room, and log it if not.
 
-    Room enough is what the pipeline's weights take: a call's activations are of that order, and
-    a search that has to find out by running out of memory loses a measurement. With --offload
-    memory is short by the user's own word.
+    Enough is the size of the pipeline's weights: activations are of that order, and running out of
+    memory would cost a measurement. With --offload, memory is short anyway.
     """
     if device.type == "cuda":
         weights = sum(
@@ -178,12 +178,12 @@ def place_scorer(
 
 
 def timing_prompts(count: int) -> PromptSet:
-    """Return prompts for one batch that is timed and not looked at."""
+    """Return prompts for one batch that is timed but not scored."""
     return PromptSet("timing", tuple(Prompt(TIMED_PROMPT, seed) for seed in range(count)), ())
 
 
 def limit_memory(limit: float | None, device: torch.device) -> None:
-    """Let torch allocate so many GiB on a GPU and no more; None is no limit.
+    """Let torch allocate at most that many GiB on a GPU; None is no limit.
 
     Raises:
         ConfigurationError: The device is no GPU, or has less.

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from accel_search.cli.logging_utils import setup_logger
 from accel_search.cli.restart import Carried, leave
 from accel_search.errors import AccelSearchError, ExitCode
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.search.watchdog import restarting_watchdog
 from accel_search.settings import Settings
 from accel_search.storage.json_files import write_atomically
@@ -57,7 +57,7 @@ def main() -> None:
         # Before torch is loaded, which counts the cores only once.
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     # On a file system shared by nodes, the lock is of one node's processes.
-    session = Session(Turns(options.turns and options.turns / platform.node()))
+    session = Session(TimingLock(options.turns and options.turns / platform.node()))
     for job in _jobs():
         session.answer(job)
 
@@ -85,7 +85,7 @@ def _jobs() -> Any:
 class Session:
     """A process's loaded model, and the work on its jobs."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: TimingLock) -> None:
         self._turns = turns
         self._bench: Workbench | None = None
         self._evaluator: PipelineEvaluator | None = None

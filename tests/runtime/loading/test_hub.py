@@ -113,7 +113,7 @@ def test_plain_files_are_fetched_for_full_precision_and_kept_for_offline_use(
         pipe, again = load_pipeline(settings(settings_for), LOG)
     assert again == first
     assert served.requests == []
-    assert "taking the copy that was fetched before, commit " + sd15.commit in caplog.text
+    assert "using the copy that was fetched before, commit " + sd15.commit in caplog.text
 
 
 def test_plain_files_are_taken_where_there_are_no_others(served, tmp_path, settings_for):
@@ -318,7 +318,10 @@ OBSTACLES = {
     "bad token": (_bad_token, "may not be read (HTTP 403): set HF_TOKEN to a valid token"),
     "busy": (_busy, "the hub was asked too often (HTTP 429): wait some minutes, or set HF_TOKEN"),
     "another hub": (_another_hub, "does not exist, was removed or is private: check the spelling"),
-    "odd token": (_odd_token, "cannot be asked for: HF_TOKEN holds what no token does: set it"),
+    "odd token": (
+        _odd_token,
+        "cannot be requested: HF_TOKEN holds characters that no token has: set it",
+    ),
     "unreachable": (_unreachable, "could not be fetched (ConnectError: "),
     "offline": (lambda served, repository, patch: offline(patch), "in offline mode: unset HF_HUB_"),
 }
@@ -341,10 +344,10 @@ def test_each_obstacle_is_one_line_and_a_copy_fetched_before_is_taken(
         assert find_pipeline(settings(settings_for), half=True, log=LOG) == found
     if name != "gated":  # Its list is public, and says that the copy is what it is now.
         assert expected.partition(":")[0].partition(" (")[0] in caplog.text
-        assert "taking the copy that was fetched before" in caplog.text
+        assert "using the copy that was fetched before" in caplog.text
 
     (found.path / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
-    assert "is not complete" in _error(settings_for)
+    assert "is incomplete" in _error(settings_for)
 
 
 def test_a_revision_that_is_not_there_is_not_answered_by_another(served, sd15, settings_for):
@@ -528,7 +531,7 @@ BROKEN_VAES = {
     ),
     "cut off": (
         lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 99),
-        "cut off or damaged",
+        "truncated or corrupt",
     ),
 }
 

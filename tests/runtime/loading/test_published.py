@@ -18,7 +18,7 @@ from scripts.make_random_pipeline import write_pipeline
 from accel_search.errors import LoadError
 from accel_search.runtime.loading.pipeline_folder import HUB_IDS
 from accel_search.runtime.loading.pipelines import describe_workload, load_pipeline
-from accel_search.runtime.measuring.generation import generate
+from tests.support.generation import generate
 from tests.support.hub import Repository
 from tests.support.pipelines import LOG, prompt_set
 

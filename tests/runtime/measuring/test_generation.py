@@ -11,11 +11,11 @@ from accel_search.core.workload import Prompt
 from accel_search.errors import InvalidImage
 from accel_search.runtime.measuring.generation import (
     check_images,
-    generate,
     initial_noise,
     prepare,
     prompt_generators,
 )
+from tests.support.generation import generate
 from tests.support.pipelines import prompt_set
 
 KERNEL_TOLERANCE = 1e-4

@@ -11,14 +11,14 @@ import time
 import pytest
 
 from accel_search.runtime.measuring import timing_lock
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 
 CODE = """
 import sys, time
 from pathlib import Path
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 
-own, kind, seconds, times = Turns(Path(sys.argv[1])), *sys.argv[2:]
+own, kind, seconds, times = TimingLock(Path(sys.argv[1])), *sys.argv[2:]
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(int(times)):
@@ -99,23 +99,23 @@ def has_a_turn(own, within=30):
 
 
 def test_who_loads_for_long_keeps_nobody_waiting_for_ever(tmp_path, monkeypatch):
-    with Turns(tmp_path).loading():
-        assert not has_a_turn(Turns(tmp_path), within=0.3)
+    with TimingLock(tmp_path).loading():
+        assert not has_a_turn(TimingLock(tmp_path), within=0.3)
     monkeypatch.setattr(timing_lock, "LONGEST_SECONDS", 0.2)
-    with Turns(tmp_path).loading():
-        assert has_a_turn(Turns(tmp_path))
+    with TimingLock(tmp_path).loading():
+        assert has_a_turn(TimingLock(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["timing", "loading"])
 def test_a_turn_is_given_back_after_an_error(tmp_path, kind):
-    with pytest.raises(ZeroDivisionError), getattr(Turns(tmp_path), kind)():
+    with pytest.raises(ZeroDivisionError), getattr(TimingLock(tmp_path), kind)():
         raise ZeroDivisionError
-    assert has_a_turn(Turns(tmp_path))
-    with Turns(tmp_path).loading():
-        assert not has_a_turn(Turns(tmp_path), within=0.1)
+    assert has_a_turn(TimingLock(tmp_path))
+    with TimingLock(tmp_path).loading():
+        assert not has_a_turn(TimingLock(tmp_path), within=0.1)
 
 
 def test_a_process_by_itself_never_waits():
-    alone = Turns()
+    alone = TimingLock()
     with alone.loading():
         assert has_a_turn(alone)

@@ -272,7 +272,7 @@ BROKEN = {
             f,
             lambda c: c["model_cfg"]["text_cfg"].update(tokenizer_kwargs={"trust_remote_code": 1}),
         ),
-        "run code of its own",
+        "run its own code",
     ),
 }
 
@@ -450,7 +450,7 @@ OBSTACLES = {
         _serve_damaged,
         "could not be loaded (SafetensorError: Error while deserializing header: invalid JSON in "
         "header: EOF while parsing a value at line 1 column 0): remove {cache}/models--timm--"
-        "vit_base_patch32_clip_224.openai to fetch it anew, or give a folder",
+        "vit_base_patch32_clip_224.openai to fetch it again, or give a folder",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Whether the parts of a pipeline belong together: each may be whole, and all together fail."""
+"""Check that the parts of a pipeline fit together."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ COLOURS = 3
 
 
 def check_fits(pipe: Any, given: str, vae: str | None, folder: PipelineFolder) -> None:
-    """Refuse a pipeline whose parts cannot work on one another's outputs.
+    """Refuse a pipeline whose parts do not take each other's outputs.
 
     Args:
         pipe: The pipeline.
-        given: Option and value that named it, for messages.
-        vae: What `--vae` names, if anything.
+        given: Option and value, for messages.
+        vae: Value of `--vae`, if any.
         folder: Where the pipeline came from.
 
     Raises:
-        LoadError: They cannot; the message names the part.
+        LoadError: The message names the part that does not fit.
     """
     _check_unet(pipe.unet.config, given)
     _check_vae(pipe, given, vae)
@@ -71,12 +71,12 @@ def _check_vae(pipe: Any, given: str, vae: str | None) -> None:
 
 
 def _check_replaced_vae(pipe: Any, given: str, vae: str, folder: PipelineFolder) -> None:
-    """Refuse a VAE that was trained for other latents: its pictures would be noise."""
-    own, other = folder.scaling_factor, pipe.vae.config.scaling_factor
-    if not math.isclose(own, other, rel_tol=1e-3):
+    """Refuse a VAE for other latents, which would decode noise."""
+    own, replacement = folder.scaling_factor, pipe.vae.config.scaling_factor
+    if not math.isclose(own, replacement, rel_tol=1e-3):
         raise LoadError(
-            f"--vae {vae}: its latents are scaled by {other}, those of {given} by {own}: give one "
-            "made for this pipeline"
+            f"--vae {vae}: its latents are scaled by {replacement}, those of {given} by {own}: "
+            "give one made for this pipeline"
         )
     if folder.pixels_per_latent != pipe.vae_scale_factor:
         raise LoadError(
@@ -86,14 +86,14 @@ def _check_replaced_vae(pipe: Any, given: str, vae: str, folder: PipelineFolder)
 
 
 def _text_width(unet: Any) -> set[int]:
-    """Return the width that the blocks expect of texts: one number, if they agree."""
+    """Return the widths of texts that the blocks expect: one, if they agree."""
     width = unet.encoder_hid_dim or unet.cross_attention_dim
     return {width} if isinstance(width, int) else set(_flat(width))
 
 
 def _flat(value: Any) -> Iterable[int]:
-    for each in value:
-        yield from [each] if isinstance(each, int) else _flat(each)
+    for width in value:
+        yield from [width] if isinstance(width, int) else _flat(width)
 
 
 def _text_widths(pipe: Any) -> list[int]:
@@ -124,4 +124,4 @@ def _check_tokenizer(tokenizer: Any, encoder: Any, given: str) -> None:
 
 
 def _listed(numbers: set[int]) -> str:
-    return ", ".join(str(each) for each in sorted(numbers))
+    return ", ".join(str(number) for number in sorted(numbers))

@@ -1,7 +1,7 @@
-"""Load the parts of a pipeline from their folders, and refuse one that is not all there.
+"""Load the parts of a pipeline from their folders, and refuse incomplete ones.
 
-Each is loaded by its own class rather than by diffusers' loader of whole pipelines, which does not
-tell what was missing: transformers fills tensors that a file lacks with random numbers, and warns.
+diffusers' loader of whole pipelines does not report missing tensors, and transformers fills them
+with random numbers. So each part is loaded by its own class.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def load_part(
 
     Args:
         given: Option and value, for messages.
-        folder: The component's own, checked by `folders.check_folder`.
-        name: The component's, as `model_index.json` has it.
-        part: What it is.
+        folder: The component's folder, checked by `pipeline_folder.check_folder`.
+        name: The component's name in `model_index.json`.
+        part: Its entry there.
         half: As in `find_pipeline`.
-        dtype: Of its weights, if it has any.
+        dtype: Dtype of its weights, if it has any.
 
     Raises:
         LoadError: It cannot be loaded.
@@ -59,12 +59,12 @@ def load_part(
         return load_model(given, folder, cls, half, dtype)
     try:
         return cls.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
-    except Exception as error:  # Broken files raise errors of six libraries.
+    except Exception as error:  # Corrupt files raise errors of six libraries.
         raise _not_loaded(given, folder, error) from error
 
 
 def load_model(given: str, folder: Path, cls: Any, half: bool, dtype: torch.dtype) -> Any:
-    """Return a model of diffusers or transformers, all of whose weights are in its files.
+    """Return a model of diffusers or transformers with all its weights.
 
     Raises:
         LoadError: It cannot be loaded.
@@ -73,19 +73,19 @@ def load_model(given: str, folder: Path, cls: Any, half: bool, dtype: torch.dtyp
     try:
         model, info = cls.from_pretrained(
             folder,
-            dtype=dtype,  # Named, or transformers would keep the text encoder's own.
+            dtype=dtype,  # Explicit, or transformers would keep the file's.
             variant=variant_of(folder, half),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # As above.
+    except Exception as error:  # See above.
         if is_out_of_memory(error):
             raise
         raise _not_loaded(given, folder, error) from error
     finally:
-        torch.set_default_dtype(default)  # diffusers leaves its own where it raises.
-    # An index of shards may name tensors that are in none: diffusers leaves them without data.
+        torch.set_default_dtype(default)  # diffusers does not restore it where it raises.
+    # diffusers leaves tensors without data that an index of shards lists but no shard has.
     empty = (name for name, tensor in model.named_parameters() if tensor.is_meta)
     missing = sorted({*info["missing_keys"], *empty})
     if missing:

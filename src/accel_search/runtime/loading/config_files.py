@@ -1,4 +1,4 @@
-"""The JSON files of a pipeline's folder: objects, and no code in them."""
+"""Read the JSON files of a pipeline's folder, and refuse code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_object(given: str, file: Path) -> dict[str, Any]:
         file: The file.
 
     Raises:
-        LoadError: It cannot be read, or holds something else.
+        LoadError: It cannot be read or holds no object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -27,16 +27,15 @@ def read_object(given: str, file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise LoadError(
-            f"{given}: {file} holds no object but {str(content)[:40]!r}: fetch it again"
+            f"{given}: {file}: expected an object, not {str(content)[:40]!r}: fetch it again"
         )
     return content
 
 
 def refuse_code(given: str, folder: Path) -> None:
-    """Raise LoadError for a component with code of its own, or whose configuration is no object.
+    """Raise LoadError for a component with code, or whose configuration is no object.
 
-    Of a list or a text the libraries make something else: diffusers looks for a repository of that
-    name.
+    With a text in place of an object, diffusers would look for a repository of that name.
     """
     if any(folder.glob("*.py")):
         raise LoadError(
@@ -46,6 +45,6 @@ def refuse_code(given: str, folder: Path) -> None:
     for file in folder.glob("*config.json"):
         if "auto_map" in read_object(given, file):
             raise LoadError(
-                f"{given}: {file} asks for code of its own (auto_map), which is never run: use a "
+                f"{given}: {file} asks for its own code (auto_map), which is never run: use a "
                 "pipeline of diffusers' own classes"
             )

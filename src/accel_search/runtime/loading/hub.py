@@ -1,8 +1,8 @@
-"""Fetch what is needed of a hub repository, and say in one line what stands in the way.
+"""Fetch the needed files of a hub repository, or explain in one line why that fails.
 
-The files are chosen from the repository's own list before anything large is fetched, so that
-neither pickles nor code are, and that too small a disk shows at once. Tokens come from the
-environment (`HF_TOKEN`) and are read by the hub's client alone.
+Files are chosen from the repository's list before anything large is fetched, so that pickles and
+code are left out and too small a disk shows at once. Only the hub's client reads tokens, from the
+environment (`HF_TOKEN`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from huggingface_hub import constants, errors
+
 from accel_search.errors import LoadError, first_line
 
 T = TypeVar("T")
@@ -23,7 +25,7 @@ T = TypeVar("T")
 SPARE_BYTES = 2**28
 """Disk space that a fetch leaves free, for logs and the trials' database."""
 TIMEOUT_SECONDS = 30.0
-"""For the list of a repository's files; a file's own transfer is timed by the hub's client."""
+"""For the list of a repository's files; the hub's client times transfers itself."""
 WRAPPERS = (
     "RuntimeError",
     "OSError",
@@ -31,15 +33,14 @@ WRAPPERS = (
     "LocalEntryNotFoundError",
     "DatasetGenerationError",
 )
-"""Errors by which the hub's client, open_clip, transformers and datasets hide what happened, by
-name: not all of these libraries are needed here."""
+"""Names of errors in which the hub's client, open_clip, transformers and datasets wrap others."""
 NO_SPACE = "Not enough disk space"
-"""How datasets begins an error that has no number."""
+"""Beginning of an error of datasets without an errno."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of the hub and what is wanted of it."""
+    """A repository of the hub, and what is needed of it."""
 
     given: str
     """Option and value, for messages, e.g. `--pipe SDXL`."""
@@ -48,9 +49,9 @@ class Repository:
     revision: str | None
     """Branch, tag or commit; None is the main branch."""
     entry: str
-    """File that says what else is needed, e.g. `model_index.json`."""
+    """File that lists what else is needed, e.g. `model_index.json`."""
     kind: str
-    """What it should hold, for messages, e.g. `a diffusers pipeline`."""
+    """Expected content, for messages, e.g. `a diffusers pipeline`."""
 
     def __str__(self) -> str:
         at = f" at revision {self.revision}" if self.revision else ""
@@ -63,7 +64,13 @@ class Obstacle(NamedTuple):
     reason: str
     remedy: str
     is_final: bool = False
-    """Whether a copy that was fetched before does not answer what was asked."""
+    """Whether a cached copy cannot help."""
+
+
+MISSING = Obstacle(
+    "does not exist, was removed or is private",
+    "check the spelling, or set HF_TOKEN to a token that may read it",
+)
 
 
 def fetch(
@@ -72,45 +79,44 @@ def fetch(
     check: Callable[[Path], T],
     log: logging.Logger,
 ) -> T:
-    """Have what is needed of a repository in the local cache, and return what `check` makes of it.
+    """Fetch what is needed of a repository into the local cache, and return the result of `check`.
 
-    Where the hub cannot be asked, or no longer gives the repository out, a complete copy that was
-    fetched before is taken, and the log says why.
+    Where the hub fails or no longer has the repository, use a complete cached copy and log why.
 
     Args:
-        repository: What is wanted.
-        choose: Gets the folder that `entry` lies in and all files of the repository, and returns
-            those that are needed. Raises LoadError for what must not be loaded.
+        repository: What to fetch.
+        choose: Gets the folder of `entry` and all files of the repository, and returns those that
+            are needed. Raises LoadError for what must not be loaded.
         check: Gets the complete folder, whose name is the commit.
-        log: Is told what is fetched, and why a copy is taken.
+        log: Gets what is fetched, and why a copy is used.
 
     Raises:
-        LoadError: It cannot be had.
+        LoadError: It cannot be fetched.
     """
     try:
         return check(_download(repository, choose, log))
     except LoadError:
         raise
-    except Exception as error:  # Network and disk fail in many classes; all mean: not loaded.
+    except Exception as error:  # Network and disk raise many classes.
         obstacle = explain(error, repository.hub_id)
         copy = None if obstacle.is_final else _cached(repository)
         if copy is None:
             raise LoadError(f"{repository} {obstacle.reason}: {obstacle.remedy}") from error
         try:
-            found = check(copy)
+            result = check(copy)
         except LoadError as incomplete:
             raise LoadError(
-                f"{repository} {obstacle.reason}, and the copy in {copy} is not complete: "
-                f"{obstacle.remedy}; what is there is kept"
+                f"{repository} {obstacle.reason}, and the copy in {copy} is incomplete: "
+                f"{obstacle.remedy}; its files are kept"
             ) from incomplete
         log.log(
             logging.INFO if _is_offline() else logging.WARNING,
-            "%s %s: taking the copy that was fetched before, commit %s",
+            "%s %s: using the copy that was fetched before, commit %s",
             repository,
             obstacle.reason,
             copy.name,
         )
-        return found
+        return result
 
 
 def _download(
@@ -118,7 +124,7 @@ def _download(
     choose: Callable[[Path, Sequence[str]], Sequence[str]],
     log: logging.Logger,
 ) -> Path:
-    """Return the folder of the snapshot, with all that is needed in it."""
+    """Fetch what is needed and return the folder of the snapshot."""
     from huggingface_hub import HfApi, hf_hub_download
 
     hub_id, api = repository.hub_id, HfApi()
@@ -134,7 +140,7 @@ def _download(
             f"{repository} holds no {repository.entry}, so it is not {repository.kind}: give one "
             "in diffusers' format"
         )
-    # By the revision's name, not its commit: so the cache knows which commit the name stands for.
+    # By the revision's name, so that the cache records which commit it stands for.
     entry = Path(hf_hub_download(hub_id, repository.entry, revision=repository.revision))
     commit = entry.parent.name
     if commit != info.sha:
@@ -150,32 +156,30 @@ def _download(
         log.info(
             "%s: fetching %d files, %.2f GB", repository, len(missing), sum(missing.values()) / 1e9
         )
-    # One after another, in this thread: of the pool that the client's own way to fetch a whole
-    # repository starts, Ctrl-C waits for every file that is begun, which takes minutes.
+    # One after another in this thread: the client's `snapshot_download` starts a pool, and Ctrl-C
+    # would wait minutes for its files.
     for name in needed:
         hf_hub_download(hub_id, name, revision=commit, force_download=name in stale)
     return entry.parent
 
 
 def _is_stale(file: Path, size: int) -> bool:
-    """Tell whether a file in the cache is not what the hub has: a copy of it was broken off."""
+    """Return whether a file in the cache differs from the hub's, as after an aborted copy."""
     return file.exists() and file.stat().st_size != size
 
 
 def _has_blob(entry: Path, info: Any, name: str) -> bool:
-    """Tell whether a file's content is in the cache already, from another commit."""
-    file = next(each for each in info.siblings if each.rfilename == name)
+    """Return whether a file's content is cached already, from another commit."""
+    file = next(sibling for sibling in info.siblings if sibling.rfilename == name)
     digest = file.lfs.sha256 if file.lfs else file.blob_id
     return digest is not None and (entry.parents[2] / "blobs" / digest).exists()
 
 
 def _check_disk(repository: Repository, missing: Mapping[str, int]) -> None:
     """Raise LoadError if the files do not fit the cache's disk; nothing has been fetched yet."""
-    from huggingface_hub import constants
-
     folder = Path(constants.HF_HUB_CACHE)
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    needed, free = sum(missing.values()), shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    needed, free = sum(missing.values()), shutil.disk_usage(existing).free
     if needed + SPARE_BYTES > free:
         raise LoadError(
             f"{repository} needs {needed / 1e9:.2f} GB more in {folder}, where {free / 1e9:.2f} GB "
@@ -184,8 +188,8 @@ def _check_disk(repository: Repository, missing: Mapping[str, int]) -> None:
 
 
 def _cached(repository: Repository) -> Path | None:
-    """Return the folder of what was fetched of a repository before, complete or not."""
-    from huggingface_hub import errors, hf_hub_download
+    """Return the cached folder of a repository, complete or not."""
+    from huggingface_hub import hf_hub_download
 
     try:
         entry = hf_hub_download(
@@ -200,38 +204,32 @@ def _cached(repository: Repository) -> Path | None:
 
 
 def cached_folder(hub_id: str) -> Path:
-    """Return the folder of the cache that a repository of a model is kept in, there or not."""
-    from huggingface_hub import constants
-
+    """Return the path of a model's repository in the cache."""
     return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
 
 
 def _is_offline() -> bool:
-    from huggingface_hub import constants
-
     return constants.is_offline_mode()
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and one after another what it hides; the last says what happened."""
+    """Yield an error and those that it wraps; the last one is the actual cause."""
     hidden: BaseException | None = error
     while hidden is not None:
         yield hidden
         if type(hidden).__name__ not in WRAPPERS or getattr(hidden, "errno", None) is not None:
             return
-        # Also what is left out of a traceback: `from None` says no more than the wrapper's name.
+        # `__context__` too, since `raise … from None` hides it from tracebacks only.
         hidden = hidden.__cause__ or hidden.__context__
 
 
 def is_of_the_hub(error: BaseException) -> bool:
-    """Tell whether it was the hub, or the way there, that an error arose on."""
-    from huggingface_hub import errors
-
+    """Return whether an error came from the hub or the network."""
     kinds = (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled)
     return any(
-        # By name: the hub's client has had more than one version of its HTTP library.
-        isinstance(each, kinds) or type(each).__module__.startswith("httpx")
-        for each in causes(error)
+        # By name: the HTTP library depends on the version of the hub's client.
+        isinstance(cause, kinds) or type(cause).__module__.startswith("httpx")
+        for cause in causes(error)
     )
 
 
@@ -239,99 +237,79 @@ def explain(error: BaseException, hub_id: str, instead: str = "give a folder") -
     """Return what an error of the hub's client, the network or the disk means to the user.
 
     Args:
-        error: As it came, or as another library wrapped it.
-        hub_id: What was asked for, as in the address of its page.
+        error: The error itself, or another library's error that wraps it.
+        hub_id: What was requested, as in the address of its page.
         instead: What else the user may do.
     """
-    from huggingface_hub import constants, errors
-
     may_be_network = is_of_the_hub(error) or any(isinstance(e, OSError) for e in causes(error))
     *_, error = causes(error)
     page = f"{constants.ENDPOINT}/{hub_id}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    obstacle = _of_class(error, page, instead) or _of_status(error) or _of_disk(error)
+    if obstacle is not None:
+        return obstacle
     network = "check the network and " if may_be_network else ""
-    # The more special class first: a gated repository's error is also that of a missing one.
-    known: list[tuple[bool, Obstacle]] = [
-        (
-            # Of the other two, those who raise them leave out that they did not even ask.
-            isinstance(error, errors.OfflineModeIsEnabled)
-            or (_is_offline() and isinstance(error, ConnectionError | errors.EntryNotFoundError)),
-            Obstacle(
-                "cannot be fetched in offline mode",
-                f"unset HF_HUB_OFFLINE to fetch it, or {instead}",
-            ),
-        ),
-        (
-            isinstance(error, errors.GatedRepoError),
-            Obstacle(
-                "is gated",
-                f"accept its licence at {page} and set HF_TOKEN to a token of that account",
-            ),
-        ),
-        (
-            isinstance(error, errors.DisabledRepoError),
-            Obstacle("was disabled by the hub", f"give another id, or {instead}"),
-        ),
-        (
-            isinstance(error, errors.RevisionNotFoundError),
-            Obstacle(
-                "has no such revision", f"take a branch, tag or commit of {page}", is_final=True
-            ),
-        ),
-        (
-            isinstance(error, errors.RepositoryNotFoundError)
-            or type(error).__name__ == "DatasetNotFoundError"  # Of datasets, for the same.
-            or status in (404, 410),
-            Obstacle(
-                "does not exist, was removed or is private",
-                "check the spelling, or set HF_TOKEN to a token that may read it",
-            ),
-        ),
-        (
-            isinstance(error, errors.HFValidationError),
-            Obstacle("cannot exist", "a hub id is owner/name", is_final=True),
-        ),
-        (
-            status in (401, 403),
-            Obstacle(
-                f"may not be read (HTTP {status})",
-                "set HF_TOKEN to a valid token with access to it, or unset it",
-            ),
-        ),
-        (
-            status == HTTPStatus.TOO_MANY_REQUESTS,
-            Obstacle(
-                "cannot be fetched now, the hub was asked too often (HTTP 429)",
-                "wait some minutes, or set HF_TOKEN to be allowed more",
-            ),
-        ),
-        (
-            isinstance(error, UnicodeEncodeError),  # Of a header: no other text is given to it.
-            Obstacle("cannot be asked for", "HF_TOKEN holds what no token does: set it again"),
-        ),
-        (
-            status is not None and status >= 500,
-            Obstacle(f"cannot be fetched, the hub fails (HTTP {status})", "try again later"),
-        ),
-        (
-            isinstance(error, OSError)
-            and (error.errno in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE in str(error)),
-            Obstacle(
-                f"does not fit the disk of {constants.HF_HUB_CACHE}",
-                "free disk space, or set HF_HOME to a folder on a larger disk",
-            ),
-        ),
-        (
-            isinstance(error, OSError) and error.filename is not None,  # No network has a name.
-            Obstacle(
-                f"cannot be written to the cache {constants.HF_HUB_CACHE} "
-                f"({first_line(error, 160)})",
-                "mend that, or set HF_HOME to a folder that you may write to",
-            ),
-        ),
-    ]
-    other = Obstacle(
+    return Obstacle(
         f"could not be fetched ({first_line(error, 160)})",
         f"{network}run the same command again, or {instead}",
     )
-    return next((obstacle for applies, obstacle in known if applies), other)
+
+
+def _of_class(error: BaseException, page: str, instead: str) -> Obstacle | None:
+    """Return what the class of an error means, the more special classes first."""
+    offline = Obstacle(
+        "cannot be fetched in offline mode", f"unset HF_HUB_OFFLINE to fetch it, or {instead}"
+    )
+    # Where the hub's client did not even ask, these two do not say so.
+    if _is_offline() and isinstance(error, ConnectionError | errors.EntryNotFoundError):
+        return offline
+    if type(error).__name__ == "DatasetNotFoundError":  # Of datasets, which may not be loaded.
+        return MISSING
+    gated = f"accept its licence at {page} and set HF_TOKEN to a token of that account"
+    revision = f"take a branch, tag or commit of {page}"
+    renew = "HF_TOKEN holds characters that no token has: set it again"
+    cases: dict[type[BaseException], Obstacle] = {
+        errors.OfflineModeIsEnabled: offline,
+        errors.GatedRepoError: Obstacle("is gated", gated),
+        errors.DisabledRepoError: Obstacle(
+            "was disabled by the hub", f"give another id, or {instead}"
+        ),
+        errors.RevisionNotFoundError: Obstacle("has no such revision", revision, is_final=True),
+        errors.RepositoryNotFoundError: MISSING,
+        errors.HFValidationError: Obstacle("cannot exist", "a hub id is owner/name", is_final=True),
+        UnicodeEncodeError: Obstacle("cannot be requested", renew),  # Of the header with it.
+    }
+    return next((case for cls, case in cases.items() if isinstance(error, cls)), None)
+
+
+def _of_status(error: BaseException) -> Obstacle | None:
+    """Return what the HTTP status of an error means; None without one."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        return MISSING
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        remedy = "set HF_TOKEN to a valid token with access to it, or unset it"
+        return Obstacle(f"may not be read (HTTP {status})", remedy)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Obstacle(
+            "cannot be fetched now, the hub was asked too often (HTTP 429)",
+            "wait some minutes, or set HF_TOKEN to be allowed more",
+        )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Obstacle(f"cannot be fetched, the hub fails (HTTP {status})", "try again later")
+    return None
+
+
+def _of_disk(error: BaseException) -> Obstacle | None:
+    """Return what an error of the disk means; None for others."""
+    if not isinstance(error, OSError):
+        return None
+    cache = constants.HF_HUB_CACHE
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE in str(error):
+        remedy = "free disk space, or set HF_HOME to a folder on a larger disk"
+        return Obstacle(f"does not fit the disk of {cache}", remedy)
+    if error.filename is not None:  # Network errors have none.
+        return Obstacle(
+            f"cannot be written to the cache {cache} ({first_line(error, 160)})",
+            "fix that, or set HF_HOME to a folder that you may write to",
+        )
+    return None

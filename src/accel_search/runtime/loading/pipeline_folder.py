@@ -1,7 +1,7 @@
-"""Find a pipeline's folder, fetch it from the hub if need be, and refuse what is not safe to load.
+"""Find or fetch a pipeline's folder, and refuse what is unsafe to load.
 
-What may be loaded is decided here, before diffusers sees the folder: `model_index.json` names
-classes of any library, which diffusers would import, and pickled weights can run code.
+The checks come before diffusers sees the folder: `model_index.json` may name classes of any
+library, which diffusers would import, and pickled weights can run code.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ PIXELS_PER_LATENT = 8
 PIPELINE_CLASSES = tuple(SCALING_FACTORS)
 VAE_CLASS = "AutoencoderKL"
 LIBRARIES = ("diffusers", "transformers")
-"""Libraries that a component may come from."""
+"""Libraries whose classes may be loaded."""
 _SD_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 PARTS = {
     "StableDiffusionPipeline": _SD_PARTS,
     "StableDiffusionXLPipeline": (*_SD_PARTS, "text_encoder_2", "tokenizer_2"),
 }
-"""Components that a pipeline of each class is made of. Those that `model_index.json` names beside
-them (safety checker, feature extractor, image encoder) change no picture that is measured."""
+"""Components of each pipeline class. Others in `model_index.json` (safety checker, feature
+extractor, image encoder) change no measured image."""
 SCHEDULER_CONFIG = "scheduler_config.json"
 
 
 class Part(NamedTuple):
-    """What `model_index.json` says that a component is."""
+    """A component's entry in `model_index.json`."""
 
     library: str
     """One of `LIBRARIES`."""
     class_name: str
-    """Name of its class there, not yet looked up."""
+    """Name of its class in that library."""
 
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A folder that is checked and complete."""
+    """A pipeline's folder, checked and complete."""
 
     path: Path
     pipeline_class: str
@@ -63,20 +63,20 @@ class PipelineFolder:
     revision: str | None
     """Commit of a hub repository; None for a local folder."""
     parts: Mapping[str, Part]
-    """Component -> what it is; each lies in a folder of its name."""
+    """Component -> its entry; each is in a folder of its name."""
     half_parts: tuple[str, ...]
-    """Those whose weights are read from files of half precision."""
+    """Components whose weights are in half-precision files."""
     scheduler: Mapping[str, Any]
-    """Content of its `scheduler_config.json`, with the class that `model_index.json` names."""
+    """Content of its `scheduler_config.json`, with the class of `model_index.json`."""
     options: Mapping[str, bool]
-    """What the pipeline is made with, beside its parts."""
+    """Further arguments of the pipeline's class."""
     has_safety_checker: bool
     vae: VaeFolder | None = None
-    """Replaces the pipeline's own VAE, which is then none of `parts`."""
+    """Replaces the pipeline's own VAE, which `parts` then lacks."""
 
     @property
     def scaling_factor(self) -> float:
-        """Return that of the pipeline's latents: its own VAE's, else the one of its class."""
+        """Return the scaling factor of the latents by its own VAE, else by its class."""
         try:
             return float(self._own_vae()["scaling_factor"])
         except (LoadError, ValueError, KeyError, TypeError):
@@ -84,7 +84,7 @@ class PipelineFolder:
 
     @property
     def pixels_per_latent(self) -> int:
-        """Return how many pixels a side of a latent stands for, by its own VAE, else 8."""
+        """Return the pixels per side of a latent by its own VAE, else 8."""
         try:
             return int(2 ** (len(self._own_vae()["block_out_channels"]) - 1))
         except (LoadError, KeyError, TypeError):
@@ -96,22 +96,22 @@ class PipelineFolder:
 
 @dataclass(frozen=True)
 class VaeFolder:
-    """A folder with a VAE alone that is checked and complete."""
+    """A VAE's folder, checked and complete."""
 
     path: Path
     is_half: bool
-    """Whether its weights are read from files of half precision."""
+    """Whether its weights are in half-precision files."""
     name: str
-    """What identifies it, for the provenance: id and commit, or folder and digest of weights."""
+    """Identity for the provenance: id and commit, or folder and digest of weights."""
 
 
 def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> PipelineFolder:
-    """Return the checked folder of the pipeline that `--pipe` names.
+    """Return the checked folder of `--pipe`.
 
     Args:
-        settings: Gives `pipe`, `revision` and `vae`.
-        half: Whether half-precision files are preferred to plain ones where both exist.
-        log: Is told what is fetched.
+        settings: Give `pipe`, `revision` and `vae`.
+        half: Whether half-precision files are preferred where both exist.
+        log: Gets what is fetched.
 
     Raises:
         LoadError: It cannot be found, fetched or safely loaded.
@@ -121,7 +121,7 @@ def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> Pipeli
     else:
         check_name(settings.pipe)
         path = local_folder(settings.pipe)
-    # The smaller one first: a mistake in it shows before gigabytes are fetched.
+    # The VAE first: a mistake there shows before gigabytes are fetched.
     vae = None if settings.vae is None else find_vae(settings.vae, half, log)
     if path is not None:
         return check_folder(path, settings.pipe, half, None, vae)
@@ -152,7 +152,7 @@ def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> Pipeli
 
 
 def check_name(pipe: str) -> None:
-    """Raise LoadError unless `pipe` can be a pipeline at all; nothing is fetched or read."""
+    """Raise LoadError unless `pipe` can be a pipeline; nothing is fetched or read."""
     hub_id = HUB_IDS.get(pipe, pipe)
     if local_path(pipe).is_file():
         raise LoadError(
@@ -165,7 +165,7 @@ def check_name(pipe: str) -> None:
             f"--pipe {pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
             "a pipeline folder or a hub id (owner/name)"
         )
-    if "@" in hub_id and local_folder(pipe) is None:  # As --vae takes it.
+    if "@" in hub_id and local_folder(pipe) is None:  # Valid for --vae only.
         name, _, revision = pipe.partition("@")
         raise LoadError(f"--pipe {pipe}: no such folder; give --pipe {name} --revision {revision}")
 
@@ -175,13 +175,12 @@ def _is_hub_id(name: str) -> bool:
 
 
 def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
-    """Return the checked folder of the VAE that `--vae` names.
+    """Return the checked folder of `--vae`.
 
     Args:
-        name: A hub id, with `@revision` behind it or not, or a folder in the format of diffusers'
-            AutoencoderKL.
+        name: A hub id, optionally with `@revision`, or a folder of an AutoencoderKL.
         half: As in `find_pipeline`.
-        log: Is told what is fetched.
+        log: Gets what is fetched.
 
     Raises:
         LoadError: It cannot be found, fetched or safely loaded.
@@ -228,19 +227,19 @@ def _check_vae(path: Path, name: str, half: bool, hub_id: str | None) -> VaeFold
 
 
 def _check_vae_class(given: str, path: Path) -> None:
-    found = read_object(given, path / "config.json").get("_class_name")
-    if found != VAE_CLASS:
+    class_name = read_object(given, path / "config.json").get("_class_name")
+    if class_name != VAE_CLASS:
         raise LoadError(
-            f"{given}: its config.json names the class {found!r}; only {VAE_CLASS} can replace a "
-            "pipeline's VAE"
+            f"{given}: its config.json names the class {class_name!r}; only {VAE_CLASS} can "
+            "replace a pipeline's VAE"
         )
 
 
 def _needed(given: str, files: Sequence[str], parts: Mapping[str, Part], half: bool) -> list[str]:
-    """Return what is to be fetched of a pipeline's repository: weights once, no pickles, no code.
+    """Return the files to fetch of a pipeline's repository: weights once, no pickles, no code.
 
     Raises:
-        LoadError: A component lacks files, or has pickled weights alone.
+        LoadError: A component lacks files or has only pickled weights.
     """
     needed = []
     for name, part in parts.items():
@@ -254,7 +253,7 @@ def _needed(given: str, files: Sequence[str], parts: Mapping[str, Part], half: b
 
 
 def _component_files(given: str, component: str, files: Sequence[str], half: bool) -> list[str]:
-    """Return configuration and weights of one component; an empty name is the root."""
+    """Return the configuration and weights of one component; an empty name is the root."""
     prefix = f"{component}/" if component else ""
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
     names = [name for name in names if "/" not in name]
@@ -270,14 +269,14 @@ def _has_weights(part: str) -> bool:
 def check_folder(
     path: Path, name: str, half: bool, revision: str | None, vae: VaeFolder | None = None
 ) -> PipelineFolder:
-    """Check that a folder is a complete pipeline of a kind that can be searched.
+    """Check that a folder is a complete pipeline that can be searched.
 
     Args:
         path: The folder.
-        name: What the user gave, for messages.
+        name: Value of `--pipe`, for messages.
         half: As in `find_pipeline`.
         revision: Commit, if the folder is a hub snapshot.
-        vae: Replaces the folder's own, which is then not looked at.
+        vae: Replaces the folder's own, which is not checked.
 
     Raises:
         LoadError: It is not; the message says what is wrong.
@@ -296,7 +295,7 @@ def check_folder(
         index["_class_name"],
         revision,
         parts,
-        tuple(each for each in parts if _has_weights(each) and variant_of(path / each, half)),
+        tuple(part for part in parts if _has_weights(part) and variant_of(path / part, half)),
         {**scheduler, "_class_name": parts["scheduler"].class_name},
         {"force_zeros_for_empty_prompt": zeros} if isinstance(zeros, bool) else {},
         isinstance(safety_checker, list) and safety_checker[:1] not in ([], [None]),
@@ -312,20 +311,20 @@ def _read_index(given: str, path: Path) -> dict[str, Any]:
             "save_pretrained wrote"
         )
     index = read_object(given, file)
-    found = index.get("_class_name")
-    if found not in PIPELINE_CLASSES:
+    class_name = index.get("_class_name")
+    if class_name not in PIPELINE_CLASSES:
         raise LoadError(
-            f"{given}: model_index.json names the class {found!r}; only "
+            f"{given}: model_index.json names the class {class_name!r}; only "
             f"{' and '.join(PIPELINE_CLASSES)} can be searched"
         )
     return index
 
 
 def _parts(given: str, index: Mapping[str, Any], without_vae: bool) -> dict[str, Part]:
-    """Return component -> what it is, of all that are loaded.
+    """Return component -> entry, for all that are loaded.
 
     Raises:
-        LoadError: One is not named, or is of a library whose classes are not loaded.
+        LoadError: One is missing, or its library is none of `LIBRARIES`.
     """
     wanted = PARTS[index["_class_name"]]
     return {name: _part(given, index, name) for name in wanted if name != "vae" or not without_vae}
@@ -341,7 +340,7 @@ def _part(given: str, index: Mapping[str, Any], name: str) -> Part:
     if (
         not isinstance(value, list)
         or len(value) != len(Part._fields)
-        or not all(isinstance(each, str) for each in value)
+        or not all(isinstance(item, str) for item in value)
         or not value[1].isidentifier()
     ):
         raise LoadError(
@@ -360,20 +359,20 @@ def _part(given: str, index: Mapping[str, Any], name: str) -> Part:
 
 
 def _check_component(given: str, folder: Path, part: Part, half: bool) -> None:
-    """Refuse a component without its files, with code of its own, or with pickled weights."""
+    """Refuse a component with missing files, code or pickled weights."""
     _check_names(given, folder, part, [file.name for file in folder.glob("*")])
     refuse_code(given, folder)
     if _has_weights(folder.name):
         check_weights(given, folder, half)
     elif folder.name.startswith("tokenizer"):
         for file in folder.glob("*.json"):
-            read_object(given, file)  # transformers does not say which one is damaged.
+            read_object(given, file)  # transformers does not name a corrupt file.
 
 
 def _check_names(given: str, where: str | Path, part: Part, names: Collection[str]) -> None:
-    """Refuse a component, in a repository or a folder, without its configuration.
+    """Refuse a component, in a repository or a folder, without configuration or vocabulary.
 
-    Without its vocabulary transformers makes a tokenizer up, of three tokens, without a word.
+    Without a vocabulary, transformers silently makes a tokenizer of three tokens.
     """
     component = Path(where).name
     wanted = "config.json" if _has_weights(component) else SCHEDULER_CONFIG

@@ -1,4 +1,4 @@
-"""Load a pipeline, bare and ready to be measured, and describe the workload it makes."""
+"""Load a pipeline without accelerators, and describe its workload."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
 
 GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
-"""Guidance scale that each class uses unless told otherwise."""
+"""Default guidance scale of each class."""
 
 NO_SAFETY_CHECKER: dict[str, Any] = {
     "safety_checker": None,
@@ -42,10 +42,7 @@ OFFLOADED = (
 
 
 def import_libraries() -> None:
-    """Import what every pipeline is made of: seconds of the processor's work, before any loading.
-
-    diffusers imports its parts when they are first asked for.
-    """
+    """Import diffusers' and transformers' classes, which takes seconds, before loading starts."""
     from diffusers import (  # noqa: F401
         AutoencoderKL,
         DDIMScheduler,
@@ -61,21 +58,21 @@ def import_libraries() -> None:
 
 
 def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, PipelineFolder]:
-    """Load the pipeline that `settings.pipe` names, with the scheduler asked for.
+    """Load the pipeline of `settings.pipe` with the scheduler of `settings.sched`.
 
     Only safetensors weights and classes of diffusers and transformers are loaded. The safety
-    checker is left out: it would be timed, and would blacken pictures. So is SDXL's invisible
-    watermark, which is there or not depending on a package that happens to be installed.
+    checker is left out, which would take time and blacken images, and so is SDXL's invisible
+    watermark, which depends on an optional package.
 
     Args:
-        settings: What is to be loaded, where to, and in what precision.
-        log: Is told what is fetched, left out and offloaded.
+        settings: What to load, where, and in what precision.
+        log: Gets what is fetched, left out and offloaded.
 
     Returns:
-        The pipeline and the folder that it was loaded from.
+        The pipeline and its folder.
 
     Raises:
-        LoadError: It cannot be found, fetched or safely loaded, or the device is not there.
+        LoadError: It cannot be found, fetched or safely loaded, or the device is missing.
         OutOfMemoryError: Its weights do not fit the device.
     """
     import diffusers
@@ -108,7 +105,7 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
             _place(pipe, device, offload=settings.offload)
         except LoadError:
             raise
-        except Exception as error:  # What does not fit together fails in ways of its own.
+        except Exception as error:  # Mismatched parts raise many classes.
             if is_out_of_memory(error):
                 raise weights_do_not_fit(settings.pipe, device, error) from error
             raise LoadError(
@@ -120,20 +117,20 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
     rounded = [*folder.half_parts, *(["vae"] if folder.vae and folder.vae.is_half else [])]
     if rounded and not half:
         log.warning(
-            "--pipe %s: of its %s there are half-precision files alone, so --dtype float32 "
-            "computes with rounded weights",
+            "--pipe %s: its %s has only half-precision files, so --dtype float32 computes with "
+            "rounded weights",
             settings.pipe,
             ", ".join(rounded),
         )
     if settings.offload:
         log.info(OFFLOADED)
     check_fits(pipe, given, settings.vae, folder)
-    _make_bare(pipe)
+    _make_plain(pipe)
     return pipe, folder
 
 
 def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
-    """Move a pipeline to its device, or let each part go there when it is called."""
+    """Move a pipeline to its device, or make each part move there when it is called."""
     if offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
@@ -141,10 +138,10 @@ def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
 
 
 def random_pipeline(settings: Settings) -> Any:
-    """Return the full-size architecture that `settings.pipe` names, with random weights.
+    """Return the full-size architecture of `settings.pipe` with random weights.
 
     Raises:
-        LoadError: The device is not there.
+        LoadError: The device is missing.
         OutOfMemoryError: Its weights do not fit the device.
     """
     device = resolve_device(settings.device)
@@ -158,14 +155,14 @@ def random_pipeline(settings: Settings) -> Any:
         if is_out_of_memory(error):
             raise weights_do_not_fit(settings.pipe, device, error) from error
         raise
-    _make_bare(pipe)
+    _make_plain(pipe)
     return pipe
 
 
 def weights_do_not_fit(
     pipeline: str, device: torch.device, error: BaseException
 ) -> OutOfMemoryError:
-    """Return the error that says so, with what the allocator said."""
+    """Return the error for weights that do not fit, with the allocator's figures."""
     shortage = parse_shortage(str(error))
     return OutOfMemoryError(
         f"--pipe {pipeline}: its weights do not fit {device} ({shortage}): use --offload, or a "
@@ -175,7 +172,7 @@ def weights_do_not_fit(
     )
 
 
-def _make_bare(pipe: Any) -> None:
+def _make_plain(pipe: Any) -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.disable_attention_slicing()
     for component in pipe.components.values():
@@ -185,16 +182,15 @@ def _make_bare(pipe: Any) -> None:
 
 
 def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | None) -> Workload:
-    """Return the facts of what is to be made faster.
+    """Return what the search measures.
 
     Args:
-        pipe: As `load_pipeline` returned it; it is not changed.
-        settings: What was asked.
-        folder: Where the pipeline came from; None where its weights are random.
+        pipe: As returned by `load_pipeline`; not changed.
+        settings: The options.
+        folder: Where the pipeline came from; None for random weights.
 
     Raises:
-        ConfigurationError: The scheduler cannot make so many steps, or the size does not suit
-            the pipeline.
+        ConfigurationError: The scheduler or the pipeline does not support the steps or the size.
     """
     factor = pipe.vae_scale_factor
     height, width = settings.height, settings.width
@@ -231,16 +227,15 @@ def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | No
 
 
 def _default_size(pipe: Any, name: str) -> tuple[int, int]:
-    """Return the height and width in pixels that the UNet was made for.
+    """Return the height and width in pixels that the UNet was trained for.
 
     Raises:
-        ConfigurationError: Its configuration does not say.
+        ConfigurationError: Its configuration lacks them.
     """
     size = pipe.unet.config.sample_size
     if not size:
         raise ConfigurationError(
-            f"--pipe {name}: its UNet does not say for which size it was made: give --height and "
-            "--width"
+            f"--pipe {name}: its UNet's config.json has no sample_size: give --height and --width"
         )
     height, width = (size, size) if isinstance(size, int) else size
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
@@ -250,44 +245,41 @@ def count_unet_calls(scheduler: Any, steps: int) -> int:
     """Return the UNet calls of one pipeline call; the scheduler is not changed.
 
     Raises:
-        ConfigurationError: The scheduler refuses so many steps.
+        ConfigurationError: The scheduler does not support that many steps.
     """
-    trial = copy.deepcopy(scheduler)
-    most = trial.config.num_train_timesteps
+    scheduler = copy.deepcopy(scheduler)
+    most = scheduler.config.num_train_timesteps
     try:
-        if steps > most:  # Some schedulers take it and then repeat timesteps.
+        if steps > most:  # Some schedulers would repeat timesteps.
             raise ValueError
-        trial.set_timesteps(steps)
+        scheduler.set_timesteps(steps)
     except (ValueError, IndexError) as error:
         raise ConfigurationError(
-            f"--steps {steps}: {type(scheduler).__name__} cannot make so many; its model was "
+            f"--steps {steps}: {type(scheduler).__name__} cannot make that many; its model was "
             f"trained with {most} timesteps"
         ) from error
-    return len(trial.timesteps)
+    return len(scheduler.timesteps)
 
 
 def attention_downsamples(unet: Any) -> tuple[int, ...]:
-    """Return the downsampling factors at which the UNet has transformer blocks, ascending.
-
-    Read off the blocks that are there rather than the config's names for them.
-    """
+    """Return the downsampling factors at which the UNet has transformer blocks, ascending."""
     from diffusers.models.attention import BasicTransformerBlock
 
     def attends(block: Any) -> bool:
         return any(isinstance(module, BasicTransformerBlock) for module in block.modules())
 
-    found = set()
+    factors = set()
     factor = 1
     for block in unet.down_blocks:
         if attends(block):
-            found.add(factor)
+            factors.add(factor)
         if getattr(block, "downsamplers", None) is not None:
             factor *= 2
     if unet.mid_block is not None and attends(unet.mid_block):
-        found.add(factor)
+        factors.add(factor)
     for block in unet.up_blocks:
         if attends(block):
-            found.add(factor)
+            factors.add(factor)
         if getattr(block, "upsamplers", None) is not None:
             factor //= 2
-    return tuple(sorted(found))
+    return tuple(sorted(factors))

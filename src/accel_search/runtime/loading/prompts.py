@@ -1,4 +1,4 @@
-"""Prompts to score on, chosen and seeded the same way on every machine. Imports no torch."""
+"""Choose and seed the prompts to score on, the same on every machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from accel_search.settings import Settings
 COCO_DATASET = "phiyodr/coco2017"
 COCO_SPLIT = "validation"
 COLUMNS = ("prompt", "caption", "captions", "text", "Prompt")
-"""Columns that a table's prompts are looked for in, in this order; then so in any letters."""
+"""Columns that may hold a table's prompts, in this order; then the same in any case."""
 SHOWN = 40
-"""Characters of a value that a message shows."""
+"""Most characters of a value in a message."""
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def load_prompts(settings: Settings) -> PromptSet:
-    """Return the prompts to search on and disjoint ones to confirm on.
+    """Return the prompts to search on and disjoint ones to validate on.
 
     Raises:
         LoadError: The source cannot be read.
@@ -51,20 +51,19 @@ def load_prompts(settings: Settings) -> PromptSet:
 def choose(
     texts: Iterable[str], source: str, seed: int, num_samples: int, held_out_samples: int
 ) -> PromptSet:
-    """Choose and seed prompts by nothing but `seed` and their text.
+    """Choose and seed prompts by `seed` and their text alone.
 
-    Distinct prompts are put in the order of a hash; the search takes them from the front and
-    the held-out part from the back. So neither the order of the source nor what else it holds
-    decides which noise a prompt gets, more prompts of one part contain the fewer, and asking for
-    more to search on does not exchange the held-out ones.
+    Distinct prompts are sorted by a hash; the search takes them from the front and the held-out
+    part from the back. So the order and the other content of the source do not affect a prompt's
+    noise, a larger part contains the smaller, and the two parts grow independently.
 
     Args:
-        texts: Candidates; blank ones are dropped, repeated ones count once. They are composed
-            (NFC), as tokenizers do first: one prompt in two spellings is one.
+        texts: Candidates. Blank ones and repetitions are dropped, after composition (NFC) as in
+            tokenizers.
         source: Name for the record and for messages.
-        seed: Another seed chooses other prompts and draws other noise.
+        seed: Determines the choice and the noise.
         num_samples: Prompts to search on.
-        held_out_samples: Prompts to confirm on.
+        held_out_samples: Prompts to validate on.
 
     Raises:
         ConfigurationError: There are too few distinct prompts.
@@ -89,7 +88,7 @@ def _digest(purpose: str, seed: int, text: str) -> bytes:
 
 
 def _noise_seed(seed: int, text: str) -> int:
-    # 48 bits: exact in JSON readers that know only doubles.
+    # 48 bits are exact in JSON readers that use doubles.
     return int.from_bytes(_digest("noise", seed, text)[:6], "big")
 
 
@@ -109,15 +108,15 @@ def _texts(source: str) -> list[str]:
     try:
         texts = _from_file(path)
         for text in texts:
-            # JSON can hold half a pair of surrogates, which no tokenizer and no file takes.
+            # JSON can hold lone surrogates, which tokenizers and files reject.
             text.encode()
         return texts
     except UnicodeDecodeError as error:
         raise LoadError(
-            f"--prompts {source}: is no UTF-8 text (byte {error.object[error.start]:#04x} at "
+            f"--prompts {source}: not UTF-8 (byte {error.object[error.start]:#04x} at "
             f"position {error.start}): save it as UTF-8"
         ) from error
-    # ValueError: JSON, Unicode and Arrow errors; RecursionError: JSON nested without end.
+    # ValueError: JSON, Unicode and Arrow errors; RecursionError: deeply nested JSON.
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise LoadError(
             f"--prompts {source}: cannot be read as {path.suffix[1:]}: {first_line(error)}"
@@ -125,11 +124,11 @@ def _texts(source: str) -> list[str]:
 
 
 def _coco() -> list[str]:
-    """Return the first caption of each COCO picture of the validation split."""
+    """Return the first caption of each COCO image of the validation split."""
     try:
         import datasets
 
-        # The captions alone: the dataset's other columns are metadata, the pictures are not in it.
+        # The dataset has captions and metadata, but no images.
         with quiet_hub():
             rows = list(datasets.load_dataset(COCO_DATASET, split=COCO_SPLIT)["captions"])
     except Exception as error:  # The library raises its own, huggingface_hub's and httpx's errors.
@@ -155,7 +154,7 @@ def _from_file(path: Path) -> list[str]:
     if suffix == ".csv":
         return _from_table(path, _table(text))
     if suffix == ".tsv":
-        # As PartiPrompts writes it: a quotation mark is a part of the prompt.
+        # As in PartiPrompts: quotation marks are part of the prompt.
         return _from_table(path, _table(text, delimiter="\t", quoting=csv.QUOTE_NONE))
     if suffix == ".jsonl":
         return _from_rows(path, [json.loads(line) for line in text.split("\n") if line.strip()])
@@ -163,12 +162,12 @@ def _from_file(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    # Not `splitlines`, which also splits at what a prompt may hold, such as U+2028.
+    # Not `splitlines`, which also splits at characters such as U+2028 within a prompt.
     return path.read_text(encoding="utf-8-sig").split("\n")
 
 
 def _table(text: str, **dialect: Any) -> csv.DictReader[str]:
-    """Return the rows of a table, whose first row is the first one that is not blank."""
+    """Return the rows of a table, whose header is the first row that is not blank."""
     lines = io.StringIO(text)
     rows = csv.reader(lines, **dialect)
     head = next((row for row in rows if any(cell.strip() for cell in row)), [])
@@ -176,7 +175,7 @@ def _table(text: str, **dialect: Any) -> csv.DictReader[str]:
 
 
 def _from_table(path: Path, reader: csv.DictReader[str]) -> list[str]:
-    """Return the prompts of a table; a row that is longer than the first would lose words."""
+    """Return the prompts of a table; refuse rows longer than the header, which would lose words."""
     rows = list(reader)
     for number, row in enumerate(rows, 1):
         if any(cell.strip() for cell in row.get(None, ())):
@@ -200,20 +199,20 @@ def _from_rows(path: Path, rows: Any) -> list[str]:
 
 
 def _prompts(source: Path | str, values: Iterable[Any]) -> list[str]:
-    """Return each row's prompt: a text, or the first of several captions; blank for a missing one.
+    """Return each row's prompt: a text, or the first of several captions; blank if missing.
 
     Raises:
-        LoadError: A row holds something else: a number is more likely another column's.
+        LoadError: A row holds something else, as where it is the wrong column.
     """
-    found = []
+    prompts = []
     for number, value in enumerate(values, 1):
         first = next(iter(value), None) if isinstance(value, list | tuple) else value
         if not isinstance(first, str | None):
             raise LoadError(
                 f"--prompts {source}: row {number} holds {_shown(first)}, which is no text"
             )
-        found.append(first or "")
-    return found
+        prompts.append(first or "")
+    return prompts
 
 
 def _shown(value: Any) -> str:
@@ -222,18 +221,18 @@ def _shown(value: Any) -> str:
 
 
 def _bare(name: str) -> str:
-    """Return a column's name without the letters and spaces that tables write as they like."""
+    """Return a column's name without case and surrounding spaces."""
     return name.strip().casefold()
 
 
 def _column(path: Path, names: Iterable[str]) -> str:
     available = list(names)
-    # As it is written first: a table may have both `prompt` and `Prompt`.
+    # Exact names first: a table may have both `prompt` and `Prompt`.
     for spelled in (str, _bare):
-        found = {spelled(name): name for name in reversed(available) if name is not None}
+        columns = {spelled(name): name for name in reversed(available) if name is not None}
         for column in map(spelled, COLUMNS):
-            if column in found:
-                return found[column]
+            if column in columns:
+                return columns[column]
     raise LoadError(
         f"--prompts {path}: no column {', '.join(COLUMNS)}; it has "
         f"{', '.join(repr(str(name)) for name in available[:8]) or 'none'}: rename one to prompt"

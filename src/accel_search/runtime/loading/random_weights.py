@@ -1,7 +1,6 @@
-"""SD1.5, SD2.1 and SDXL with random weights, for where nothing can be fetched.
+"""Build SD1.5, SD2.1 and SDXL with random weights, to measure time and memory without a fetch.
 
-Time and memory do not depend on the weights' values; pictures do, so nothing here is about quality.
-The tokenizer is the embedded demo's: a prompt becomes other tokens, and as many.
+The tokenizer is the embedded demo's: a prompt becomes other tokens, but the same number.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ SD_UNET: dict[str, Any] = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }
-"""stable-diffusion-v1-5: diffusers' own defaults but for these."""
+"""stable-diffusion-v1-5, where it differs from diffusers' defaults."""
 
 SD21_UNET: dict[str, Any] = {
     "sample_size": 96,
@@ -102,7 +101,7 @@ SCHEDULE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """The published configuration of each part, where it differs from the library's defaults."""
+    """Published configuration of each part, where it differs from the library's defaults."""
 
     unet: Mapping[str, Any]
     text_encoders: tuple[Mapping[str, Any], ...]
@@ -120,11 +119,11 @@ _PUBLISHED = {
 }
 
 ARCHITECTURES = tuple(_PUBLISHED)
-"""Names that `build_random` knows."""
+"""Names that `build_random` accepts."""
 
 
 def _tiny(published: Architecture) -> Architecture:
-    """Return the same blocks, layers and traits at a width of a few channels, for 64 pixels."""
+    """Return the same blocks and layers at a width of a few channels, for 64 pixels."""
     unet = dict(published.unet)
     blocks = len(unet.get("block_out_channels", (320, 640, 1280, 1280)))
     unet |= {
@@ -154,16 +153,16 @@ def build_random(
 
     Args:
         name: `SD1.5`, `SD2.1` or `SDXL`.
-        device: Where its weights are made.
-        dtype: Of all its parts.
-        is_tiny: Keep blocks and layers, and every trait that loading looks at, but make them a
-            few channels wide: a pipeline of a megabyte or two, for tests.
+        device: Where its weights are created.
+        dtype: Dtype of all its parts.
+        is_tiny: Make blocks and layers a few channels wide: a pipeline of a megabyte or two, for
+            tests.
 
     Raises:
         KeyError: There is none of that name.
 
     Source:
-        The `config.json` files of the repositories in `folders.HUB_IDS`.
+        The `config.json` files of the repositories in `pipeline_folder.HUB_IDS`.
     """
     import diffusers
 
@@ -189,7 +188,7 @@ def build_random(
 
 
 def _part(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
-    # Made in the dtype that it is to have: a copy in float32 first would take twice the memory.
+    # Created in its final dtype: a copy in float32 first would take twice the memory.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -215,7 +214,7 @@ def _tokenizer() -> Any:
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Return what a text encoder of the demo's own small vocabulary has to know of it."""
+    """Return a text encoder's configuration of the demo's small vocabulary."""
     return {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,

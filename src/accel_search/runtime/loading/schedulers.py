@@ -1,7 +1,7 @@
-"""The scheduler that was asked for, made from the noise that the pipeline was trained with.
+"""Build the requested scheduler from the noise that the pipeline was trained with.
 
-Only the numbers of a pipeline's own scheduler are wanted. It is never made itself: its class may be
-one that needs another package, and may refuse numbers that the one asked for takes.
+The pipeline's own scheduler is never built, only its configuration is read: its class may need
+another package, or refuse values that the requested one accepts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _PLUS_PLUS = ("dpmsolver++", "sde-dpmsolver++")
 
 
 def check_class(given: str, name: str) -> None:
-    """Raise LoadError for a scheduler whose noise is not that of DDIM; nothing else is read.
+    """Raise LoadError for a scheduler class that diffusers lacks or whose noise is not DDIM's.
 
     Args:
         given: Option and value, for messages.
-        name: Class that `model_index.json` names; one that diffusers lacks is refused as well.
+        name: Class in `model_index.json`.
     """
     import diffusers
 
@@ -38,7 +38,7 @@ def check_class(given: str, name: str) -> None:
 
 
 def check_config(given: str, name: str, config: Mapping[str, Any]) -> None:
-    """Raise LoadError for the content of a `scheduler_config.json` of which no DDIM can be made."""
+    """Raise LoadError for a `scheduler_config.json` from which no DDIM can be built."""
     import diffusers
 
     says = any(key in config for key in _BETAS)
@@ -50,12 +50,12 @@ def check_config(given: str, name: str, config: Mapping[str, Any]) -> None:
 
 
 def check_exchange(given: str, own: Any, class_name: str) -> None:
-    """Raise LoadError where one scheduler cannot take the place of another.
+    """Raise LoadError where a scheduler cannot replace the pipeline's own.
 
     Args:
-        given: What asked for it, for messages.
+        given: Option and value, for messages.
         own: The pipeline's scheduler.
-        class_name: diffusers class of the one asked for.
+        class_name: diffusers class of the requested one.
     """
     import diffusers
 
@@ -74,20 +74,19 @@ def check_exchange(given: str, own: Any, class_name: str) -> None:
 def build_scheduler(
     class_name: str, own: Mapping[str, Any], pipeline_class: str, given: str = "the pipeline"
 ) -> Any:
-    """Return a scheduler for a pipeline whose own one has another configuration, or another class.
+    """Return a scheduler of a class with the configuration of a pipeline's own scheduler.
 
-    Where that configuration is silent, the default would be that of the class asked for, and DDIM
-    clips the predicted sample unless told not to. The pipelines forbid it, as they want SD1.5's
-    timesteps one later, but only look at the scheduler that they are made with.
+    It sets what diffusers' pipelines fix only in the scheduler that they are created with: no
+    clipping of the predicted sample, and SD1.5's offset of timesteps by one.
 
     Args:
         class_name: diffusers class.
         own: Content of the pipeline's `scheduler_config.json`, or its scheduler's `config`.
-        pipeline_class: The pipeline's.
-        given: Option and value that named the pipeline, for messages.
+        pipeline_class: Class of the pipeline.
+        given: Option and value, for messages.
 
     Raises:
-        LoadError: That configuration does not make one.
+        LoadError: The configuration does not fit that class.
     """
     import diffusers
 
@@ -99,13 +98,13 @@ def build_scheduler(
         options["clip_sample"] = False
     if pipeline_class == "StableDiffusionPipeline":
         options["steps_offset"] = 1
-    if own.get("algorithm_type") not in _PLUS_PLUS:  # DPM-Solver and DEIS know others.
+    if own.get("algorithm_type") not in _PLUS_PLUS:  # DPM-Solver and DEIS have others.
         options["algorithm_type"] = _PLUS_PLUS[0]
     try:
         return cls.from_config(
             dict(own), **{key: value for key, value in options.items() if key in parameters}
         )
-    except Exception as error:  # What numbers of other types raise.
+    except Exception as error:  # Values of wrong types raise many classes.
         raise LoadError(
             f"{given}: its scheduler configuration makes no {class_name} ({first_line(error)}): "
             "choose another --sched, or fetch or save it again"
@@ -114,8 +113,8 @@ def build_scheduler(
 
 def _other_noise(given: str, name: str) -> LoadError:
     return LoadError(
-        f"{given}: its scheduler is {name}, so the model was trained with noise that neither DDIM "
-        "nor DPM-Solver++ nor UniPC takes away: it cannot be searched"
+        f"{given}: its scheduler is {name}, so the model was trained with noise that DDIM, "
+        "DPM-Solver++ and UniPC cannot remove: it cannot be searched"
     )
 
 
@@ -124,7 +123,7 @@ def _parameters(cls: Any) -> set[str]:
 
 
 def _is_placeholder(cls: Any) -> bool:
-    """Tell whether diffusers has but a name for a class, whose package is not installed."""
+    """Return whether a class is diffusers' placeholder for a missing package."""
     from diffusers.utils.import_utils import DummyObject
 
     return isinstance(cls, DummyObject)

@@ -1,7 +1,7 @@
-"""The files that a component's weights lie in: their names, and whether they are all there.
+"""Find a component's weight files and check that they are complete.
 
-diffusers and transformers name them alike: one file or several, the half-precision ones with
-`fp16` in their name, several of them with an index of which tensor is in which.
+diffusers and transformers use the same names: one file, or several shards with an index of their
+tensors; `fp16` marks half precision.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from accel_search.errors import LoadError, first_line
 from accel_search.runtime.loading.config_files import read_object
 
 VARIANT = "fp16"
-# Exact, since repositories hold others beside them, e.g. SD1.5's `….non_ema.safetensors`. Older
-# versions put the variant behind the number of a shard.
+# Exact, since repositories hold further files, e.g. SD1.5's `….non_ema.safetensors`. Older
+# versions put the variant after the shard's number.
 _WEIGHTS = re.compile(
     rf"(?:diffusion_pytorch_model|model)(?P<half>\.{VARIANT})?"
     rf"(?P<shard>-\d{{5}}-of-\d{{5}}(?P<half_shard>\.{VARIANT})?)?\.safetensors"
@@ -26,20 +26,20 @@ _SHARD_INDEX = re.compile(
 
 
 def is_half(name: str) -> bool | None:
-    """Tell whether a file has half-precision weights; None where it has none that are read."""
+    """Return whether a weight file has half precision; None for other files."""
     match = _WEIGHTS.fullmatch(name)
     return None if match is None else bool(match["half"] or match["half_shard"])
 
 
 def choose_variant(names: Iterable[str], half: bool) -> str | None:
-    """Return `fp16` if those of a component's files are to be read, None for the plain ones.
+    """Return `fp16` if a component's half-precision files are to be read, else None.
 
     Args:
-        names: Of its files.
-        half: Whether half precision is preferred where both are there.
+        names: Names of its files.
+        half: Whether half precision is preferred where both exist.
     """
-    found = {is_half(name) for name in names}
-    return VARIANT if True in found and (half or False not in found) else None
+    variants = {is_half(name) for name in names}
+    return VARIANT if True in variants and (half or False not in variants) else None
 
 
 def variant_of(folder: Path, half: bool) -> str | None:
@@ -57,30 +57,27 @@ def weight_files(given: str, where: object, names: Iterable[str], half: bool) ->
         half: As in `choose_variant`.
 
     Returns:
-        The one file; or, where there is none, all shards, and behind them their index.
+        The single file, or else all shards followed by their index.
 
     Raises:
-        LoadError: It has no safetensors weights, or not all of them.
+        LoadError: Its safetensors weights are missing or incomplete.
     """
     names = sorted(names)
     wanted = choose_variant(names, half) is not None
-    found = [name for name in names if is_half(name) is wanted]
-    if not found:
+    weights = [name for name in names if is_half(name) is wanted]
+    if not weights:
         raise _no_weights(given, where, names)
-    whole = [name for name in found if not _is_shard(name)]
-    return whole or found + _index_of(given, where, names, found)
+    whole = [name for name in weights if not _is_shard(name)]
+    return whole or weights + _index_of(given, where, names, weights)
 
 
 def _index_of(given: str, where: object, names: Sequence[str], shards: Sequence[str]) -> list[str]:
-    """Return the index of shards, none of which is missing by its own number.
-
-    A folder may hold shards of two sizes, one of which was left behind.
-    """
+    """Return the index of shards, after checking that one complete set of shards exists."""
     missing: dict[int, str] = {}
     for shard in shards:
-        number, count = (int(each) for each in re.findall(r"\d{5}", shard))
-        for other in range(1, count + 1):
-            name = shard.replace(f"-{number:05}-of-", f"-{other:05}-of-")
+        number, count = (int(digits) for digits in re.findall(r"\d{5}", shard))
+        for position in range(1, count + 1):
+            name = shard.replace(f"-{number:05}-of-", f"-{position:05}-of-")
             if name not in shards:
                 missing[count] = name
     counts = {int(re.findall(r"\d{5}", shard)[1]) for shard in shards}
@@ -98,8 +95,8 @@ def _is_shard(name: str) -> bool:
 
 
 def _indices(names: Iterable[str], half: bool) -> list[str]:
-    found = [match for match in map(_SHARD_INDEX.fullmatch, names) if match]
-    return [match[0] for match in found if bool(match["half"]) is half]
+    matches = [match for match in map(_SHARD_INDEX.fullmatch, names) if match]
+    return [match[0] for match in matches if bool(match["half"]) is half]
 
 
 def _no_weights(given: str, where: object, names: Iterable[str]) -> LoadError:
@@ -114,26 +111,26 @@ def _no_weights(given: str, where: object, names: Iterable[str]) -> LoadError:
 
 
 def lacks(given: str, where: object, what: str) -> LoadError:
-    """Return the error that says that a component is without one of its files."""
+    """Return the error for a component that lacks one of its files."""
     return LoadError(f"{given}: {where} lacks {what}, so it is incomplete: fetch or save it again")
 
 
 def check_weights(given: str, folder: Path, half: bool) -> list[Path]:
-    """Return the files of a component's weights, each of which is there and whole.
+    """Return a component's weight files after checking that each is complete.
 
     Args:
         given: Option and value, for messages.
-        folder: The component's.
+        folder: The component's folder.
         half: As in `choose_variant`.
 
     Raises:
-        LoadError: One is not.
+        LoadError: One is missing or incomplete.
     """
     names = [file.name for file in folder.iterdir() if file.is_file()]
-    found = weight_files(given, folder, names, half)
-    wanted = {name for name in found if is_half(name) is not None and not _is_shard(name)}
-    # Beside a single file too: diffusers reads the shards where both are there.
-    for index in _indices(names, half=bool(is_half(found[0]))):
+    files = weight_files(given, folder, names, half)
+    wanted = {name for name in files if is_half(name) is not None and not _is_shard(name)}
+    # Even beside a single file: diffusers prefers shards where both exist.
+    for index in _indices(names, half=bool(is_half(files[0]))):
         wanted |= _shards(given, folder / index, names)
     for name in sorted(wanted):
         _check_header(given, folder / name)
@@ -141,21 +138,21 @@ def check_weights(given: str, folder: Path, half: bool) -> list[Path]:
 
 
 def _shards(given: str, index: Path, names: Sequence[str]) -> set[str]:
-    """Return the files that an index names, all of which are among `names`."""
+    """Return the files of an index, after checking that `names` has them all."""
     content = read_object(given, index)
     tensors = content.get("weight_map")
     if not isinstance(tensors, dict) or not isinstance(content.get("metadata"), dict):
         raise LoadError(
-            f"{given}: {index} holds no weight_map and metadata, so it is no index of shards: "
-            "fetch or save it again"
+            f"{given}: {index} lacks weight_map or metadata, so it is no index of shards: fetch or "
+            "save it again"
         )
-    shards = {str(each) for each in tensors.values()}
+    shards = {str(file) for file in tensors.values()}
     for shard in sorted(shards):
-        # No pickle, and none of another folder: the libraries open whatever they are told to.
+        # The libraries would open any file, pickles and other folders' included.
         if not _is_shard(shard):
             raise LoadError(
-                f"{given}: {index} names the file {shard!r}, which is none of a component's "
-                ".safetensors shards: fetch or save it again"
+                f"{given}: {index} names the file {shard!r}, which is no .safetensors shard of a "
+                "component: fetch or save it again"
             )
         if shard not in names:
             raise lacks(given, index.parent, shard)
@@ -163,10 +160,7 @@ def _shards(given: str, index: Path, names: Sequence[str]) -> set[str]:
 
 
 def _check_header(given: str, file: Path) -> None:
-    """Refuse a file that is cut off, as a copy that was broken off is: its header tells its size.
-
-    The libraries say so too, but neither which file it is nor before they have read others.
-    """
+    """Refuse a truncated file by the size in its header, before the libraries read any file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -174,6 +168,6 @@ def _check_header(given: str, file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise LoadError(
-            f"{given}: {file} is cut off or damaged ({first_line(error, 120)}): remove it, and "
+            f"{given}: {file} is truncated or corrupt ({first_line(error, 120)}): remove it, and "
             "fetch or save it again"
         ) from error

@@ -1,4 +1,4 @@
-"""Which prompts go into which pipeline call, and what of it is timed. Imports no torch."""
+"""Plan which prompts go into which pipeline call and which calls are timed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ class Batch:
     prompts: tuple[int, ...]
     """Indices into the part's prompts."""
     scored: int
-    """How many of the images, from the front, count; the rest fill up a batch."""
+    """How many of the images, from the front, are scored; the rest fill up the batch."""
     timed: bool
-    """Whether it is of full size, so that its time may be compared."""
+    """Whether it has the full size, so that its time is comparable."""
 
 
 def plan_batches(prompts: range, batch_size: int) -> list[Batch]:
     """Cut prompts into batches.
 
-    What is left over at the end makes a smaller batch, which is scored and never timed. If all of a
-    part is fewer prompts than one batch, it is filled by going round them again, since a sample of
-    another size could not be compared.
+    A smaller batch at the end is scored and never timed. If a part has fewer prompts than one
+    batch, they are repeated to fill it.
 
     Args:
-        prompts: Indices into a part's prompts, consecutive.
-        batch_size: Images a call.
+        prompts: Consecutive indices into a part's prompts.
+        batch_size: Images per call.
     """
     if prompts.start == 0 and 0 < len(prompts) < batch_size:
         members = tuple(prompts[i % len(prompts)] for i in range(batch_size))
@@ -49,18 +48,18 @@ class Step:
     paired: bool
     """Whether the baseline is timed beside it."""
     baseline_first: bool
-    """Order within a pair; alternates, so that neither side always runs on the warmer device."""
+    """Order within a pair; it alternates so that neither side always has the warmer device."""
 
 
 def plan_steps(batches: list[Batch], pairs: int) -> Iterator[Step]:
     """Yield the batches in the order of measuring.
 
-    Full batches come first, the first `pairs` of them paired; if there are fewer, they are gone
-    round again until there are as many pairs. Batches of another size come last, unpaired.
+    Full batches come first, the first `pairs` of them paired, and are repeated if there are fewer
+    than pairs. Batches of another size come last, unpaired.
 
     Args:
-        batches: As `plan_batches` returned them.
-        pairs: Baseline calls to be timed beside the candidate's.
+        batches: As returned by `plan_batches`.
+        pairs: Baseline calls to time beside the candidate's.
     """
     full = [batch for batch in batches if batch.timed]
     for call in range(max(len(full), pairs) if full else 0):

@@ -1,4 +1,4 @@
-"""Timed pipeline calls, bare or under a candidate, and where an evaluator's time goes."""
+"""Timed pipeline calls, of the baseline or a candidate, and an evaluator's account of time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.measuring.generation import Call, prepare
 from accel_search.runtime.measuring.timing import timed, warm_up_steps
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
 
 Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
@@ -33,42 +33,26 @@ Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
 BASELINE = Candidate()
 
 COMPILING_CALLS = 4
-"""Calls that may compile something, one after the other, before a pipeline counts as untimeable."""
+"""Successive calls that may compile something before a pipeline counts as untimeable."""
 
 
 @dataclass
 class Accounting:
-    """Where an evaluator's wall time went."""
+    """Wall time of an evaluator, by what it was spent on."""
 
     pipeline_seconds: float = 0.0
-    """Pipeline calls, warm-ups and checks among them."""
+    """Pipeline calls, warm-ups and checks included."""
     scoring_seconds: float = 0.0
     """CLIP scoring."""
     comparing_seconds: float = 0.0
-    """Likeness to the baseline's pictures."""
+    """Comparison with the baseline's images."""
     total_seconds: float = 0.0
-    """Everything that was measured, from call to return."""
+    """Everything, from call to return."""
     _started: float | None = field(default=None, repr=False)
-
-    @property
-    def harness_seconds(self) -> float:
-        """Return what is neither a pipeline call nor looking at its pictures."""
-        return self.total_seconds - self.bare_seconds
-
-    @property
-    def bare_seconds(self) -> float:
-        """Return what the calls, their scores and their likeness took by themselves."""
-        return self.pipeline_seconds + self.scoring_seconds + self.comparing_seconds
-
-    @property
-    def harness_share(self) -> float | None:
-        """Return the harness's seconds over the bare calls'; None before anything was measured."""
-        bare = self.bare_seconds
-        return self.harness_seconds / bare if bare else None
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
-        """Charge a block to the comparison of pictures."""
+        """Count a block as comparison of images."""
         began = time.perf_counter()
         try:
             yield
@@ -76,7 +60,7 @@ class Accounting:
             self.comparing_seconds += time.perf_counter() - began
 
     def start(self) -> None:
-        """Begin to count one measurement."""
+        """Start counting one measurement."""
         self._started = time.perf_counter()
 
     def elapsed(self) -> float:
@@ -84,17 +68,17 @@ class Accounting:
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def stop(self) -> None:
-        """End counting one measurement."""
+        """Stop counting one measurement."""
         self.total_seconds += self.elapsed()
         self._started = None
 
 
 @dataclass
 class Samples:
-    """What one measurement has gathered so far."""
+    """The samples of one measurement so far."""
 
     peak: PeakMeter
-    """Watches the calls that are measured, not the baseline's beside them."""
+    """Watches the measured calls, not the baseline's beside them."""
     seconds_per_image: list[float] = field(default_factory=list)
     baseline_seconds_per_image: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -105,8 +89,8 @@ class Samples:
         """Return the finished measurement.
 
         Args:
-            batch_size: Images a call.
-            seconds: Wall seconds it took, everything included.
+            batch_size: Images per call.
+            seconds: Wall seconds, everything included.
         """
         return Measurement(
             seconds_per_image=tuple(self.seconds_per_image),
@@ -121,14 +105,14 @@ class Samples:
 
 
 class Caller:
-    """Calls one pipeline, each call under a candidate or bare.
+    """Calls one pipeline, with or without a candidate applied.
 
     Args:
         pipe: A baseline pipeline on its device.
-        apply: Applies a candidate. Entered and left around each call, outside its time.
-        accounting: Is charged every call.
-        compiled: Whether the UNet is compiled: a call that compiles anything is made again.
-        turns: Keep calls apart from what other processes load.
+        apply: Applies a candidate; entered and left around each call, outside its time.
+        accounting: Counts every call.
+        compiled: Whether the UNet is compiled: a call that compiles anything is repeated.
+        timing_lock: Keeps calls apart from other processes' loading.
     """
 
     def __init__(
@@ -138,15 +122,15 @@ class Caller:
         accounting: Accounting,
         *,
         compiled: bool = False,
-        turns: Turns | None = None,
+        timing_lock: TimingLock | None = None,
     ) -> None:
         self.last_applied: Candidate | None = None
-        """The candidate that touched the pipeline last; None before any did."""
+        """The candidate that was applied last; None before the first."""
         self._pipe = pipe
         self._apply = apply
         self._accounting = accounting
         self._compiled = compiled
-        self._turns = turns or Turns()
+        self._timing_lock = timing_lock or TimingLock()
         self._device = execution_device(pipe)
 
     def call(
@@ -156,42 +140,42 @@ class Caller:
         candidate: Candidate = BASELINE,
         peak: PeakMeter | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """Make one image for each prompt in one pipeline call.
+        """Make one image per prompt in one pipeline call.
 
         Args:
-            workload: What is made.
-            prompts: One image is made for each.
-            candidate: Settings to apply; the empty one leaves the pipeline as it is.
-            peak: Is shown the call's memory.
+            workload: Size, steps and guidance.
+            prompts: One per image.
+            candidate: Settings to apply; the empty one is the baseline.
+            peak: Records the call's memory.
 
         Returns:
             Images `[B, 3, H, W]`, float32, 0..1, and the call's wall seconds per image.
 
         Raises:
             TrialFailure: The accelerated pipeline raised.
-            AcceleratorError: The pipeline cannot be compiled, bare or so accelerated.
+            AcceleratorError: The pipeline cannot be compiled, alone or with the candidate.
         """
         before = None if peak is None else peak.peak_bytes
         for _ in range(COMPILING_CALLS):
             graphs = graphs_compiled() if self._compiled else 0
-            # Prepared anew each time: generators move on.
+            # Prepared for each call, because generators advance.
             images, seconds = self._run(prepare(self._pipe, workload, prompts), candidate, peak)
             if not self._compiled or graphs_compiled() == graphs:
                 return images.float(), seconds / len(prompts)
             if peak is not None:
                 peak.peak_bytes = before  # Compiling takes memory of its own.
         raise AcceleratorError(
-            f"--compile: {candidate or 'the baseline pipeline'} compiles anew at every call, so no "
-            "call of it can be timed: search without --compile"
+            f"--compile: {candidate or 'the baseline pipeline'} compiles at every call, so it "
+            "cannot be timed: search without --compile"
         )
 
     def warm_up(
         self, workload: Workload, prompts: Sequence[Prompt], candidate: Candidate = BASELINE
     ) -> None:
-        """Make the untimed call that goes before a configuration's first timed one.
+        """Make the untimed call before a configuration's first timed one.
 
-        Policy and reasons: `timing.warm_up_steps`. A short warm-up of a candidate leaves out
-        the decoder, which no accelerator touches and the baseline's warm-up has met.
+        `timing.warm_up_steps` gives its length. A short warm-up of a candidate leaves out the
+        decoder, which no accelerator changes.
         """
         steps = warm_up_steps(self._device, workload.steps)
         decode = steps == workload.steps or not candidate
@@ -202,7 +186,7 @@ class Caller:
     ) -> tuple[torch.Tensor, float]:
         watch = nullcontext() if peak is None else peak.watch()
         try:
-            with self._turns.timing():
+            with self._timing_lock.timing():
                 if candidate:
                     images, seconds = self._run_accelerated(call, candidate, watch)
                 else:
@@ -222,14 +206,14 @@ class Caller:
         return images, seconds
 
     def _blame(self, error: Exception) -> str:
-        """Say that the baseline pipeline raised, and what may be behind it."""
-        said = f"the baseline pipeline raised {first_line(error)}"
+        """Return the message for a baseline pipeline that raised."""
+        message = f"the baseline pipeline raised {first_line(error)}"
         if self.last_applied is None:
-            return f"{said}: mend the model, or choose another --dtype or --device"
+            return f"{message}: fix the model, or choose another --dtype or --device"
         return (
-            f"{said}; the last candidate was {self.last_applied}, whose accelerators may leave the "
-            "pipeline changed, or the device no longer works: what was measured is stored, run the "
-            "same command again to go on in a new process"
+            f"{message}; the last candidate was {self.last_applied}, whose accelerators may leave "
+            "the pipeline changed, or the device no longer works: run the same command again to go "
+            "on from the stored trials in a new process"
         )
 
     def _run_accelerated(
@@ -244,5 +228,5 @@ class Caller:
         except Exception as error:
             if is_out_of_memory(error) or (self._compiled and is_compile_error(error)):
                 raise
-            # One candidate that raises must not end a search of a hundred.
+            # One candidate that raises must not end the search.
             raise TrialFailure(f"{candidate} raised {first_line(error)}") from error

@@ -1,12 +1,12 @@
-"""Measures candidates on a real pipeline, beside the baseline, and proves it comes back."""
+"""Measure candidates on a real pipeline beside the baseline, and check that they undo it all."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,12 +17,10 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement
 from accel_search.core.workload import Prompt, PromptSet, Provenance, Workload
 from accel_search.errors import (
-    AccelSearchError,
     BaselineError,
     InvalidImage,
     OutOfMemoryError,
     TrialFailure,
-    first_line,
 )
 from accel_search.runtime import memory
 from accel_search.runtime.devices import execution_device
@@ -30,8 +28,8 @@ from accel_search.runtime.measuring.batches import Batch, plan_batches, plan_ste
 from accel_search.runtime.measuring.calls import BASELINE, Accounting, Apply, Caller, Samples
 from accel_search.runtime.measuring.contamination import References
 from accel_search.runtime.measuring.generation import check_images
-from accel_search.runtime.measuring.timing import timed
-from accel_search.runtime.measuring.timing_lock import Turns
+from accel_search.runtime.measuring.scores import try_to_score
+from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.runtime.scoring.clip import ClipScorer
 from accel_search.runtime.scoring.similarity import similarity, to_bytes
@@ -40,32 +38,32 @@ T = TypeVar("T")
 Split = Literal["search", "held_out"]
 
 NOISE_PAIRS = 4
-"""Least number of times the baseline is timed against itself: every trial's interval leans on
-the spread found there, and a single hiccup must not make it."""
+"""Least number of times the baseline is timed against itself: every trial's interval depends on the
+spread found there, which one disturbed call must not dominate."""
 
 
 class PipelineEvaluator:
     """Measures candidates by making and scoring images.
 
-    Every call whose time counts has full batch size. The accelerator is entered and left around
-    each candidate call, outside its time, so that each baseline call beside it runs on the bare
-    pipeline; its images have to be bit-identical to those made before any accelerator was
-    applied, which is how one that leaves something behind is found out.
+    Every timed call has the full batch size. Accelerators are applied and removed around each
+    candidate call, outside its time. The baseline calls beside it must return images that are
+    bit-identical to those before the first candidate: this detects what an accelerator leaves
+    behind.
 
-    Where memory is short the scorer is moved off the device between scorings, which changes no
-    score and is outside all times. A batch that still does not fit is halved, for good: the
-    baseline of the part in hand is measured again at the new size (`baselines` holds it), then the
-    candidate.
+    Where memory is short, the scorer moves off the device between scorings, outside all times. A
+    batch that still does not fit is halved from then on: the baseline is measured again at the new
+    size (see `baselines`), then the candidate.
 
     Args:
         pipe: A baseline pipeline on its device, in eval mode.
-        scorer: Scores images against texts; None leaves pictures unlooked at, and scores empty.
-        prompts: What is scored on.
+        scorer: Scores images against texts; None leaves scores empty.
+        prompts: Prompts to score on.
         workload: What is measured.
-        provenance: Where and with what.
+        provenance: Hardware, versions and inputs.
         timing_pairs: Baseline calls timed beside each candidate's own.
-        compiled: Whether the UNet is compiled, so that calls may have to be made again.
-        apply: Applies a candidate; None takes `accelerators.compose.apply_candidate`.
+        compiled: Whether the UNet is compiled, so that calls may be repeated.
+        apply: Applies a candidate; None is `accelerators.compose.apply_candidate`.
+        timing_lock: Keeps timed calls apart from other processes' loading.
         log: Gets warnings.
     """
 
@@ -80,7 +78,7 @@ class PipelineEvaluator:
         timing_pairs: int = 3,
         compiled: bool = False,
         apply: Apply | None = None,
-        turns: Turns | None = None,
+        timing_lock: TimingLock | None = None,
         log: logging.Logger | None = None,
     ) -> None:
         if apply is None:
@@ -93,14 +91,16 @@ class PipelineEvaluator:
         self.accounting = Accounting()
         self.baselines: dict[Split, Measurement] = {}
         """The latest baseline of each part."""
-        self._caller = Caller(pipe, apply, self.accounting, compiled=compiled, turns=turns)
+        self._caller = Caller(
+            pipe, apply, self.accounting, compiled=compiled, timing_lock=timing_lock
+        )
         self._scorer = scorer
         self._pairs = timing_pairs
         self._log = log or logging.getLogger(__name__)
         self._device = execution_device(pipe)
         self._growth = memory.GrowthWatch(self._device, self._log)
         self._references = References(self._log)
-        self._pictures: dict[Hashable, torch.Tensor] = {}
+        self._baseline_images: dict[Hashable, torch.Tensor] = {}
         self._met: set[tuple[int, StepType]] = set()
         self._tried: list[int] = []
         """Batch sizes that did not fit."""
@@ -115,27 +115,27 @@ class PipelineEvaluator:
 
     @property
     def batch_size(self) -> int:
-        """Images a call, as of now."""
+        """Return the current number of images per call."""
         return self.workload.batch_size
 
     @property
     def device(self) -> torch.device:
-        """Device that is computed on."""
+        """Return the device that computes."""
         return self._device
 
     @property
     def chunk(self) -> int:
-        """Prompts that can be scored at a time: those of one call."""
+        """Return how many prompts one call covers."""
         return self.batch_size
 
     @property
     def prompt_count(self) -> int:
-        """Prompts that a candidate is fully scored on."""
+        """Return how many prompts a candidate is fully scored on."""
         return len(self.prompts.search)
 
     @property
     def pairs(self) -> int:
-        """Baseline calls that a candidate is timed beside, unless told otherwise."""
+        """Return the default number of baseline calls beside a candidate's."""
         return self._pairs
 
     def baseline(self, split: Split = "search") -> Measurement:
@@ -145,14 +145,14 @@ class PipelineEvaluator:
             split: Part of the prompts.
 
         Returns:
-            Scores of every prompt and a sample a full batch; each of the first `timing_pairs`
-            batches, but at least `NOISE_PAIRS`, is run a second time right after, as its
-            `baseline_seconds_per_image`. A part without prompts has neither.
+            A score per prompt and a timing per full batch. The first `timing_pairs` batches, at
+            least `NOISE_PAIRS`, are repeated at once for `baseline_seconds_per_image`. Empty for a
+            part without prompts.
 
         Raises:
-            InvalidImage: The baseline pipeline itself makes no valid image.
+            InvalidImage: The baseline pipeline makes no valid image.
             OutOfMemoryError: It does not fit the device even at batch size 1.
-            ContaminationError: The pipeline is no longer what it was.
+            ContaminationError: The pipeline changed since the first candidate.
         """
         if not self._part(split):
             return Measurement((), (), (), self.batch_size)
@@ -172,12 +172,12 @@ class PipelineEvaluator:
             candidate: Settings to apply.
             split: Part of the prompts.
             prompts: Which of the part's prompts; None is all.
-            pairs: Baseline calls to be timed beside the candidate's; None takes `self.pairs`.
+            pairs: Baseline calls to time beside the candidate's; None is `self.pairs`.
 
         Raises:
             TrialFailure: The candidate cannot be measured; others can.
             OutOfMemoryError: It does not fit the device even at batch size 1.
-            ContaminationError: The pipeline is no longer what it was.
+            ContaminationError: The pipeline changed since the first candidate.
         """
         if not self._part(split):
             raise ValueError(f"there are no {split} prompts to measure on")
@@ -195,11 +195,11 @@ class PipelineEvaluator:
             return result
 
     def pictures(self, candidate: Candidate, count: int) -> torch.Tensor:
-        """Make the pictures of the first search prompts, untimed; the baseline's may be at hand.
+        """Make images of the first search prompts, untimed; the baseline's may be cached.
 
         Args:
             candidate: Settings to apply; the empty one is the baseline.
-            count: Prompts.
+            count: Number of prompts.
 
         Returns:
             `[count, 3, H, W]`, uint8, on the CPU.
@@ -209,17 +209,17 @@ class PipelineEvaluator:
             OutOfMemoryError: It does not fit the device even at batch size 1.
         """
         with self._session():
-            return self._until_it_fits(lambda: self._make_pictures(candidate, count))
+            return self._until_it_fits(lambda: self._make_images(candidate, count))
 
-    def _make_pictures(self, candidate: Candidate, count: int) -> torch.Tensor:
-        made = []
+    def _make_images(self, candidate: Candidate, count: int) -> torch.Tensor:
+        parts = []
         for batch in plan_batches(range(count), self.batch_size):
-            kept = None if candidate else self._pictures.get(("search", batch.prompts))
-            if kept is None:
+            images = None if candidate else self._baseline_images.get(("search", batch.prompts))
+            if images is None:
                 texts = self._prompts("search", batch)
-                kept = to_bytes(self._caller.call(self.workload, texts, candidate)[0])
-            made.append(kept[: batch.scored])
-        return torch.cat(made)
+                images = to_bytes(self._caller.call(self.workload, texts, candidate)[0])
+            parts.append(images[: batch.scored])
+        return torch.cat(parts)
 
     def check(self) -> None:
         """Check that the pipeline still makes the image it made before the first candidate.
@@ -256,7 +256,7 @@ class PipelineEvaluator:
                 self._halve(message)
 
     def _park_scorer(self, message: str) -> bool:
-        """Give the scorer's memory to the pipeline; a smaller batch is the dearer answer."""
+        """Move the scorer off the device, before resorting to a smaller batch."""
         if self._scorer is None or not self._scorer.park():
             return False
         memory.release(self._device)
@@ -294,23 +294,23 @@ class PipelineEvaluator:
     def _set_batch_size(self, size: int) -> None:
         self.workload = replace(self.workload, batch_size=size)
         self.provenance = replace(self.provenance, batch_size=size)
-        self._pictures.clear()  # They are of batches that will not come again.
+        self._baseline_images.clear()
 
     def _measure_baseline(self, split: Split) -> Measurement:
         self._make_ready()
         if self._caller.last_applied is not None:
-            self._check_sentinel()  # References may be about to be made.
+            self._check_sentinel()  # The calls below may become references.
         samples = Samples(memory.PeakMeter(self._device))
         batches = plan_batches(range(len(self._part(split))), self.batch_size)
         for step in plan_steps(batches, max(self._pairs, NOISE_PAIRS)):
-            images, seconds = self._call_bare(split, step.batch, samples.peak)
+            images, seconds = self._call_baseline(split, step.batch, samples.peak)
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
             if step.paired:
-                _, seconds = self._call_bare(split, step.batch, samples.peak)
+                _, seconds = self._call_baseline(split, step.batch, samples.peak)
                 samples.baseline_seconds_per_image.append(seconds)
             if step.is_new and self._scorer is not None:
-                self._check_bare(split, step.batch, images)
+                self._check_baseline(split, step.batch, images)
                 samples.scores += self._score(split, step.batch, images, BASELINE)
         result = samples.measurement(self.batch_size, self.accounting.elapsed())
         self.baselines[split] = result
@@ -329,12 +329,12 @@ class PipelineEvaluator:
         for step in plan:
             texts = self._prompts(split, step.batch)
             if step.paired and step.baseline_first:
-                samples.baseline_seconds_per_image.append(self._call_bare(split, step.batch)[1])
-            # After the first baseline call, which vouches for the candidate before this one.
+                samples.baseline_seconds_per_image.append(self._call_baseline(split, step.batch)[1])
+            # After the first baseline call, which checks the candidate before this one.
             self._warm_up(texts, candidate)
             images, seconds = self._caller.call(self.workload, texts, candidate, peak=samples.peak)
             if step.paired and not step.baseline_first:
-                samples.baseline_seconds_per_image.append(self._call_bare(split, step.batch)[1])
+                samples.baseline_seconds_per_image.append(self._call_baseline(split, step.batch)[1])
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
             if step.is_new and self._scorer is not None:
@@ -346,66 +346,66 @@ class PipelineEvaluator:
     def _warm_up(self, prompts: Sequence[Prompt], candidate: Candidate = BASELINE) -> None:
         """Make an untimed call before a step type is timed at a batch size for the first time.
 
-        What a first call pays for, kernels chosen and memory allocated for new shapes, hangs on
-        the shapes alone, and those on what is done in each UNet call.
+        A first call chooses kernels and allocates memory for new shapes, which depend only on the
+        step types.
         """
         types = {(len(prompts), step) for step in describe_steps(candidate, self.workload)}
         if not types <= self._met:
             self._caller.warm_up(self.workload, prompts, candidate)
             self._met |= types
 
-    def _call_bare(
+    def _call_baseline(
         self, split: Split, batch: Batch, peak: memory.PeakMeter | None = None
     ) -> tuple[torch.Tensor, float]:
         """Return the baseline's images, compared to their reference, and seconds per image."""
         images, seconds = self._caller.call(self.workload, self._prompts(split, batch), peak=peak)
         key = (split, batch.prompts)
         self._references.compare(key, images, self._caller.last_applied)
-        if key not in self._pictures:
-            self._pictures[key] = to_bytes(images)
+        if key not in self._baseline_images:
+            self._baseline_images[key] = to_bytes(images)
         return images, seconds
 
     def _compare(self, split: Split, batch: Batch, images: torch.Tensor, samples: Samples) -> None:
-        """Add how near the images that count are to the baseline's."""
+        """Add the similarity of the scored images to the baseline's."""
         with self.accounting.comparing():
-            reference = self._pictures[split, batch.prompts][: batch.scored]
-            found = similarity(images[: batch.scored], reference)
-        samples.psnr += found.psnr
-        samples.ssim += found.ssim
+            reference = self._baseline_images[split, batch.prompts][: batch.scored]
+            similarities = similarity(images[: batch.scored], reference)
+        samples.psnr += similarities.psnr
+        samples.ssim += similarities.ssim
 
-    def _check_bare(self, split: Split, batch: Batch, images: torch.Tensor) -> None:
+    def _check_baseline(self, split: Split, batch: Batch, images: torch.Tensor) -> None:
         try:
             check_images(images, self._prompts(split, batch), batch.prompts)
         except InvalidImage as error:
             raise InvalidImage(
-                f"{error}, made by the baseline pipeline: use --dtype float32 or bfloat16, or mend "
+                f"{error}, made by the baseline pipeline: use --dtype float32 or bfloat16, or fix "
                 "the model"
             ) from error
 
     def _make_ready(self) -> None:
-        """Before the first call of a batch size: warm up, and prove that the pipeline is bare."""
+        """Warm up and check the pipeline before the first call of a batch size."""
         if (self.batch_size, PLAIN) not in self._met:
             first = plan_batches(range(len(self.prompts.search)), self.batch_size)[0]
             self._warm_up(self._prompts("search", first))
             self._check_sentinel()
 
     def _check_sentinel(self) -> None:
-        # One image, at the one batch size that fits if any does: it vouches for the pipeline
-        # where references are to be made after candidates were applied.
+        # One image, at the batch size that fits if any does: it checks the pipeline before
+        # references are made after candidates were applied.
         images, _ = self._caller.call(self.workload, self.prompts.search[:1])
         self._references.compare("sentinel", images, self._caller.last_applied)
 
     def _make_references(self, split: Split, batches: list[Batch]) -> None:
-        """Make the baseline pictures that a resumed search lacks: an earlier run measured it."""
+        """Make the baseline's images that a resumed search lacks."""
         missing = {
             batch.prompts: batch
             for batch in batches
-            if (split, batch.prompts) not in self._pictures
+            if (split, batch.prompts) not in self._baseline_images
         }
         if missing and self._caller.last_applied is not None:
             self._check_sentinel()
         for batch in missing.values():
-            self._call_bare(split, batch)
+            self._call_baseline(split, batch)
 
     def _part(self, split: Split) -> tuple[Prompt, ...]:
         return self.prompts.search if split == "search" else self.prompts.held_out
@@ -417,41 +417,24 @@ class PipelineEvaluator:
     def _score(
         self, split: Split, batch: Batch, images: torch.Tensor, candidate: Candidate
     ) -> list[float]:
-        """Score the images that count; a failure is the candidate's only if it is not the scorer's.
+        """Score the images that count.
 
         Raises:
-            TrialFailure: The candidate's images cannot be scored, the baseline's can.
+            TrialFailure: The candidate's images cannot be scored, but the baseline's can.
             BaselineError: Neither can.
         """
         texts = [prompt.text for prompt in self._prompts(split, batch)[: batch.scored]]
-        scores, wrong = self._try_to_score(images[: batch.scored], texts)
+        assert self._scorer is not None
+        score = partial(try_to_score, self._scorer, self._device, self.accounting, texts=texts)
+        scores, wrong = score(images[: batch.scored])
         if wrong is None:
             return scores
         if candidate:
-            kept = self._pictures[split, batch.prompts][: batch.scored]
-            bare = kept.to(images.device, torch.float32) / 255
-            if self._try_to_score(bare, texts)[1] is None:
+            kept = self._baseline_images[split, batch.prompts][: batch.scored]
+            baseline = kept.to(images.device, torch.float32) / 255
+            if score(baseline)[1] is None:
                 raise TrialFailure(f"the images of {candidate} cannot be scored: {wrong}")
         raise BaselineError(
             f"the scorer fails on the baseline pipeline's images, it {wrong}: fix --clip_model and "
             "run the same command again to go on from the stored trials"
         )
-
-    def _try_to_score(
-        self, images: torch.Tensor, texts: list[str]
-    ) -> tuple[list[float], str | None]:
-        """Return scores, and what is wrong with them; None if nothing is."""
-        scorer = self._scorer
-        assert scorer is not None
-        try:
-            scores, seconds = timed(lambda: scorer.score(images, texts), self._device)
-        except Exception as error:
-            if memory.is_out_of_memory(error) or isinstance(error, AccelSearchError):
-                raise
-            return [], f"raised {first_line(error)}"
-        self.accounting.scoring_seconds += seconds
-        if len(scores) != len(texts):
-            return scores, f"returned {len(scores)} scores for {len(texts)} images"
-        if not all(math.isfinite(each) for each in scores):
-            return scores, f"returned {next(s for s in scores if not math.isfinite(s))} as a score"
-        return scores, None

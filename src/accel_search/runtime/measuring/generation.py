@@ -1,4 +1,4 @@
-"""From prompts to images: noise drawn on the CPU, one pipeline call, a check of what came out."""
+"""Make images from prompts: draw noise on the CPU, call the pipeline, check the images."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ def initial_noise(
 ) -> torch.Tensor:
     """Draw each prompt's initial noise from its own generator.
 
-    Drawn on the CPU in float32 whatever the pipeline computes in, so that an image depends on
-    neither the device, the dtype nor the batch it is made in.
+    Always on the CPU in float32, so that an image does not depend on device, dtype or batch.
 
     Args:
-        generators: CPU generators, one a prompt; they move on, and what the scheduler draws
-            later (if it draws at all) is not the initial noise again.
+        generators: CPU generators, one per prompt; they advance.
         shape: Latent channels, height and width.
 
     Returns:
         `[B, C, h, w]`, float32, on the CPU.
     """
-    return torch.stack([torch.randn(shape, generator=each) for each in generators])
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 @dataclass(frozen=True)
 class Call:
-    """One pipeline call, with everything prepared that does not belong to its time."""
+    """One prepared pipeline call."""
 
     pipe: Any
     arguments: dict[str, Any]
@@ -55,8 +53,8 @@ class Call:
         try:
             return self.pipe(**self.arguments).images  # type: ignore[no-any-return]
         except BaseException:
-            # SDXL decodes in float32 and casts back afterwards: an interrupt or a lack of memory
-            # in between would leave the VAE in float32 for every later image.
+            # SDXL casts its VAE to float32 to decode: undo it where an interrupt or a lack of
+            # memory prevents the pipeline from doing so.
             if vae is not None and vae.dtype != dtype:
                 vae.to(dtype=dtype)
             raise
@@ -74,10 +72,10 @@ def prepare(
 
     Args:
         pipe: An SD or SDXL pipeline.
-        workload: Gives size, guidance and steps; its batch size is not looked at.
-        prompts: One image is made for each.
-        steps: Denoising steps; None takes the workload's.
-        decode: Whether images are decoded; a warm-up can do without.
+        workload: Gives size, guidance and steps, not the batch size.
+        prompts: One per image.
+        steps: Denoising steps; None is the workload's.
+        decode: Whether to decode the images.
     """
     channels = pipe.unet.config.in_channels
     generators = prompt_generators([prompt.seed for prompt in prompts])
@@ -97,33 +95,16 @@ def prepare(
     )
 
 
-def generate(
-    pipe: Any, workload: Workload, prompts: Sequence[Prompt], steps: int | None = None
-) -> torch.Tensor:
-    """Make one image for each prompt, in one pipeline call.
-
-    Args:
-        pipe: An SD or SDXL pipeline.
-        workload: Gives size, guidance and steps; its batch size is not looked at.
-        prompts: One image is made for each.
-        steps: Denoising steps; None takes the workload's.
-
-    Returns:
-        `[B, 3, H, W]`, float32, 0..1, on the pipeline's device.
-    """
-    return prepare(pipe, workload, prompts, steps)().float()
-
-
 def check_images(images: torch.Tensor, prompts: Sequence[Prompt], indices: Sequence[int]) -> None:
-    """Raise if an image cannot be a picture.
+    """Check that images are valid.
 
     Args:
         images: `[B, 3, H, W]`.
-        prompts: The prompts the images were made for.
-        indices: The prompts' indices in their part of the prompt set, for the message.
+        prompts: Their prompts.
+        indices: The prompts' indices in their part, for the message.
 
     Raises:
-        InvalidImage: One holds NaN or infinity, or is the same colour everywhere.
+        InvalidImage: One holds NaN or infinity, or is one colour everywhere.
     """
     pixels = images.detach().flatten(2)
     finite = torch.isfinite(pixels).all(dim=2).all(dim=1).tolist()

@@ -1,4 +1,4 @@
-"""Wall time of a call, with the device synchronised on both sides."""
+"""Time a call, with the device synchronised before and after."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ T = TypeVar("T")
 
 
 def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """Run `call` and return its result with the wall seconds it took.
-
-    A collection of garbage in the middle would be charged to whoever happened to trigger it,
-    so the collector is paused meanwhile.
+    """Run `call` without garbage collection and return its result and wall seconds.
 
     Args:
         call: Its kernels may still be running when it returns.
@@ -42,15 +39,14 @@ WARM_UP_STEPS_ON_CPU = 2
 
 
 def warm_up_steps(device: torch.device, steps: int) -> int:
-    """Return the denoising steps of the call made before a configuration is first timed.
+    """Return the denoising steps of the call before a configuration is first timed.
 
-    On a GPU it is a whole call: kernels are chosen and memory is allocated for shapes that may
-    come up first in the last step (T-GATE's halved batch), and a call is short beside a trial.
-    On the CPU, where a call is dear and little is cached, two steps meet the full and the
-    cached step of every accelerator but T-GATE's.
+    On a GPU it is a whole call: shapes for which kernels are chosen and memory is allocated may
+    first occur in the last step (T-GATE's halved batch). On the CPU, where calls are slow and
+    little is cached, two steps cover the full and the cached step of all accelerators but T-GATE.
 
     Args:
-        device: Device that is computed on.
-        steps: Denoising steps of the calls that will be timed.
+        device: Device that computes.
+        steps: Denoising steps of the timed calls.
     """
     return steps if device.type == "cuda" else min(steps, WARM_UP_STEPS_ON_CPU)

@@ -1,8 +1,8 @@
-"""Timed calls and the loading of models take turns, over the processes of one sweep.
+"""Keep timed calls and model loading apart, across the processes of one sweep.
 
-While a process starts up on one GPU and fills its memory, calls on another GPU of the same host
-were seen to take twice their time, each worker on cores of its own. Any number of processes may
-time at once, and any number may load at once, but nobody times while somebody loads.
+While one process loads a model, calls on another GPU of the same host were measured to take twice
+their time, even on separate cores. Any number of processes may time at once, and any number may
+load at once, but not both.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows: nobody waits for anybody there.
+except ImportError:  # Windows: there is no lock.
     fcntl = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.02
 LONGEST_SECONDS = 120.0
-"""What a loader may keep others waiting, e.g. while it fetches files, and may wait itself."""
+"""Longest time that a loader waits for others, and keeps others waiting."""
 
 
-class Turns:
-    """The turns of one process.
-
-    They are locks on two files: the system takes them back from a process that dies.
+class TimingLock:
+    """Locks on two files, which the system releases if a process dies.
 
     Args:
-        folder: One for all the processes that take turns, on a file system of the machine's own.
-            None, or a system without such locks, is a process by itself, which never waits.
+        folder: Shared by the processes, on a local file system. None, or a system without such
+            locks, never waits.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -42,12 +40,12 @@ class Turns:
             try:
                 with self._file("timing") as file:
                     _is_free(file)
-            except OSError:  # Some network file systems have none.
+            except OSError:  # Some network file systems have no locks.
                 self._folder = None
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Wait until nobody loads, and let nobody begin to for the length of a `with` block."""
+        """Wait until no process loads, and keep others from loading in a `with` block."""
         if self._folder is None:
             yield
             return
@@ -55,14 +53,14 @@ class Turns:
             fcntl.flock(own, fcntl.LOCK_SH)
             while not _is_free(others):
                 fcntl.flock(own, fcntl.LOCK_UN)
-                # Two that look at one moment see each other; not twice.
+                # A random delay, so that two processes do not block each other repeatedly.
                 time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
                 fcntl.flock(own, fcntl.LOCK_SH)
             yield
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Let nobody begin to time for the length of a `with` block, and wait for who does now."""
+        """Keep others from timing in a `with` block, after waiting for those that do now."""
         if self._folder is None:
             yield
             return
@@ -71,13 +69,13 @@ class Turns:
             deadline = time.monotonic() + LONGEST_SECONDS
             while not _is_free(others) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
-            enough = threading.Timer(LONGEST_SECONDS, _unlock, [own])
-            enough.daemon = True
-            enough.start()
+            timeout = threading.Timer(LONGEST_SECONDS, _unlock, [own])
+            timeout.daemon = True
+            timeout.start()
             try:
                 yield
             finally:
-                enough.cancel()
+                timeout.cancel()
 
     def _file(self, name: str) -> IO[str]:
         assert self._folder is not None

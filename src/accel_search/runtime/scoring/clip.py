@@ -1,4 +1,4 @@
-"""CLIP score of images against their own prompts, by open_clip."""
+"""Score images against their prompts with CLIP, by open_clip."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DEFAULT_MODEL = "ViT-L-14"
 DEFAULT_PRETRAINED = "openai"
 LOCAL_DIR = "local-dir:"
 SAYS_NOTHING = ("Error(s) in loading state_dict", "Weights only load failed")
-"""Beginnings of torch's errors whose reason is below their first line."""
+"""Beginnings of torch's errors whose first line lacks the reason."""
 UNPICKLER = "WeightsUnpickler error: "
-"""What the reason follows then, behind a request to report it."""
+"""Precedes the reason in such an error."""
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -38,22 +38,22 @@ WEIGHTS = (
     "pytorch_model.pth",
     "model.pth",
 )
-"""Files of a folder that open_clip 3.3 reads, the first that is there; else any .safetensors."""
+"""Files that open_clip 3.3 looks for in a folder, in this order; else any .safetensors."""
 
 
 class _Asked(NamedTuple):
-    """What open_clip is asked for, and how messages speak of it."""
+    """A model for open_clip to load, with texts for messages."""
 
     model: str
-    """One of its models, or a folder behind `LOCAL_DIR`."""
+    """One of its models, or a folder prefixed with `LOCAL_DIR`."""
     pretrained: str | None
     """A weight tag or a file; None for a folder."""
     name: str
-    """As the scorer's."""
+    """Name of the scorer."""
     given: str
     """Option and value, e.g. `--clip_model ViT-B-32`."""
     remedy: str
-    """What to do where the weights are there but cannot be loaded."""
+    """What to do if existing weights cannot be loaded."""
 
 
 class ClipScorer:
@@ -61,10 +61,10 @@ class ClipScorer:
 
     Args:
         model: An open_clip model in eval mode.
-        transform: Its own preprocessing for inference (a torchvision Compose).
-        tokenizer: Its tokenizer; it cuts texts to the context length.
-        name: What identifies model and weights, for the provenance.
-        device: Where it scores; None is where the model is.
+        transform: Its preprocessing for inference (a torchvision Compose).
+        tokenizer: Its tokenizer, which truncates texts to the context length.
+        name: Identifies model and weights, for the provenance.
+        device: Where it scores; None is the model's device.
     """
 
     def __init__(
@@ -81,21 +81,21 @@ class ClipScorer:
         self._tokenizer = tokenizer
         self._device = device or next(model.parameters()).device
         self._is_parked = next(model.parameters()).device != self._device
-        # The same prompts come again in every trial.
+        # Every trial scores the same prompts.
         self._text_features: dict[str, torch.Tensor] = {}
 
     @property
     def weight_bytes(self) -> int:
-        """Return the bytes that its weights take."""
+        """Return the size of its weights."""
         return weight_bytes(self._model)
 
     def park(self) -> bool:
-        """Keep the weights in main memory between scorings, so that a timed call has their room.
+        """Keep the weights in main memory between scorings, to free the device for timed calls.
 
-        Scores stay the same, since it still scores on its device.
+        It still scores on its device, so that scores do not change.
 
         Returns:
-            Whether that gave memory back.
+            Whether that freed memory.
         """
         if self._is_parked or self._device.type == "cpu":
             return False
@@ -127,10 +127,10 @@ class ClipScorer:
                 self._model.to("cpu")
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images as the model wants them, by its own steps.
+        """Return images preprocessed by the model's own steps.
 
-        Rounded to 8 bits first, so that a picture scores as it would from a PNG file, and
-        clipped after resizing, since bicubic interpolation overshoots and 8-bit images cannot.
+        They are rounded to 8 bits first, so that an image scores as from a PNG file, and clipped
+        after resizing, since bicubic interpolation overshoots.
 
         Args:
             images: `[B, 3, H, W]`, 0..1.
@@ -154,22 +154,22 @@ class ClipScorer:
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Return the bytes that a module's parameters and buffers take."""
+    """Return the size of a module's parameters and buffers."""
     tensors = (*module.parameters(), *module.buffers())
-    return sum(each.numel() * each.element_size() for each in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def load_scorer(settings: Settings, device: torch.device, *, parked: bool = False) -> ClipScorer:
-    """Load the scorer that the settings name: the demo's for the demo, else ViT-L-14/openai.
+    """Load the scorer of the settings; by default the demo's for the demo, else ViT-L-14/openai.
 
     Args:
         settings: Give model and weights.
         device: Where it scores.
-        parked: Whether its weights wait in main memory meanwhile.
+        parked: Whether to keep its weights in main memory at first.
 
     Raises:
         LoadError: It cannot be found, fetched or loaded.
-        ConfigurationError: The model has no such weights, or none are named.
+        ConfigurationError: The model has no such weights, or no default weights.
     """
     scorer = _find(settings, device)
     if not parked:
@@ -219,21 +219,18 @@ def _from_folder(folder: Path, name: str, device: torch.device) -> ClipScorer:
             f"{given}: {config} is no open_clip configuration ({first_line(error, 120)})"
         ) from error
     if own_code:
-        raise LoadError(f"{given}: its tokenizer wants to run code of its own, which is refused")
+        raise LoadError(f"{given}: its tokenizer asks to run its own code, which is refused")
     check_preprocessing(content.get("preprocess_cfg"), given)
     label = name if name == "demo" else folder.resolve().name
     label = f"{label}@{_digest(weights, given)}"
     remedy = (
-        f"its weights and {config.name} are not of one model, or damaged: fetch or save it again"
+        f"its weights and {config.name} are of different models or corrupt: fetch or save it again"
     )
     return _load(_Asked(f"{LOCAL_DIR}{folder}", None, label, given, remedy), device)
 
 
 def _find_weights(folder: Path, given: str) -> Path:
-    """Return the file that open_clip reads of a scorer's folder.
-
-    A snapshot of a hub repository often holds transformers' weights beside open_clip's.
-    """
+    """Return the file that open_clip reads in a scorer's folder, which may hold others' too."""
     file = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
     if file is None:
         files = sorted(folder.glob("*.safetensors"))
@@ -252,13 +249,13 @@ def _find_weights(folder: Path, given: str) -> Path:
 
 
 def _digest(weights: Path, given: str) -> str:
-    """Return what identifies a file of weights."""
+    """Return a digest of a weight file."""
     try:
         with weights.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
     except OSError as error:
         raise LoadError(
-            f"{given}: {weights} cannot be read ({first_line(error, 160)}): mend that, or give "
+            f"{given}: {weights} cannot be read ({first_line(error, 160)}): fix that, or give "
             "another"
         ) from error
 
@@ -283,7 +280,7 @@ def _from_name(model: str, pretrained: str | None, device: torch.device) -> Clip
         return _from_file(model, pretrained, tags, device)
     name, given = f"{model}/{pretrained}", f"--clip_model {model}"
     copy = cached_folder(_hub_id(model, pretrained))
-    remedy = f"remove {copy} to fetch it anew, or give a folder"
+    remedy = f"remove {copy} to fetch it again, or give a folder"
     return _load(_Asked(model, pretrained, name, given, remedy), device)
 
 
@@ -296,7 +293,7 @@ def _from_file(
     name = f"{model}/{file.name}@{_digest(file, given)}"
     remedy = (
         f"give a file with the weights of {model} (.safetensors, or a state_dict that torch.save "
-        "wrote), or name the model that they are of by --clip_model"
+        "wrote), or give their model by --clip_model"
     )
     scorer = _load(_Asked(model, str(file), name, given, remedy), device)
     _warn_of_gelu(model, given)
@@ -304,7 +301,7 @@ def _from_file(
 
 
 def _warn_of_gelu(model: str, given: str) -> None:
-    """Warn where a file's weights may want another GELU than the model's: nothing in it tells."""
+    """Warn where a file's weights may need another GELU than the model's."""
     import open_clip
 
     twin = f"{model}-quickgelu"
@@ -324,8 +321,8 @@ def _load(asked: _Asked, device: torch.device) -> ClipScorer:
     import open_clip
 
     model, pretrained = asked.model, asked.pretrained
-    # OpenAI's weights were trained with another GELU than open_clip's models of the same name
-    # use: open_clip only warns, and would score with the wrong one.
+    # OpenAI's weights were trained with another GELU than open_clip's models of the same name:
+    # open_clip would only warn.
     config = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     try:
         with quiet_libraries():
@@ -338,7 +335,7 @@ def _load(asked: _Asked, device: torch.device) -> ClipScorer:
                 pretrained_text=False,
             )
             tokenizer = open_clip.get_tokenizer(model)
-    except Exception as error:  # Networks and broken files fail in many classes.
+    except Exception as error:  # Networks and corrupt files raise many classes.
         raise LoadError(f"{asked.given}: {_complaint(error, asked)}") from error
     logging.getLogger("accel_search").debug("scoring with %s", asked.name)
     return ClipScorer(net, transform, tokenizer, asked.name, device)
@@ -347,8 +344,8 @@ def _load(asked: _Asked, device: torch.device) -> ClipScorer:
 def _complaint(error: Exception, asked: _Asked) -> str:
     """Return why a scorer could not be loaded, and what to do about it.
 
-    Where weights are fetched, so fails whatever open_clip wraps in an OSError. A folder or a file
-    is there: of those only an error of the hub itself is about what had to be fetched beside it.
+    For weights from the hub, any OSError counts as a failed fetch; for a folder or a file, only an
+    error of the hub itself, on fetching a tokenizer.
     """
     hub_id = _hub_id(asked.model, asked.pretrained)
     if is_of_the_hub(error) or (hub_id and any(isinstance(e, OSError) for e in causes(error))):
@@ -361,7 +358,7 @@ def _complaint(error: Exception, asked: _Asked) -> str:
 
 
 def _hub_id(model: str, pretrained: str | None) -> str:
-    """Return the repository that a weight tag stands for; blank for a folder or a file."""
+    """Return the repository of a weight tag; blank for a folder or a file."""
     import open_clip
 
     config = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
@@ -369,11 +366,11 @@ def _hub_id(model: str, pretrained: str | None) -> str:
 
 
 def _cause(error: Exception, limit: int = 160) -> str:
-    """Return an error's class and its first sentence that says something, on whichever line."""
+    """Return an error's class and its first informative sentence."""
     text = str(error).rpartition(UNPICKLER)[2].strip()
     first, _, rest = text.partition("\n")
     text = rest.strip() if first.startswith(SAYS_NOTHING) else text
-    # What torch goes on with, behind a blank line or a full stop, advises to run a file's code.
+    # After a blank line or a full stop, torch advises to run the file's code: drop that.
     text = " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(" .")
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Whole float32 arithmetic for a while, whatever a process allows itself otherwise."""
+"""Compute in full float32, whatever the process allows otherwise."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WHOLE = "ieee"
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Let no product or convolution of float32 round to TF32 or bfloat16 within a `with` block.
+    """Keep float32 products and convolutions from rounding to TF32 or bfloat16 in a `with` block.
 
-    Torch has two sets of switches for that and checks that they agree: the older one is moved
-    where it says something, and the newer one, which has a switch for each operation, in any case.
+    Torch has two sets of switches and checks that they agree: set the older ones where they can be
+    read, and the newer ones, one per operation, always.
 
     Source:
         torch 2.11 and 2.15, notes on CUDA and on MKLDNN, "fp32_precision".
@@ -40,20 +40,20 @@ def whole_float32() -> Iterator[None]:
     finally:
         _set_older(products, convolutions)
         for switch, precision in zip(switches, before, strict=True):
-            # One that follows the switch above it goes on to follow it.
+            # With "none" it follows the switch above it, as it may have before.
             switch.fp32_precision = "none"
             if switch.fp32_precision != precision:
                 switch.fp32_precision = precision
 
 
 def _older() -> tuple[str | None, bool | None]:
-    """Return what the older switches say: of products, of convolutions on CUDA.
+    """Return the older switches of products and of convolutions on CUDA.
 
-    None where they are not to be asked: the newer ones were used to say something else.
+    None where they raise, because the newer ones were set otherwise.
     """
     products = convolutions = None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # That they are the older ones.
+        warnings.simplefilter("ignore")  # They are deprecated.
         with suppress(RuntimeError):
             products = torch.get_float32_matmul_precision()
         with suppress(RuntimeError):

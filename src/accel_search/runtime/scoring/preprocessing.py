@@ -1,4 +1,4 @@
-"""open_clip's own preprocessing, as it acts on whole batches of pictures that are tensors."""
+"""open_clip's own preprocessing, applied to batches of tensors."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ CHOICES = {
     "resize_mode": ("shortest", "longest", "squash"),
     "interpolation": ("bicubic", "bilinear", "random"),
 }
-"""What a scorer's `preprocess_cfg` may say, as open_clip 3.3 knows it."""
+"""Values in a scorer's `preprocess_cfg` that open_clip 3.3 supports."""
 
 Step = Callable[[torch.Tensor], torch.Tensor]
-"""Takes and returns pictures `[B, 3, H, W]`, float32; 0..1 until they are normalised."""
+"""Takes and returns images `[B, 3, H, W]`, float32; 0..1 until they are normalised."""
 
 
 def check_preprocessing(config: Any, given: str) -> None:
-    """Raise LoadError for a `preprocess_cfg` that open_clip does not know; it only asserts.
+    """Raise LoadError for a `preprocess_cfg` that open_clip does not support; it only asserts.
 
     Args:
-        config: What a folder's `open_clip_config.json` holds, if anything.
-        given: The option that named the folder, for the message.
+        config: Value in a folder's `open_clip_config.json`, if any.
+        given: Option and value, for the message.
     """
     if config is None:
         return
@@ -55,13 +55,13 @@ def check_preprocessing(config: Any, given: str) -> None:
 
 
 def batched(transform: Any) -> list[Step]:
-    """Return the steps of a model's preprocessing for inference, each for batches of tensors.
+    """Return the steps of a model's preprocessing for inference, adapted to batches of tensors.
 
-    Those of torchvision take tensors as they are. Two of open_clip's own are made for PIL
-    pictures: one asks for their size, one pads with a colour of 0 to 255.
+    Two of open_clip's own expect PIL images: one reads their size, one pads with a colour of 0 to
+    255.
 
     Raises:
-        LoadError: There is a step that is not known here: its result could not be vouched for.
+        LoadError: A step is unknown, so that its result on tensors is uncertain.
     """
     return [_batched(step) for step in transform.transforms]
 
@@ -98,7 +98,7 @@ def _resize_keeping_ratio(step: Any, images: torch.Tensor) -> torch.Tensor:
 def _crop_or_pad(step: Any, images: torch.Tensor) -> torch.Tensor:
     from open_clip.transform import center_crop_or_pad
 
-    # Tensors are padded with one number alone, so the colour becomes zero meanwhile.
+    # Tensors are padded with one number only, so shift the colour to zero meanwhile.
     fill = images.new_tensor(step.fill).reshape(-1, 1, 1) / 255
     padded: torch.Tensor = center_crop_or_pad(images - fill, step.size) + fill
     return padded

@@ -1,4 +1,4 @@
-"""How near an accelerated picture is to the baseline's, from the same prompt and noise."""
+"""Compare accelerated images with the baseline's of the same prompt and noise."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
     import torch
 
 MOST_PSNR = 100.0
-"""Decibels that two equal pictures count as; the logarithm knows no number for them."""
+"""Decibels of two equal images, in place of infinity."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Likeness of each picture of a batch to its reference."""
+    """Similarity of each image of a batch to its reference."""
 
     psnr: tuple[float, ...]
-    """Peak signal-to-noise ratio in dB, at most `MOST_PSNR`; higher is nearer."""
+    """Peak signal-to-noise ratio in dB, at most `MOST_PSNR`; higher is closer."""
     ssim: tuple[float, ...]
-    """Structural similarity, at most 1; higher is nearer."""
+    """Structural similarity, at most 1; higher is closer."""
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
-    """Return pictures as they would be saved, a quarter of the size.
+    """Return images as they would be saved.
 
     Args:
         images: `[B, 3, H, W]`, 0..1.
@@ -37,11 +37,11 @@ def to_bytes(images: torch.Tensor) -> torch.Tensor:
 
 
 def similarity(images: torch.Tensor, reference: torch.Tensor) -> Similarity:
-    """Compare pictures with their references, both rounded to 8 bits.
+    """Compare images with their references, both rounded to 8 bits.
 
     Args:
-        images: `[B, 3, H, W]`, 0..1, on any device; compared there.
-        reference: `[B, 3, H, W]`, uint8, as `to_bytes` returned it.
+        images: `[B, 3, H, W]`, 0..1, on the device that compares.
+        reference: `[B, 3, H, W]`, uint8, from `to_bytes`.
 
     Source:
         Wang et al., "Image quality assessment: from error visibility to structural similarity"
@@ -50,8 +50,8 @@ def similarity(images: torch.Tensor, reference: torch.Tensor) -> Similarity:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     mine = to_bytes(images).to(images.device).float() / 255
-    other = reference.to(images.device).float() / 255
-    error = (mine - other).square().flatten(1).mean(dim=1)
+    theirs = reference.to(images.device).float() / 255
+    error = (mine - theirs).square().flatten(1).mean(dim=1)
     psnr = (-10 * error.clamp(min=10 ** (-MOST_PSNR / 10)).log10()).tolist()
-    ssim: Any = structural_similarity_index_measure(mine, other, data_range=1.0, reduction="none")
+    ssim: Any = structural_similarity_index_measure(mine, theirs, data_range=1.0, reduction="none")
     return Similarity(tuple(psnr), tuple(ssim.reshape(-1).tolist()))
