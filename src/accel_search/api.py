@@ -139,8 +139,8 @@ def accelerate(
         quiet: Do not print the line that describes a file's result.
 
     Raises:
-        ConfigurationError: The file holds no fitting result; or an accelerator or a parameter is
-            unknown, missing or out of range; or there is no such scheduler.
+        ConfigurationError: The file holds no fitting result, an accelerator or parameter is
+            unknown, missing or out of range, or there is no such scheduler.
         LoadError: The requested scheduler cannot be made from the configuration of the pipeline's
             own, or that is of a kind that is not searched (flow matching, EDM).
         AcceleratorError: The pipeline cannot be patched, or already is.

@@ -36,13 +36,15 @@ from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.keys import search_key
 from accel_search.storage.run_folder import (
+    RunRecord,
+    begun_record,
+    ended_record,
     pictures_path,
     reopen_record,
     to_picture,
     write_record,
 )
 from accel_search.storage.run_reader import of_outcome, read_run
-from accel_search.storage.run_record import RunRecord, begun_record, ended_record
 from accel_search.storage.trials_db import TrialStore, default_url, study_name
 from accel_search.storage.trials_file import write_trials
 

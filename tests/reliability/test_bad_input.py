@@ -31,7 +31,7 @@ from accel_search.storage import answers, search_results, speedup_bounds
 from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
 from accel_search.storage.json_files import as_type
 from accel_search.storage.keys import Configuration, parse_key, search_key
-from accel_search.storage.lookup import Wanted, find_settings
+from accel_search.storage.lookup import Wanted, find_result
 from accel_search.storage.run_reader import read_run
 from accel_search.sweep import settings as sweeps
 from accel_search.sweep.page import read_bounds, sweep_page
@@ -320,7 +320,10 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
     entry = sound[key]["by_model"]["demo"]
     path = written(tmp_path / "search_params.json", sound)
     found, _ = answers.stored_answer(path, WORKLOAD, SEARCHED, SPACE.values(), PROVENANCE)
-    assert found is not None and find_settings(path, Wanted(model="demo")) == entry["settings"]
+    assert (
+        found is not None
+        and find_result(path, Wanted(model="demo")).entry.settings == entry["settings"]
+    )
 
     def check(content):
         written(path, content)
@@ -329,13 +332,13 @@ def test_a_damaged_result_file_is_read_and_takes_a_new_result(count, tmp_path):
             from accel_search.report.console.summary import stored_summary
 
             assert stored_summary(found, SEARCHED)
-        settings = works_or_says(lambda: find_settings(path), ConfigurationError)
+        settings = works_or_says(lambda: find_result(path).entry.settings, ConfigurationError)
         if settings is not None:
             assert str(Candidate(settings))
         # What a night has measured is kept, whatever the file held before.
         search_results.save_winner(path, key, as_type(entry, SearchEntry))
         assert json.loads(path.read_text())[key]["speedup"] == entry["speedup"]
-        assert find_settings(path, Wanted(model="demo", steps=20))
+        assert find_result(path, Wanted(model="demo", steps=20)).entry.settings
 
     draw(damaged(sound), count, check)
 
@@ -470,7 +473,7 @@ def test_any_bytes_as_any_file(count, tmp_path, capsys, monkeypatch):
         ends_well(capsys, lambda: report_main([str(path)]), codes=(2, 5))
         ends_well(capsys, lambda: main(["--replay", str(path), "--quiet"]), codes=(2,))
         if path.suffix == ".json":
-            works_or_says(lambda: find_settings(path), ConfigurationError)
+            works_or_says(lambda: find_result(path).entry.settings, ConfigurationError)
 
     draw(
         st.tuples(

@@ -26,7 +26,7 @@ from accel_search.storage import speedup_bounds
 from accel_search.storage.answers import stored_answer
 from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
 from accel_search.storage.json_files import as_type, read_json, update_json
-from accel_search.storage.lookup import Wanted, find_settings
+from accel_search.storage.lookup import Wanted, find_result
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.search_results import save_winner
 from accel_search.storage.trials_db import TrialStore, default_url
@@ -516,7 +516,7 @@ def use_results(path: Path) -> None:
         if entry is not None:
             stored_summary(entry, wanted)
     try:
-        find_settings(path, Wanted(steps=20, targets=["deepcache"]))
+        find_result(path, Wanted(steps=20, targets=["deepcache"])).entry.settings
     except ConfigurationError as error:
         assert "\n" not in str(error)
     key = next(iter(json.loads((ROOT / "search_params.json").read_text())))
@@ -612,7 +612,7 @@ def test_a_result_file_of_a_million_entries_stays_usable(tmp_path, tell):
         file.write(f"{json.dumps(key)}: {json.dumps(document[key])}}}\n")
     size = path.stat().st_size
     began = time.monotonic()
-    assert find_settings(path, Wanted(steps=20)) == document[key]["settings"]
+    assert find_result(path, Wanted(steps=20)).entry.settings == document[key]["settings"]
     read = time.monotonic() - began
     began = time.monotonic()
     save_winner(path, key, as_type(document[key], SearchEntry))

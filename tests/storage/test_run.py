@@ -23,9 +23,14 @@ from accel_search.report.html import script as export
 from accel_search.report.html.page import search_page
 from accel_search.settings import Settings
 from accel_search.storage.entries import StoredProvenance
-from accel_search.storage.run_folder import record_path, to_picture, write_record
+from accel_search.storage.run_folder import (
+    ended_record,
+    read_record,
+    record_path,
+    to_picture,
+    write_record,
+)
 from accel_search.storage.run_reader import of_outcome, read_run
-from accel_search.storage.run_record import ended_record
 from accel_search.storage.trials_db import default_url
 from accel_search.sweep.page import read_bounds, sweep_page
 from accel_search.write_report import main
@@ -69,6 +74,15 @@ def test_a_folder_without_a_record_is_reported_without_one(tmp_path):
     assert run.winner.candidate == WINNER and not run.is_confirmed
     page = search_page(run)
     assert "Why this search ended is not stored" in page and "not confirmed" in page
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    record = search()[1]
+    write_record(tmp_path, record)
+    assert read_record(record_path(tmp_path, record.study)) == record
+    begun = replace(record, end=None)
+    write_record(tmp_path, begun)
+    assert read_record(record_path(tmp_path, record.study)) == begun and begun.is_open
 
 
 def test_an_outcome_makes_the_same_page_as_what_it_stored():

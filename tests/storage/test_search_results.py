@@ -3,6 +3,7 @@
 import ast
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +13,14 @@ from accel_search.runtime.demo import demo_folder
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.answers import stored_answer
-from accel_search.storage.lookup import Wanted, find_settings
+from accel_search.storage.json_files import Unreadable, as_type
+from accel_search.storage.keys import parse_key
+from accel_search.storage.lookup import Wanted, bounds, find_result, results
 from accel_search.storage.search_results import save_winner
 from tests.support.fakes import PROVENANCE, WORKLOAD
 from tests.support.results import GRID, Halved, searched
+
+ROOT = Path(__file__).parents[2]
 
 
 def answer(path, settings, provenance=PROVENANCE):
@@ -51,6 +56,40 @@ def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
     assert evidence["trials_measured"] == 16 and evidence["settled"]
     assert evidence["fewer_steps"] and evidence["noise_floor"] > 0
     assert entry["provenance"] == PROVENANCE.as_dict() | {"measured_batch_size": 4}
+
+
+def test_every_committed_entry_is_read_as_it_is_written():
+    for name, iterate in (("search_params", results), ("speedup_bounds", bounds)):
+        content = json.loads((ROOT / f"{name}.json").read_text())
+        entries = [stored.entry for stored in iterate(content, strict=True)]
+        assert len(entries) >= len(content) - ("failed_configs" in content) > 0
+        for entry in entries:
+            assert as_type(json.loads(json.dumps(entry.as_dict())), type(entry)) == entry
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"speedup": 0},
+        {"speedup": True},
+        {"settings": {}},
+        {"settings": {"deepcache": {"cache_interval": "3"}}},
+        {"evidence": {"speedup_interval": [1.0]}},
+        {"provenance": {"versions": {"torch": 2}}},
+    ],
+)
+def test_an_entry_that_does_not_fit_its_type_is_skipped_and_kept(tmp_path, change):
+    path = tmp_path / "f.json"
+    entry = searched(path, GRID())
+    content = json.loads(path.read_text())
+    other = str(parse_key(next(iter(content)))._replace(steps="50"))
+    corrupt = entry.as_dict() | change | {"of_a_later_version": 1}
+    path.write_text(json.dumps(content | {other: corrupt}))
+    assert [stored.key.steps for stored in results(json.loads(path.read_text()))] == ["20", "20"]
+    with pytest.raises(Unreadable, match=r"at `\$\.|length"):
+        list(results({other: corrupt}, strict=True))
+    searched(path, GRID(req_score_loss=0.2))
+    assert json.loads(path.read_text())[other] == json.loads(json.dumps(corrupt))
 
 
 def test_the_same_search_is_answered_from_the_file(tmp_path):
@@ -178,7 +217,7 @@ def test_load_best_takes_the_fastest_that_fits(tmp_path):
     assert load_best(path, pipe, steps=20) == {
         "deepcache": {"cache_interval": 5, "cache_branch_id": 0}
     }
-    assert find_settings(path, Wanted(targets=["deepcache"])) == load_best(path)
+    assert find_result(path, Wanted(targets=["deepcache"])).entry.settings == load_best(path)
     with pytest.raises(ConfigurationError, match="no result for .*50"):
         load_best(path, pipe, steps=50)
     with pytest.raises(ConfigurationError, match="no such file"):
@@ -248,11 +287,11 @@ def test_a_faster_result_of_another_device_is_not_taken(tmp_path, caplog):
     fast = searched(path, GRID(), old)
     slow = searched(path, GRID(), new, truth=lambda each: (1.2 if "deepcache" in each else 1, 0.0))
     assert fast.speedup > slow.speedup and fast.settings != slow.settings
-    assert find_settings(path, device="T4") == slow.settings
-    assert find_settings(path, device="H100") == fast.settings
+    assert find_result(path, device="T4").entry.settings == slow.settings
+    assert find_result(path, device="H100").entry.settings == fast.settings
     assert not caplog.records
     # Where the device is not known, the last one measured on, and it is said.
-    assert load_best(path) == find_settings(path, device="L4") == slow.settings
+    assert load_best(path) == find_result(path, device="L4").entry.settings == slow.settings
     assert "holds results of H100, T4; taking those of T4, measured last" in caplog.text
 
 

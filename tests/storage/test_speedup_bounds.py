@@ -14,8 +14,8 @@ from accel_search.storage import speedup_bounds
 from accel_search.storage.entries import BoundEntry, FailedEntry
 from accel_search.storage.json_files import as_type
 from accel_search.storage.lookup import other_options
+from tests.support.entries import bound_entry
 from tests.support.fakes import FakeEvaluator
-from tests.support.results import bound_entry
 from tests.support.timer import Timer
 
 LOG = logging.getLogger("tests.bounds")

@@ -17,9 +17,10 @@ from accel_search.storage.run_reader import read_run
 from accel_search.storage.tables import load_results, load_trials
 from accel_search.storage.trials_db import default_url
 from accel_search.write_report import main
+from tests.support.entries import bound_entry
 from tests.support.fakes import FakeEvaluator
 from tests.support.pages import add_failure, make_run_dir, search
-from tests.support.results import GRID, bound_entry, searched
+from tests.support.results import GRID, searched
 from tests.support.searches import point, run
 
 ROOT = Path(__file__).parents[2]

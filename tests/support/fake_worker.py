@@ -19,8 +19,8 @@ from accel_search.storage.entries import BoundEvidence, StoredProvenance
 from accel_search.storage.keys import search_key
 from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.worker import _jobs, settings_of
+from tests.support.entries import bound_entry
 from tests.support.fakes import PROVENANCE, with_steps
-from tests.support.results import bound_entry
 
 PLAN = json.loads(os.environ.get("FAKE_PLAN", "{}"))
 

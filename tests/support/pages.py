@@ -13,8 +13,7 @@ from accel_search.core.trial import Failure, Trial
 from accel_search.search.explain import of_search
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.storage.run_folder import pictures_path, to_picture, write_record
-from accel_search.storage.run_record import ended_record
+from accel_search.storage.run_folder import ended_record, pictures_path, to_picture, write_record
 from accel_search.storage.trials_db import TrialStore, default_url
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.searches import run

@@ -28,7 +28,7 @@ class RecordedSession(worker.Session):
     @staticmethod
     def _probe(job):
         where = PROVENANCE.as_dict()
-        return Answer(entry={name: where[name] for name in ("device_name", "driver", "versions")})
+        return Answer(machine={name: where[name] for name in ("device_name", "driver", "versions")})
 
 
 def main():

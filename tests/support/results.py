@@ -11,27 +11,11 @@ from accel_search.search.space import JointSpace
 from accel_search.search.strategies import get
 from accel_search.search.strategies.base import Task
 from accel_search.settings import Settings
-from accel_search.storage.entries import BoundEntry, BoundEvidence, Fastest
 from accel_search.storage.search_results import entry_of, save
 from accel_search.storage.trials_db import TrialStore
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, deepcache_truth
 
 GRID = partial(Settings, strategy="grid")
-
-
-def bound_entry(model="demo", speedup=2.0, latency_only=False, **fields):
-    """Return an entry of `speedup_bounds.json`."""
-    values = {
-        "max_speedup": round(speedup * 1.1, 2),
-        "measured_max": Fastest(speedup_interval=(speedup - 0.1, speedup + 0.1)),
-        "evidence": BoundEvidence(seconds=1.0),
-    }
-    return BoundEntry(
-        model=model,
-        measured_max_speedup=speedup,
-        latency_only=latency_only,
-        **values | fields,
-    )
 
 
 def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth, evaluator=None):

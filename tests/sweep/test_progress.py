@@ -10,7 +10,7 @@ from accel_search.storage.keys import Configuration
 from accel_search.sweep.answer import Answer, failure
 from accel_search.sweep.progress import SweepProgress, in_a_line, legend, plan, table
 from accel_search.sweep.status import Status
-from tests.support.results import bound_entry
+from tests.support.entries import bound_entry
 
 LOG = logging.getLogger("tests.sweep")
 ONE, TWO, THREE = (

@@ -56,10 +56,7 @@ def duration(seconds: float) -> str:
 def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
     """Return the lines of Python that accelerate a pipeline as it was measured.
 
-    Args:
-        settings: Expression of the settings, or of the file that holds them.
-        options: Further arguments of `accelerate`.
-        compiled: Whether the UNet was compiled.
+    `settings` is an expression of the settings or of their file; `options` are further arguments.
     """
     names = "accelerate, compile_unet" if compiled else "accelerate"
     arguments = ("pipe", settings, *options)

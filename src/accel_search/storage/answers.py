@@ -39,13 +39,6 @@ def stored_answer(
 
     A required speedup is answered by any result that reached it, the fastest first.
 
-    Args:
-        path: The result file.
-        workload: What is measured.
-        settings: The options.
-        values: The searched values: accelerator -> parameter -> values.
-        provenance: Of this machine; None for recorded trials.
-
     Returns:
         The entry, or None; and the fields in which entries of other machines differ from this one.
     """
@@ -70,10 +63,8 @@ def answering(
 ) -> Sequence[SearchEntry | BoundEntry]:
     """Return the entries with this search's key that reach its goal, the fastest first.
 
-    Args:
-        content: Object of the result file, or with `latency_only` of the file of bounds.
-        settings: The options.
-        workload: What is measured; None, before a pipeline is loaded, accepts any pipeline class.
+    With `latency_only` the content is of a file of bounds. Without a workload, before a pipeline is
+    loaded, any pipeline class is accepted.
     """
     key = _key_of(settings, workload)
     if settings.latency_only:
@@ -86,10 +77,7 @@ def stored_bound(
 ) -> tuple[BoundEntry | None, list[Reason]]:
     """Return the stored bound of a configuration, and why it does not answer.
 
-    Args:
-        content: Object of the file of bounds.
-        settings: The configuration.
-        machine: The fields of a provenance that depend on the machine; None accepts any.
+    Its provenance must have the fields of this machine; None accepts any machine.
     """
     label = speedup_bounds.label_of(settings.pipe, settings.latency_only)
     key = replace(_key_of(settings, None), goal=UPPER_BOUND, label=label)

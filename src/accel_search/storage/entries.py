@@ -91,8 +91,8 @@ UNKNOWN = SearchProvenance()
 """Stands for a missing provenance."""
 
 
-class _Entry:
-    """Common properties of the entries of both files."""
+class Measured:
+    """Something stored that has a provenance."""
 
     provenance: StoredProvenance | None
 
@@ -110,6 +110,11 @@ class _Entry:
     def device(self) -> str:
         """Return the name of its device; empty if unknown."""
         return self.where.device_name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        document: dict[str, Any] = to_builtins(self)
+        return document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +193,7 @@ class SearchEvidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchEntry(_Entry):
+class SearchEntry(Measured):
     """An entry of `search_params.json`: a search's winner."""
 
     speedup: Annotated[float, Meta(gt=0, lt=1e300)]
@@ -205,7 +210,7 @@ class SearchEntry(_Entry):
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types; the parameters are also at the top level."""
-        document = to_builtins(self)
+        document = super().as_dict()
         head = {name: document.pop(name) for name in ("speedup", "score_loss")}
         return {**head, **self.candidate.flat(), **document}
 
@@ -254,7 +259,7 @@ class BoundEvidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundEntry(_Entry):
+class BoundEntry(Measured):
     """An entry of `speedup_bounds.json`: how fast one configuration can be."""
 
     max_speedup: Number
@@ -270,11 +275,6 @@ class BoundEntry(_Entry):
     """The options of its search, from `speedup_bounds.asked`."""
     evidence: BoundEvidence
     provenance: StoredProvenance | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        document: dict[str, Any] = to_builtins(self)
-        return document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,11 +325,11 @@ def interval_of(estimate: Estimate) -> tuple[float, float] | None:
     return (rounded(estimate.low), rounded(estimate.high)) if estimate.is_bounded else None
 
 
-def estimate_of(value: float, interval: tuple[float, float] | None) -> Estimate:
-    """Return a stored value and its interval as an estimate."""
+def estimate_of(value: float | None, interval: tuple[float, float] | None) -> Estimate:
+    """Return a stored value and its interval as an estimate; a missing value is NaN."""
     from accel_search.core.intervals import Estimate
 
-    return Estimate(value, *(interval or (-math.inf, math.inf)))
+    return Estimate(math.nan if value is None else value, *(interval or (-math.inf, math.inf)))
 
 
 def rounded(value: float) -> float:

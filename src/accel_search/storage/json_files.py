@@ -63,14 +63,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _parsed(path: Path) -> tuple[dict[str, Any], str]:
     """Return a file's object, and what is wrong with the file, if anything."""
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, ""
-    except (ValueError, RecursionError) as error:
-        return {}, first_line(error)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
-    return (content, "") if isinstance(content, dict) else ({}, "it is not a JSON object")
+        return as_type(load_json(path), dict[str, Any]), ""
+    except Unreadable as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}, ""
+        if isinstance(error.__cause__, OSError):
+            reason = error.__cause__.strerror
+            raise ConfigurationError(f"{path}: cannot be read: {reason}") from error
+        return {}, str(error)
 
 
 def parse_json(text: str) -> Any:

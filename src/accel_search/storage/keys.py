@@ -79,16 +79,8 @@ def search_key(
     workload: Workload, goal: str | float, req_score_loss: float, targets: Sequence[str]
 ) -> str:
     """Return the key of a search's result; `goal` and `req_score_loss` as in `Key`."""
-    return str(
-        Key(
-            workload.pipeline_class,
-            workload.scheduler_class,
-            str(workload.steps),
-            goal,
-            req_score_loss,
-            sorted(targets),
-        )
-    )
+    classes = (workload.pipeline_class, workload.scheduler_class)
+    return str(Key(*classes, str(workload.steps), goal, req_score_loss, sorted(targets)))
 
 
 def parse_key(text: str) -> Key | None:

@@ -225,16 +225,6 @@ def _with_interval(
     return f"{text} [{low}, {high}]"
 
 
-def find_settings(
-    path: Path,
-    wanted: Wanted | None = None,
-    loaded_from: str | None = None,
-    device: str | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Return the settings of the fastest stored result that fits; see `find_result`."""
-    return find_result(path, wanted, loaded_from, device).entry.settings
-
-
 def find_result(
     path: Path,
     wanted: Wanted | None = None,
@@ -301,13 +291,8 @@ def arguments_for(
 ) -> dict[str, float | list[str]] | None:
     """Return the arguments by which `accelerate` takes an entry, and no other, from its file.
 
-    Args:
-        path: The result file.
-        wanted: Describes the entry without its model, which the pipeline knows.
-        entry: The entry.
-
-    Returns:
-        As few of `req_score_loss` and `targets` as possible; None if no choice selects the entry.
+    Those are as few of the query's `req_score_loss` and `targets` as possible; None if no choice of
+    them selects the entry.
     """
     content = read_json(path)
     bound, targets = wanted.req_score_loss, wanted.targets
@@ -338,7 +323,7 @@ def _is_selected(
 def _candidates(
     path: Path, content: Mapping[str, Any], wanted: Wanted, loaded_from: str | None
 ) -> list[Result]:
-    """Return the results that fit, of one model and one bound; raises as `find_settings`."""
+    """Return the results that fit, of one model and one bound; raises as `find_result`."""
     fitting = matching(content, wanted)
     if not fitting:
         raise ConfigurationError(f"{path}: {_nothing(content, wanted)}")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, verdict
-from accel_search.core.candidate import Candidate
+from accel_search.core.candidate import Candidate, Value
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.workload import Prompt
-from accel_search.storage.run_record import Asked, End, RunRecord
+from accel_search.storage.run_folder import Asked, End, RunRecord
 
 DEFAULT_BOUND = 0.02
 """Allowed loss of score of a run without a record."""
@@ -108,6 +108,16 @@ class Run:
         )
         pairs = max(1, len(baseline.baseline_seconds_per_image))
         return noises[baseline.batch_size].floor(pairs)
+
+    @property
+    def varied(self) -> dict[tuple[str, str], list[Value]]:
+        """Return each parameter, by accelerator and name, with its values if it has several."""
+        values: dict[tuple[str, str], set[Value]] = {}
+        for row in self.rows:
+            for name, params in row.candidate.items():
+                for key, value in params.items():
+                    values.setdefault((name, key), set()).add(value)
+        return {parameter: sorted(seen) for parameter, seen in values.items() if len(seen) > 1}
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.storage.entries import Params
 from accel_search.storage.json_files import Unreadable, as_type, load_json
 from accel_search.storage.run import DEFAULT_BOUND, Column, Pictures, Run, build
-from accel_search.storage.run_folder import pictures_path, record_path
-from accel_search.storage.run_record import RunRecord, read_record
+from accel_search.storage.run_folder import RunRecord, pictures_path, read_record, record_path
 from accel_search.storage.trials_db import DATABASE, default_url, read_study, study_names
 from accel_search.storage.trials_file import read_trials
 
@@ -28,14 +27,7 @@ def of_outcome(
     beside: Mapping[str, Measurement],
     run_dir: str | None,
 ) -> Run:
-    """Return a search that has just ended.
-
-    Args:
-        outcome: Of the search.
-        record: From `run_record.ended_record`.
-        beside: Measurements that are no trials, by name.
-        run_dir: Where its images are; None if it wrote nothing.
-    """
+    """Return a search that has just ended, with the images of its run folder, if it has one."""
     run = build(
         f"{run_dir or 'a replay'}",
         record,
@@ -85,11 +77,7 @@ def read_run(
 
 
 def studies(folder: Path, storage: str | None = None) -> list[str]:
-    """Return the names of the studies of a run folder, the one that ended last at the end.
-
-    Args:
-        folder: The run folder.
-        storage: As in `read_run`.
+    """Return the names of a run folder's studies, the one that ended last at the end.
 
     Raises:
         ConfigurationError: There are none.

@@ -13,17 +13,8 @@ from accel_search.core.intervals import Verdict, prompts_needed
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
-from accel_search.storage.entries import (
-    Figures,
-    SearchEntry,
-    SearchEvidence,
-    SearchProvenance,
-    Without,
-    fewer_steps,
-    figures,
-    interval_of,
-    rounded,
-)
+from accel_search.storage import entries
+from accel_search.storage.entries import SearchEntry, interval_of, rounded
 from accel_search.storage.json_files import as_object, readable, update_json
 from accel_search.storage.keys import parse_key, search_key
 
@@ -56,22 +47,22 @@ def entry_of(
     if provenance is not None:
         size = measurement.batch_size
         known = provenance.as_dict() | {"batch_size": settings.batch_size}
-        where = SearchProvenance(**known, measured_batch_size=size)
-    measured = figures(winner.assessment)
+        where = entries.SearchProvenance(**known, measured_batch_size=size)
+    measured = entries.figures(winner.assessment)
     return SearchEntry(
         speedup=measured.pop("speedup"),
         score_loss=measured.pop("score_loss"),
         settings=winner.trial.candidate.as_dict(),
         no_gain=no_gain,
-        evidence=SearchEvidence(
+        evidence=entries.SearchEvidence(
             goal=settings.goal_key,
             req_score_loss=settings.req_score_loss,
             **measured,
-            held_out=None if outcome.held_out is None else Figures.of(outcome.held_out),
+            held_out=None if outcome.held_out is None else entries.Figures.of(outcome.held_out),
             noise_floor=rounded(winner.assessment.noise_floor),
-            fewer_steps=fewer_steps(outcome),
+            fewer_steps=entries.fewer_steps(outcome),
             without={
-                ablation.target: Without(
+                ablation.target: entries.Without(
                     speedup=rounded(ablation.assessment.speedup.value),
                     speedup_interval=interval_of(ablation.assessment.speedup),
                 )
@@ -126,11 +117,6 @@ def save_winner(path: Path, key: str, entry: SearchEntry) -> list[str]:
     Entries that earlier searches of the same left under the speedups they reached are removed:
     they are outdated, and a faster one would be taken in place of this one. Those of another device
     are kept.
-
-    Args:
-        path: The file.
-        key: The search's key, its goal `UPPER_BOUND`.
-        entry: From `entry_of`.
     """
     return _write(path, [key, _at_speedup(key, entry)], entry, replaced=key)
 
@@ -172,10 +158,10 @@ def _remove_predecessors(content: dict[str, Any], key: str, entry: SearchEntry) 
         if other is None or other._replace(goal=parts.goal) != parts:
             continue
         models = _stored_under(content[text])
-        entries = readable(models, SearchEntry)
-        gone = {name for name, stored in entries.items() if _is_predecessor(stored, entry)}
+        typed = readable(models, SearchEntry)
+        gone = {name for name, stored in typed.items() if _is_predecessor(stored, entry)}
         left = {name: kept for name, kept in models.items() if name not in gone}
-        sound = [name for name in entries if name not in gone]
+        sound = [name for name in typed if name not in gone]
         if gone and sound:
             content[text] = _value(left[sound[-1]], left)
         elif models and not left:
@@ -203,8 +189,8 @@ def by_model(value: Any, *, strict: bool = False) -> dict[str, SearchEntry]:
         Unreadable: With `strict`, an entry is corrupt; otherwise it is skipped.
     """
     models = as_object(as_object(value).get("by_model")) or {"": value}
-    entries = readable(models, SearchEntry, strict=strict).values()
-    return {entry.model_id: entry for entry in entries}
+    typed = readable(models, SearchEntry, strict=strict).values()
+    return {entry.model_id: entry for entry in typed}
 
 
 def search_identity(settings: Settings, values: Values) -> dict[str, Any]:

@@ -18,17 +18,8 @@ from accel_search.core.outcome import Outcome, SpeedBound
 from accel_search.core.secrets import without_secrets
 from accel_search.core.workload import Provenance, SpaceSummary
 from accel_search.settings import AFFECTING, Settings
-from accel_search.storage.entries import (
-    BoundEntry,
-    BoundEvidence,
-    FailedEntry,
-    Fastest,
-    Feasible,
-    Number,
-    SearchEntry,
-    StoredProvenance,
-    rounded,
-)
+from accel_search.storage import entries
+from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry, rounded
 from accel_search.storage.json_files import as_object, readable, update_json
 from accel_search.storage.keys import Configuration
 
@@ -70,28 +61,20 @@ def entry_of(
     winner: SearchEntry | None,
     no_gain: str | None,
 ) -> BoundEntry:
-    """Return the entry of one explored configuration.
+    """Return the entry of one explored configuration, of its fastest candidate and its search.
 
-    Args:
-        settings: The options.
-        space: The space explored.
-        provenance: Where and with what it was measured.
-        study: Name of the trials' study.
-        bound: The fastest candidate.
-        outcome: Of the search; None where nothing was scored.
-        winner: The search's entry in `search_params.json`; None without one.
-        no_gain: Explains targets that gain nothing, from `explain.of_bound`.
+    Outcome and winner are None where nothing was scored; others as in `search_results.entry_of`.
     """
     trials = () if outcome is None else outcome.trials
     size = bound.measurement.batch_size
     calls = bound.baseline.seconds_per_image
     where = None
     if provenance is not None:
-        where = StoredProvenance(**provenance.as_dict() | {"batch_size": size})
+        where = entries.StoredProvenance(**provenance.as_dict() | {"batch_size": size})
     return BoundEntry(
         max_speedup=round(MARGIN * bound.speedup.value, 2),
         measured_max_speedup=rounded(bound.speedup.value),
-        measured_max=Fastest(
+        measured_max=entries.Fastest(
             speedup_interval=(rounded(bound.speedup.low), rounded(bound.speedup.high)),
             is_gain=bound.is_gain,
             params=bound.candidate.flat(),
@@ -102,7 +85,7 @@ def entry_of(
         model=settings.pipe,
         latency_only=settings.latency_only,
         asked=asked(settings),
-        evidence=BoundEvidence(
+        evidence=entries.BoundEvidence(
             noise_floor=rounded(bound.noise_floor),
             baseline_seconds_per_image=rounded(sum(calls) / len(calls)),
             space_points=space.points,
@@ -121,10 +104,10 @@ def entry_of(
     )
 
 
-def _feasible(winner: SearchEntry) -> Feasible:
+def _feasible(winner: SearchEntry) -> entries.Feasible:
     evidence = winner.evidence
     assert winner.score_loss is not None
-    return Feasible(
+    return entries.Feasible(
         speedup=winner.speedup,
         speedup_interval=evidence.speedup_interval,
         score_loss=winner.score_loss,
@@ -141,19 +124,11 @@ class _Bound:
     """The fields of an entry that decide which one of a key has the largest bound."""
 
     latency_only: bool
-    max_speedup: Number
+    max_speedup: entries.Number
 
 
 def save(path: Path, key: str, label: str, entry: BoundEntry, failed: str | None = None) -> None:
-    """Write an entry and remove the failure of the same configuration, if there is one.
-
-    Args:
-        path: The file.
-        key: The configuration's key.
-        label: From `label_of`.
-        entry: From `entry_of`.
-        failed: Key of the configuration among the failures.
-    """
+    """Write an entry under its key and label, and remove the failure of a key, if there is one."""
 
     def change(content: dict[str, Any]) -> None:
         # Everything else is kept, readable or not.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,13 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.workload import Provenance
 from accel_search.errors import ConfigurationError, LoadError
-from accel_search.storage.entries import BoundEntry, Feasible, SearchEntry, SearchEvidence
+from accel_search.storage.entries import (
+    BoundEntry,
+    Feasible,
+    SearchEntry,
+    SearchEvidence,
+    estimate_of,
+)
 from accel_search.storage.json_files import Unreadable, as_type, load_json
 from accel_search.storage.keys import Key
 from accel_search.storage.lookup import bounds, results
@@ -118,8 +124,8 @@ def _row(row: Row, run: Run) -> dict[str, Any]:
     own = () if measured is None else measured.seconds_per_image
     return {
         **_params(row.candidate),
-        **_estimate("speedup", row.speedup),
-        **_estimate("score_loss", row.score_loss),
+        **_ends("speedup", row.speedup),
+        **_ends("score_loss", row.score_loss),
         "verdict": row.state,
         "is_winner": run.winner is not None and row.candidate == run.winner.candidate,
         "prompts": row.prompts,
@@ -173,15 +179,13 @@ def _search_row(entry: SearchEntry) -> dict[str, Any]:
 
 
 def _bound_row(entry: BoundEntry) -> dict[str, Any]:
-    best = entry.best_feasible
+    best, fastest = entry.best_feasible, entry.measured_max_speedup
     return {
         **_where(entry.where),
         "model": entry.model,
         "latency_only": entry.latency_only,
         "max_speedup": entry.max_speedup,
-        **_ends(
-            "measured_max_speedup", entry.measured_max_speedup, entry.measured_max.speedup_interval
-        ),
+        **_ends("measured_max_speedup", estimate_of(fastest, entry.measured_max.speedup_interval)),
         **({} if best is None else _best(best, best)),
         "seconds": entry.evidence.seconds,
     }
@@ -197,8 +201,8 @@ def _where(where: Provenance) -> dict[str, Any]:
 
 def _best(entry: SearchEntry | Feasible, evidence: SearchEvidence | Feasible) -> dict[str, Any]:
     return {
-        **_ends("speedup", entry.speedup, evidence.speedup_interval),
-        **_ends("score_loss", entry.score_loss, evidence.score_loss_interval),
+        **_ends("speedup", estimate_of(entry.speedup, evidence.speedup_interval)),
+        **_ends("score_loss", estimate_of(entry.score_loss, evidence.score_loss_interval)),
         "verdict": evidence.verdict or None,
         **_params(Candidate(entry.settings)),
     }
@@ -212,17 +216,13 @@ def _params(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _ends(
-    name: str, value: float | None, interval: Sequence[float] | None
-) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-def _estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    if estimate is None:
-        return _ends(name, None, None)
-    return _ends(name, estimate.value, estimate.as_list() if estimate.is_bounded else None)
+def _ends(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    ends = estimate.as_list() if estimate is not None and estimate.is_bounded else (None, None)
+    return {
+        name: estimate.value if estimate else None,
+        f"{name}_low": ends[0],
+        f"{name}_high": ends[1],
+    }
 
 
 def _mean(values: tuple[float, ...]) -> float | None:

@@ -48,11 +48,7 @@ _GO_ON = "finished trials are stored: fix that and run the same command again"
 
 
 def study_name(identity: Mapping[str, Any]) -> str:
-    """Return the name of the study that searches with the same measurements share.
-
-    Args:
-        identity: All that a measurement depends on, in plain JSON types.
-    """
+    """Return the name of a study, by all that its measurements depend on, in plain JSON types."""
     text = json.dumps(identity, sort_keys=True, default=str)
     return f"accel-search-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -233,9 +229,6 @@ def study_names(url: str) -> list[str]:
 
     A shared storage may hold other programs' studies: those without a baseline of ours are left
     out, unless there are no others.
-
-    Args:
-        url: Optuna storage URL; `optuna_storage.sqlite_url` makes one of a file.
 
     Raises:
         Exception: Whatever the driver raises for an invalid storage.

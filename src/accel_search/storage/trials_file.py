@@ -57,10 +57,10 @@ def write_trials(
     """Write every trial with its raw samples.
 
     Args:
-        path: The file; replaced at once. Compressed if its name ends in `.gz`.
+        path: The file, compressed if its name ends in `.gz`.
         coinciding: Returns every point that is the same computation as a measured one.
-        workload: What was measured.
-        baseline: The baseline pipeline's samples.
+        workload: The workload.
+        baseline: Its baseline.
         trials: Measured and failed ones, in the order they were stored.
         beside: Measurements that are no trials, by name.
 
@@ -139,16 +139,12 @@ class _Samples:
     def measurement(
         self, name: object, batch_size: int = 1, pairs: tuple[float, ...] | None = None
     ) -> Measurement:
-        """Return the measurement.
+        """Return the measurement, with a batch size and baseline samples where the file has none.
 
-        Args:
-            name: What it is of, for messages.
-            batch_size: Where the file does not give one.
-            pairs: Baseline samples, where the file does not give them; None for a baseline, of
-                which pairs tell nothing but the noise.
+        A baseline, whose own pairs only show the noise, needs none: its `pairs` are None.
 
         Raises:
-            Unreadable: It lacks samples, or samples that are pairs are not.
+            Unreadable: It lacks samples, or the samples are not pairs.
         """
         own, beside = self.seconds_per_image, self.baseline_seconds_per_image
         beside = pairs or () if beside is None else beside
@@ -194,12 +190,7 @@ class _Document:
 
 
 def _trials_of(document: _Document, workload: Collection[str]) -> TrialsFile:
-    """Return what a document holds; raises as `_Samples.measurement` and `check_params`.
-
-    Args:
-        document: The document.
-        workload: The fields of its workload that it gives.
-    """
+    """Return the content of a document, with these fields of its workload."""
     given = document.workload
     is_whole = {option.name for option in fields(Workload)} <= set(workload)
     baseline = _baseline(document.baseline, given)

@@ -51,30 +51,11 @@ class Answer:
         return as_type(document, cls)
 
 
-def failure(
-    error: str,
-    message: str,
-    *,
-    seconds: float,
-    exit_code: int | None = None,
-    **facts: Any,
-) -> FailedEntry:
-    """Return a failure with the current time.
-
-    Args:
-        error: Its kind.
-        message: For the user; cut to length when it is written.
-        seconds: Wall seconds until it failed.
-        exit_code: As in `FailedEntry`.
-        facts: Further fields: `batch_sizes_tried`, `bytes_asked`, `bytes_free`.
-    """
+def failure(error: str, message: str, *, seconds: float, **facts: Any) -> FailedEntry:
+    """Return a failure with the current time; `facts` are further fields of it."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     return FailedEntry(
-        error=error,
-        message=message,
-        timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
-        exit_code=exit_code,
-        seconds=round(seconds, 1),
-        **facts,
+        error=error, message=message, timestamp=now, seconds=round(seconds, 1), **facts
     )
 
 

@@ -7,35 +7,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.json_files import read_json
 from accel_search.storage.keys import Configuration
 from accel_search.sweep.answer import Answer
 from accel_search.sweep.local_workers import Worker
+from accel_search.sweep.progress import SweepProgress
 from accel_search.sweep.queue import Queue
 from accel_search.sweep.settings import ALL, SweepSettings
 from accel_search.sweep.status import Status, status_of
 from accel_search.sweep.worker_process import Stopped
 
 TICK_SECONDS = 0.2
-
-
-class Observer(Protocol):
-    """Receives the events of a sweep, from several threads."""
-
-    def on_skip(self, configuration: Configuration, status: Status) -> None:
-        """Receive a configuration that is skipped: it is done, or failed before."""
-
-    def on_start(self, configuration: Configuration, status: Status) -> None:
-        """Receive a configuration that begins."""
-
-    def on_line(self, configuration: Configuration, line: str) -> None:
-        """Receive a line that its process printed."""
-
-    def on_done(self, configuration: Configuration, answer: Answer, seconds: float) -> None:
-        """Receive its answer."""
 
 
 class Sweep:
@@ -67,11 +52,11 @@ class Sweep:
         self._failed = 0
         self._defects: list[BaseException] = []
 
-    def run(self, observer: Observer) -> int:
+    def run(self, observer: SweepProgress) -> int:
         """Explore the open configurations and return how many of the table have failed.
 
         Args:
-            observer: Receives the events.
+            observer: Receives the events, from several threads.
 
         Raises:
             KeyboardInterrupt: It was interrupted; the workers' processes have ended.
@@ -131,7 +116,7 @@ class Sweep:
         return self._settings.retry_failed not in (ALL, status.failure.error)
 
     def _work(
-        self, worker: Worker, statuses: Mapping[Configuration, Status], observer: Observer
+        self, worker: Worker, statuses: Mapping[Configuration, Status], observer: SweepProgress
     ) -> None:
         """Explore configurations until none is left."""
         configuration = None
@@ -153,7 +138,7 @@ class Sweep:
             worker.close()
 
     def _explore(
-        self, worker: Worker, configuration: Configuration, status: Status, observer: Observer
+        self, worker: Worker, configuration: Configuration, status: Status, observer: SweepProgress
     ) -> None:
         observer.on_start(configuration, status)
         began = time.monotonic()

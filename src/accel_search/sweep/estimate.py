@@ -37,11 +37,7 @@ class Estimate:
         return SCORED_CALLS * call * max(1.0, settings.num_samples / settings.batch_size)
 
     def left(self, statuses: Mapping[Configuration, Status]) -> tuple[float, bool]:
-        """Return the seconds that are left, and whether they are based on this machine's results.
-
-        Args:
-            statuses: Of all configurations; the time of the done ones corrects the estimate.
-        """
+        """Return the seconds that are left, and whether they come from this machine's results."""
         expected = actual = left = 0.0
         for configuration, status in statuses.items():
             seconds = self.seconds(configuration)

@@ -29,10 +29,7 @@ class Worker(Protocol):
     def explore(self, settings: Settings, on_line: OnLine, stop: threading.Event) -> Answer:
         """Explore a configuration; every failure is an answer.
 
-        Args:
-            settings: The configuration's.
-            on_line: Receives each line that its process prints.
-            stop: Ends the exploration.
+        `on_line` receives each line that its process prints.
 
         Raises:
             Stopped: `stop` was set.

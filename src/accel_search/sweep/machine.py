@@ -18,11 +18,7 @@ def visible_gpus() -> list[str]:
 
 
 def choose_gpus(wanted: str | Sequence[int], gpus: Sequence[str]) -> list[str]:
-    """Return the GPUs to use.
-
-    Args:
-        wanted: `all`, or positions in `gpus`.
-        gpus: The visible ones.
+    """Return the GPUs to use: all of the visible ones, or those at the wanted positions.
 
     Raises:
         ConfigurationError: One does not exist.

@@ -63,12 +63,7 @@ def _explored(content: Mapping[str, Any]) -> Iterator[Explored]:
 
 
 def sweep_page(explored: Sequence[Explored], links: Mapping[Configuration, str]) -> str:
-    """Return the page of a sweep.
-
-    Args:
-        explored: From `read_bounds`.
-        links: Configuration -> address of its own report, where there is one.
-    """
+    """Return the page of a sweep, with the links to its configurations' own reports."""
     methods = list(dict.fromkeys(one.configuration.method for one in explored))
     done = [(one.configuration, one.entry) for one in explored if one.entry is not None]
     fastest = {configuration: entry.measured_max_speedup for configuration, entry in done}
@@ -208,12 +203,6 @@ def write_sweep_of(settings: SweepSettings) -> list[Path]:
 
 def write_sweep(file: Path, run_dir: Path, page: Path, storage: str | None = None) -> list[Path]:
     """Write a sweep's page, and a page for each configuration whose run folder exists.
-
-    Args:
-        file: The file of bounds.
-        run_dir: Holds the configurations' own run folders.
-        page: The file to write.
-        storage: Optuna storage URL of their trials, if they are not in those folders.
 
     Raises:
         ConfigurationError: They cannot be written, or nothing was explored.

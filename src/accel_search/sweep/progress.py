@@ -125,11 +125,8 @@ class SweepProgress(WithBar):
 
 def in_a_line(entry: BoundEntry) -> str:
     """Write an entry in the words that scripts look for: `speedup: 1.83`."""
-    low, high = entry.measured_max.speedup_interval
-    text = (
-        f"speedup: {entry.measured_max_speedup:.2f} [{low:.2f}, {high:.2f}]  "
-        f"bound: {entry.max_speedup:.2f}"
-    )
+    speedup = factor(estimate_of(entry.measured_max_speedup, entry.measured_max.speedup_interval))
+    text = f"speedup: {speedup}  bound: {entry.max_speedup:.2f}"
     feasible = entry.best_feasible
     if feasible is not None:
         within = factor(estimate_of(feasible.speedup, feasible.speedup_interval))
@@ -182,14 +179,7 @@ def legend(latency_only: bool) -> str:
 def plan(
     statuses: Mapping[Configuration, Status], seconds: float, workers: int, *, measured: bool
 ) -> str:
-    """Return the text of a dry run.
-
-    Args:
-        statuses: The state of each configuration.
-        seconds: Expected for the open ones.
-        workers: Number of workers that share them.
-        measured: Whether the estimate uses measurements of this machine.
-    """
+    """Return the text of a dry run, whose open configurations should take that long in all."""
     counts = {"open": 0, "done": 0, "failed": 0}
     for status in statuses.values():
         counts[status.state] += 1

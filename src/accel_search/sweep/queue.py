@@ -37,12 +37,7 @@ class Queue:
             self.pending.sort(key=lambda one: (-of_model[one.model], -of_workload[_workload(one)]))
 
     def take(self, model: str | None, latest: Configuration | None) -> Configuration | None:
-        """Take the configuration that suits a worker best; None if none is left.
-
-        Args:
-            model: The model that it has loaded.
-            latest: Its previous configuration; None at its beginning.
-        """
+        """Take the configuration that suits a worker's model and latest configuration best."""
         with self._lock:
             models = {one.model for one in self._in_hand}
             workloads = {_workload(one) for one in self._in_hand}

@@ -64,11 +64,7 @@ class RayWorker:
     """An actor of the cluster, restarted on another node if its own is lost.
 
     Args:
-        gpus: Its GPUs, 0 or 1.
-        arguments: As `LocalWorker`'s.
-        isolation: As `LocalWorker`'s.
-        timeout: As `LocalWorker`'s.
-        command: As `LocalWorker`'s.
+        gpus: Its GPUs, 0 or 1; the others are as `LocalWorker`'s.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ def parse_step_counts(text: str | Sequence[int]) -> tuple[int, ...]:
     names = parse_names(text)
     if not all(name.isdecimal() and int(name) > 0 for name in names):
         raise ValueError("whole numbers, comma-separated, e.g. 20,25,50")
-    return tuple(dict.fromkeys(int(name) for name in names))
+    return tuple(dict.fromkeys(map(int, names)))
 
 
 def parse_methods(text: str | Sequence[str]) -> tuple[str, ...]:

@@ -36,13 +36,7 @@ def status_of(
     """Return the state of a configuration.
 
     An entry counts if it was made with the same options, on this machine and with these versions
-    of the packages.
-
-    Args:
-        content: Of the bounds file.
-        configuration: The configuration.
-        settings: The settings of its search.
-        machine: The fields of a provenance that depend on the machine; None takes any machine's.
+    of the packages; without them, on any machine.
     """
     entry, reasons = stored_bound(content, settings, machine)
     if entry is not None and not reasons:

@@ -87,12 +87,7 @@ class Child:
         return self._process.poll() is None
 
     def ask(self, job: Mapping[str, Any], timeout: float, stop: threading.Event) -> Answer:
-        """Send a job and wait for its answer.
-
-        Args:
-            job: All but `answer`.
-            timeout: Seconds.
-            stop: Ends the wait, and the process.
+        """Send a job, all but its `answer`, and wait for it at most `timeout` seconds.
 
         Raises:
             Died: The process ended without an answer.

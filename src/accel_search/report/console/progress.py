@@ -66,11 +66,10 @@ class Progress(WithBar, Observer):
         """Write a line for a trial, or for an early stage of it."""
         begun = len(self._numbers)
         number = self._take(assessed)
+        failure = assessed.trial.failure
+        result = f"failed: {failure.kind}: {failure.message}" if failure else "failed"
         if assessed.assessment is not None:
             result = figures(assessed.assessment)
-        else:
-            failure = assessed.trial.failure
-            result = f"failed: {failure.kind}: {failure.message}" if failure else "failed"
         self._logger.info(
             "trial %d/%d  %s  %s", number, self._total, assessed.trial.candidate, result
         )

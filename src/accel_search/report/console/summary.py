@@ -31,7 +31,7 @@ from accel_search.report.format import (
 )
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.storage.entries import BoundEntry, SearchEntry
+from accel_search.storage.entries import BoundEntry, SearchEntry, estimate_of
 from accel_search.storage.lookup import Wanted, arguments_for
 
 SHOWN = 5
@@ -54,13 +54,7 @@ def summary(
 ) -> str:
     """Return the text that ends a search: the winner, the best few, fewer steps, how to use it.
 
-    Args:
-        outcome: The result.
-        settings: The options.
-        space: What was searched.
-        use: From `snippet`; empty without a result to use.
-        no_gain: From `explain.of_search`.
-        colour: Whether verdicts are coloured.
+    `use` is from `snippet`, `no_gain` from `explain.of_search`.
     """
     return "\n\n".join(
         part
@@ -144,10 +138,7 @@ def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
 def _refused_for_noise(outcome: Outcome, settings: Settings, is_explained: bool) -> str:
     """Return which candidate only the timing noise kept from winning, and what would help.
 
-    Args:
-        outcome: The result.
-        settings: The options.
-        is_explained: Whether the summary explains the noise elsewhere.
+    Nothing is returned if the summary explains the noise elsewhere.
     """
     refused = [trial for trial in outcome.trials if trial.is_refused_for_noise(settings.goal)]
     if outcome.winner is not None or not refused:
@@ -285,10 +276,9 @@ def _use(lines: Sequence[str]) -> str:
 def stored_summary(entry: SearchEntry, settings: Settings, use: Sequence[str] = ()) -> str:
     """Return the text that answers from a stored result; `use` is from `snippet`."""
     evidence, date = entry.evidence, entry.where.date or "an unknown date"
-    loss = "not stored" if entry.score_loss is None else f"{100 * entry.score_loss:.1f} %"
-    if evidence.score_loss_interval is not None:
-        low, high = evidence.score_loss_interval
-        loss += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    loss = "not stored"
+    if entry.score_loss is not None:
+        loss = percent(estimate_of(entry.score_loss, evidence.score_loss_interval))
     lines = [
         f"{settings.output} holds this search's result, measured on this machine on {date}:",
         "",
@@ -312,7 +302,7 @@ def _paragraph(text: str | None) -> list[str]:
 def bound_summary(entry: BoundEntry, settings: Settings) -> str:
     """Return the text that ends a search for speed alone."""
     fastest, evidence, where = entry.measured_max, entry.evidence, entry.where
-    low, high = fastest.speedup_interval
+    speedup = factor(estimate_of(entry.measured_max_speedup, fastest.speedup_interval))
     lines = [
         f"Latency only: {where.model_id}, {where.height} × {where.width} pixels, "
         f"batch size {where.batch_size}, {settings.steps} steps, {where.dtype}.",
@@ -322,7 +312,7 @@ def bound_summary(entry: BoundEntry, settings: Settings) -> str:
         "",
         *(f"  {line}" for line in settings_lines(Candidate(fastest.settings))),
         "",
-        f"  speedup: {entry.measured_max_speedup:.2f} [{low:.2f}, {high:.2f}]",
+        f"  speedup: {speedup}",
         f"  taken as the bound, with a margin of 10 %: {entry.max_speedup:.2f}",
         "",
         *_paragraph(entry.no_gain),
@@ -344,11 +334,6 @@ def snippet(entry: SearchEntry, settings: Settings, workload: Workload) -> list[
 
     They look it up in the file, by as few arguments as select it among the results there. If none
     do, or a replay wrote no file, they contain its settings.
-
-    Args:
-        entry: The result.
-        settings: The options.
-        workload: What was measured.
     """
     scheduler = scheduler_option(workload.scheduler_class)
     choice = None

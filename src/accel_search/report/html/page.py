@@ -199,23 +199,11 @@ def _maps(run: Run) -> Iterator[dict[str, Any]]:
     A cell holds the best of all trials with its two values: the largest speedup among those that
     may be within the bound, and the smallest loss.
     """
-    names = list(
-        dict.fromkeys(
-            (name, key)
-            for row in run.rows
-            for name, params in row.candidate.items()
-            for key in params
-        )
-    )
-    values = {
-        (name, key): sorted({row.candidate[name][key] for row in run.rows if name in row.candidate})
-        for name, key in names
-    }
-    varied = [parameter for parameter in names if len(values[parameter]) > 1]
     usable = [row for row in run.rows if row.state not in ("fail", "dropped", "failed")]
     speeds = [row.speedup.value for row in usable if row.speedup]
     losses = [max(0.0, row.score_loss.value) for row in run.rows if row.score_loss]
-    for across, down in combinations(varied, 2):
+    values = run.varied
+    for across, down in combinations(values, 2):
         best = _best(usable, across, down, lambda row: row.speedup and -row.speedup.value)
         mildest = _best(run.rows, across, down, lambda row: row.score_loss and row.score_loss.value)
         cells = [

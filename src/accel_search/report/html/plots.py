@@ -54,7 +54,7 @@ def results_figure(run: Run) -> Figure:
     """Draw speed against loss, and how both depend on each parameter."""
     from matplotlib.figure import Figure
 
-    parameters = _varied(run)[:_SHOWN_PARAMETERS]
+    parameters = list(run.varied)[:_SHOWN_PARAMETERS]
     lines = -(-len(parameters) // 3)
     figure = Figure(figsize=(10, 5.2 + 2.7 * lines), layout="constrained")
     heights = [5.2, 2.7 * lines] if lines else [5.2]
@@ -117,15 +117,6 @@ def _arms(estimate: Estimate, scale: float) -> list[list[float]]:
     ends = estimate.as_list() if estimate.is_bounded else [estimate.value] * 2
     below, above = estimate.value - ends[0], ends[1] - estimate.value
     return [[scale * max(0.0, below)], [scale * max(0.0, above)]]
-
-
-def _varied(run: Run) -> list[tuple[str, str]]:
-    values: dict[tuple[str, str], set[Any]] = {}
-    for row in run.rows:
-        for name, params in row.candidate.items():
-            for key, value in params.items():
-                values.setdefault((name, key), set()).add(value)
-    return [parameter for parameter, seen in values.items() if len(seen) > 1]
 
 
 def _coloured(figure: Any, run: Run, parameters: list[tuple[str, str]], lines: int) -> None:

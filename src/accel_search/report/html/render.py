@@ -40,10 +40,6 @@ def render(template: str, **values: Any) -> str:
 
     Its content security policy allows only the hashes of its style and its script, so that even
     a text that escaping missed cannot run.
-
-    Args:
-        template: File name of the template.
-        values: Variables of the template.
     """
     style, script = read("style.css"), read("report.js")
     return (

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement, Trial
 from accel_search.report.trackers.base import Ending, Subject, Tracker
+from accel_search.storage.entries import estimate_of
 
 if TYPE_CHECKING:
     from accel_search.core.assessment import AssessedTrial, Assessment
+    from accel_search.core.intervals import Estimate
     from accel_search.core.outcome import Ablation, Rival
 
 EXPERIMENT = "accel-search"
@@ -158,8 +159,9 @@ class MLflow(Tracker):
             content |= entry.as_dict()
             fastest = entry.candidate
             evidence, held_out = entry.evidence, entry.evidence.held_out
-            result |= _stored("speedup", entry.speedup, evidence.speedup_interval)
-            result |= _stored("score_loss", entry.score_loss, evidence.score_loss_interval)
+            loss = estimate_of(entry.score_loss, evidence.score_loss_interval)
+            result |= _ends("speedup", estimate_of(entry.speedup, evidence.speedup_interval))
+            result |= _ends("score_loss", loss)
             if held_out is not None:
                 result["held_out_speedup"] = held_out.speedup
                 result["held_out_score_loss"] = held_out.score_loss
@@ -268,14 +270,6 @@ def _figures(assessment: Assessment) -> dict[str, float]:
 
 def _ends(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _stored(
-    name: str, value: float | None, interval: tuple[float, float] | None
-) -> dict[str, float]:
-    if value is None:
-        return {}
-    return {name: value} if interval is None else _ends(name, Estimate(value, *interval))
 
 
 def _text(value: Any) -> str:

@@ -33,14 +33,7 @@ class Tracking(Observers):
         files: Sequence[Path],
         bound: BoundEntry | None = None,
     ) -> None:
-        """Send the end of the search to every tracker.
-
-        Args:
-            entry: Its result; None without one.
-            outcome: Its outcome; None for a search for speed alone.
-            files: Written files.
-            bound: As in `Ending`.
-        """
+        """Send the end of the search to every tracker; `entry` and `bound` are as in `Ending`."""
         stopped = "speed alone" if outcome is None else outcome.stopped
         trials = () if outcome is None else outcome.trials
         there = [path for path in files if path.is_file()]
