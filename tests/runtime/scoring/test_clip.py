@@ -173,7 +173,8 @@ def test_of_several_files_it_is_named_by_the_one_that_open_clip_reads(
 
     assert found.name == scorer.name
     images = _images(32, 32)
-    assert found.score(images, TEXTS) == scorer.score(images, TEXTS)
+    # The sums' order, so their last digit, depends on where in memory the weights lie.
+    assert found.score(images, TEXTS) == pytest.approx(scorer.score(images, TEXTS), rel=1e-5)
 
 
 def test_loading_is_quiet_and_leaves_logging_as_it_was(settings_for, capfd, caplog):
