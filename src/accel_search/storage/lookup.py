@@ -62,6 +62,8 @@ class Wanted:
             parts.append(f"targets {', '.join(self.targets)}")
         if self.req_score_loss is not None:
             parts.append(f"req_score_loss {self.req_score_loss:g}")
+        if "implementation" in self.provenance:
+            parts.append(f"implementation {self.provenance['implementation']}")
         return ", ".join(parts) or "anything"
 
 
@@ -114,6 +116,8 @@ def in_a_line(stored: StoredEntry[SearchEntry]) -> str:
         workload.append(f"{where.width} x {where.height} px")
     if where.batch_size:
         workload.append(f"batch size {where.batch_size}")
+    if where.implementation == "package":
+        workload.append("the accelerators' own packages")
     return (
         f"{entry.candidate}, {', '.join(expected)}; measured on "
         f"{', '.join(measured) or 'an unknown device'} with {', '.join(workload)}"
@@ -329,9 +333,10 @@ def _is_selected(
         fitting = _candidates(path, content, wanted, entry.model_id)
     except ConfigurationError:
         return False
+    selected = [_fastest(_of_device(fitting, device)).entry for device in (None, entry.device)]
     return all(
-        _fastest(_of_device(fitting, device)).entry.settings == entry.settings
-        for device in (None, entry.device)
+        (own.settings, own.where.implementation) == (entry.settings, entry.where.implementation)
+        for own in selected
     )
 
 
