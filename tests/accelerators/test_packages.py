@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from accel_search.accelerators.compose import apply_candidate, remove_from
-from accel_search.accelerators.packages import check_workload
+from accel_search.accelerators.packages import check_workload, script_parts
 from accel_search.api import accelerate
 from accel_search.errors import AcceleratorError, ConfigurationError
 from accel_search.settings import Settings
@@ -156,3 +159,75 @@ def test_tomesd_raises_on_the_grids_for_which_it_is_refused() -> None:
         call()
     with pytest.raises(RuntimeError), patched(4):
         call()
+
+
+@pytest.mark.parametrize("candidate", SUPPORTED, ids="+".join)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_script_of_the_packages_makes_the_measured_images(
+    kind: str, candidate: dict[str, Any], pipes: dict[str, Any]
+) -> None:
+    steps = candidate.get("steps", {}).get("num_inference_steps", 8)
+    with apply_candidate(pipes[kind], candidate, "package"):
+        measured = render(pipes[kind], steps=8)
+    pipe = make_pipe(kind)
+    imports, lines, call, arguments = script_parts(candidate, is_xl=kind == "SDXL")
+    assert all("accel_search" not in line for line in (*imports, *lines))
+    exec("\n".join([*imports, *lines]), {"pipe": pipe, "torch": torch})  # noqa: S102
+    method = "tgate" if call == "pipe.tgate" else "__call__"
+    assert torch.equal(render(pipe, steps=steps, call=method, **arguments), measured)
+
+
+def test_a_corrupt_candidate_makes_no_script() -> None:
+    with pytest.raises(ConfigurationError, match="give exactly"):
+        script_parts({"tome": {"ratio": 0.5, "x=print(1)": 1}}, is_xl=False)
+
+
+ELSEWHERE = """
+import runpy, sys
+sys.modules["accel_search"] = None
+runpy.run_path("fast.py")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["deepcache", "deepcache,tgate"])
+def test_a_search_by_the_real_command(targets: str, tmp_path: Path) -> None:
+    """It resumes, verifies, answers no search for `own`, and exports a script without us."""
+    command = f"""--implementation package --targets {targets} --steps 8 --num_samples 2 --json
+        --held_out_samples 0 --max_trials 1 --req_score_loss 1 --batch_size 2 --timing_pairs 1
+        --threads 1 --config space.toml""".split()
+    space = "[space.deepcache]\ncache_interval = [4]\ncache_branch_id = [0]\n"
+    if "tgate" in targets:
+        space += "[space.tgate]\ngate_step = [5]\nsp_interval = [2]\nfi_interval = [2]\n"
+        space += "warmup = [1]\n"
+    (tmp_path / "space.toml").write_text(space)
+
+    def program(*arguments: str, code: Sequence[int] = (0,)) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode in code, done.stderr
+        return done.stdout
+
+    search = ("-m", "accel_search.traversal_search", *command)
+    first = json.loads(program(*search, "--export", "fast.py"))
+    entry = json.loads((tmp_path / "search_params.json").read_text())
+    where = next(iter(entry.values()))["provenance"]
+    assert where["implementation"] == "package"
+    assert set(targets.split(",")) == {"tomesd", "deepcache", "tgate"} & set(where["versions"])
+    again = json.loads(program(*search))
+    assert again["settings"] == first["settings"]
+    verified = json.loads(program(*search, "--verify", code=(0, 3, 7)))
+    assert verified["failure"] is None
+    assert verified["differences"] == []
+    program("-c", ELSEWHERE)
+    assert (tmp_path / "fast.png").stat().st_size > 0
+    (tmp_path / "fast.py").unlink()
+    run = ("accel_search_runs", "--export", "fast.py")
+    program("-m", "accel_search.write_report", *run)
+    assert "accel_search" not in (tmp_path / "fast.py").read_text().partition("MODEL")[0]
+    own = [word for word in search if word not in ("--implementation", "package")]
+    assert "holds no result" in subprocess.run(
+        [sys.executable, *own, "--verify"], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    ).stderr  # fmt: skip

@@ -62,8 +62,6 @@ class Wanted:
             parts.append(f"targets {', '.join(self.targets)}")
         if self.req_score_loss is not None:
             parts.append(f"req_score_loss {self.req_score_loss:g}")
-        if "implementation" in self.provenance:
-            parts.append(f"implementation {self.provenance['implementation']}")
         return ", ".join(parts) or "anything"
 
 
@@ -379,6 +377,12 @@ def _of_device(fitting: list[Result], device: str | None) -> list[Result]:
 
 def _nothing(content: Mapping[str, Any], wanted: Wanted) -> str:
     """Return a message that no result fits, naming the schedulers with results."""
+    if wanted.provenance and matching(content, replace(wanted, provenance={})):
+        return (
+            f"holds no result for {wanted} with implementation "
+            f"{wanted.provenance['implementation']}, but with another, which accelerate(pipe, "
+            "file) applies as it was measured"
+        )
     anyhow = matching(content, replace(wanted, scheduler_class=None))
     others = sorted({scheduler_name(stored.key.scheduler_class) for stored in anyhow})
     if not others:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accel_search.accelerators import get
+from accel_search.accelerators.compose import check_params
 from accel_search.accelerators.packages import deepcache, tgate, tome
 from accel_search.accelerators.tome import merge_plan, tokens_of
 from accel_search.core.candidate import Params, Value
@@ -156,7 +157,13 @@ def script_parts(
     Returns:
         Its imports, the lines that accelerate `pipe`, what is called (`pipe` or `pipe.tgate`), and
         further arguments of that call.
+
+    Raises:
+        ConfigurationError: A parameter or a value is unknown, as in a corrupt file.
     """
+    check_targets(candidate)
+    for name, params in candidate.items():
+        check_params(get(name), params)
     imports, lines, call, arguments = [], [], "pipe", {}
     if "tome" in candidate:
         imports.append("import tomesd")
