@@ -28,6 +28,7 @@ def test_no_arguments_give_the_defaults():
 def test_both_spellings_of_every_option_work(option):
     values = {
         "attention": "flash",
+        "implementation": "package",
         "sched": "UniPC",
         "targets": "tome",
         "strategy": "random",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from accel_search.cli.program import in_one_line
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.schedulers import SCHEDULERS, scheduler_class
+from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import ConfigurationError
 from accel_search.storage.lookup import Result, Wanted, find_result, holds_any, in_a_line
 
@@ -35,7 +36,13 @@ class Acceleration:
     The pipeline stays accelerated without this object, too; `restore` then undoes it.
     """
 
-    def __init__(self, pipe: Any, candidate: Candidate, scheduler: str | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        candidate: Candidate,
+        scheduler: str | None = None,
+        implementation: str = "own",
+    ) -> None:
         from accel_search.accelerators.compose import Patch
 
         self.candidate = candidate
@@ -46,7 +53,7 @@ class Acceleration:
                 exchanged = _ExchangedScheduler(pipe, scheduler)
                 stack.callback(exchanged.put_back)
             # The accelerators watch the scheduler that is in place now.
-            self._patch: Patch = Patch(pipe, candidate)
+            self._patch: Patch = Patch(pipe, candidate, implementation)
             if exchanged is not None:
                 self._patch.on_remove(exchanged.put_back)
             stack.pop_all()
@@ -116,6 +123,7 @@ def accelerate(
     targets: Sequence[str] | None = None,
     req_score_loss: float | None = None,
     model: str | None = None,
+    implementation: str | None = None,
     quiet: bool = False,
 ) -> Acceleration:
     """Apply accelerators to a diffusers pipeline, which is then called as before.
@@ -136,6 +144,9 @@ def accelerate(
         targets: As in `load_best`.
         req_score_loss: As in `load_best`.
         model: As in `load_best`.
+        implementation: `own`, or `package` for DeepCache, tomesd and tgate themselves: only results
+            measured with it are taken. None takes any result, applied as it was measured, and
+            applies given settings by our own.
         quiet: Do not print the line that describes a file's result.
 
     Raises:
@@ -151,15 +162,20 @@ def accelerate(
         "req_score_loss": req_score_loss,
         "model": model,
     }
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ConfigurationError(
+            f"accelerate: implementation is {implementation!r}; give {' or '.join(IMPLEMENTATIONS)}"
+        )
     if not isinstance(settings, str | Path):
         if any(value is not None for value in choice.values()):
             raise ConfigurationError(
                 f"accelerate: {', '.join(choice)} choose among a file's results: give the path of "
                 "one, or leave them out"
             )
-        return Acceleration(pipe, Candidate(settings), scheduler)
-    result = _find(settings, pipe, scheduler=scheduler, **choice)
-    applied = Acceleration(pipe, result.entry.candidate, scheduler)
+        return Acceleration(pipe, Candidate(settings), scheduler, implementation or "own")
+    result = _find(settings, pipe, implementation, scheduler=scheduler, **choice)
+    entry = result.entry
+    applied = Acceleration(pipe, entry.candidate, scheduler, entry.where.implementation)
     _warn_of_sampler(settings, pipe.scheduler)
     if not quiet:
         line = f"accel-search: {settings}: applied {in_a_line(result)}"
@@ -205,7 +221,7 @@ def load_best(
     req_score_loss: float | None = None,
     model: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the fastest settings that a search has stored.
+    """Return the fastest settings that a search has stored, of those measured by our accelerators.
 
     Of results of several devices, those of the pipeline's GPU are taken; if there are none, those
     of the device that was measured last, with a warning.
@@ -236,6 +252,7 @@ def load_best(
     return _find(
         path,
         pipe,
+        "own",
         steps=steps,
         scheduler=scheduler,
         targets=targets,
@@ -244,8 +261,17 @@ def load_best(
     ).entry.settings
 
 
-def _find(path: str | Path, pipe: Any, *, scheduler: str | None, **choice: Any) -> Result:
+def _find(
+    path: str | Path,
+    pipe: Any,
+    implementation: str | None,
+    *,
+    scheduler: str | None,
+    **choice: Any,
+) -> Result:
     """Return the result that `load_best` takes its settings from."""
+    if implementation is not None:
+        choice["provenance"] = {"implementation": implementation}
     if not Path(path).exists():
         raise ConfigurationError(f"{path}: no such file; accel-search writes it")
     if pipe is None:

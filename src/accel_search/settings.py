@@ -24,6 +24,7 @@ from accel_search.cli.options import (
 from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
 from accel_search.core.trial import Goal
+from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import ConfigurationError
 
 ATTENTION = ("auto", "flash", "efficient", "cudnn", "math")
@@ -101,6 +102,9 @@ class Settings:
         "what is searched jointly, comma-separated: deepcache, tome, tgate, steps",
         parse=parse_targets, metavar="A,B", aliases=("search_targets",), words=target_names,
         affects="timing", sweep=False)
+    implementation: str = declare("own",
+        "own, or package: the accelerators of DeepCache, tomesd and tgate themselves",
+        words=IMPLEMENTATIONS, affects="timing", only=True)
     strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random",
         affects="search")
     sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)", words=("tpe", "gp"),
@@ -309,6 +313,24 @@ def _check_names(settings: Settings) -> None:
                     )
             if not values:
                 raise ConfigurationError(f"[space.{name}] {key}: expected at least one value")
+    if settings.implementation == "package":
+        _check_packages(settings)
+
+
+def _check_packages(settings: Settings) -> None:
+    """Refuse what the packages of the accelerators' authors get wrong or cannot do."""
+    from accel_search.accelerators.packages import check_targets
+
+    if settings.replay is not None:
+        raise ConfigurationError(
+            "--replay and --implementation package: choose one; a replay applies nothing"
+        )
+    check_targets(
+        settings.targets,
+        guidance_scale=settings.guidance_scale,
+        compiled=settings.compile,
+        offloaded=settings.offload,
+    )
 
 
 GROUPS = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.base import Accelerator
-from tests.support.tiny import STEPS, workload
+from tests.support.tiny import STEPS, tgate_params, workload
 
 ACCELERATORS = all_accelerators()
 
@@ -26,3 +26,14 @@ SINGLES = {name: {name: extreme(each, -1)} for name, each in ACCELERATORS.items(
 TOGETHER = {name: params for single in SINGLES.values() for name, params in single.items()}
 CANDIDATES = SINGLES | {"together": TOGETHER}
 """The harshest point of each accelerator, and of all at once."""
+
+SUPPORTED: list[dict[str, dict[str, Any]]] = [
+    {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}},
+    {"tome": {"ratio": 0.5, "max_downsample": 4}},
+    {"tgate": tgate_params(5, 3, 2, 1)},
+    {"deepcache": {"cache_interval": 2, "cache_branch_id": 4}, "tome": SINGLES["tome"]["tome"]},
+    {"deepcache": {"cache_interval": 4, "cache_branch_id": 4}, "tgate": tgate_params(6, 3, 2, 3)},
+    {"deepcache": {"cache_interval": 3, "cache_branch_id": 0}, "steps": {"num_inference_steps": 6}},
+    {"tgate": tgate_params(5, 3, 2, 1), "steps": {"num_inference_steps": 6}},
+]
+"""A point of each combination that the packages support."""

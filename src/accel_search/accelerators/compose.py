@@ -27,13 +27,16 @@ class Patch:
     Args:
         pipe: As in `apply_candidate`.
         candidate: As in `apply_candidate`.
+        implementation: As in `apply_candidate`.
 
     Raises:
         AcceleratorError: As `apply_candidate`.
         ConfigurationError: As `apply_candidate`.
     """
 
-    def __init__(self, pipe: Any, candidate: Mapping[str, Params]) -> None:
+    def __init__(
+        self, pipe: Any, candidate: Mapping[str, Params], implementation: str = "own"
+    ) -> None:
         chosen = [(get(name), params) for name, params in candidate.items()]
         for accelerator, params in chosen:
             check_params(accelerator, params)
@@ -48,10 +51,16 @@ class Patch:
         with ExitStack() as stack:
             _accelerated.add(pipe.unet)
             stack.callback(_forget, weakref.ref(pipe.unet))
-            for accelerator, params in chosen:
-                stack.enter_context(accelerator.apply(pipe, params, self._clock))
+            if implementation == "package":
+                from accel_search.accelerators.packages import apply_packages
+
+                stack.enter_context(apply_packages(pipe, candidate))
+            else:
+                for accelerator, params in chosen:
+                    stack.enter_context(accelerator.apply(pipe, params, self._clock))
             if chosen:
-                stack.enter_context(self._clock.install(pipe))
+                if implementation == "own":
+                    stack.enter_context(self._clock.install(pipe))
                 for owner in (pipe, pipe.unet):
                     stack.enter_context(layered(owner, _Mark(self)))
             self._stack = stack.pop_all()
@@ -94,7 +103,9 @@ def remove_from(pipe: Any) -> None:
 
 
 @contextmanager
-def apply_candidate(pipe: Any, candidate: Mapping[str, Params]) -> Iterator[None]:
+def apply_candidate(
+    pipe: Any, candidate: Mapping[str, Params], implementation: str = "own"
+) -> Iterator[None]:
     """Accelerate `pipe` for the length of a `with` block; an empty candidate changes nothing.
 
     The order of the mapping does not matter: accelerators nest by their `order`. Inside, the
@@ -103,12 +114,13 @@ def apply_candidate(pipe: Any, candidate: Mapping[str, Params]) -> Iterator[None
     Args:
         pipe: A diffusers pipeline with a UNet2DConditionModel, of SD or SDXL type.
         candidate: Accelerator name -> parameter name -> value, every parameter given.
+        implementation: `own`, or `package` for the packages of the accelerators' authors.
 
     Raises:
         AcceleratorError: The pipeline cannot be patched, or is accelerated already.
         ConfigurationError: An accelerator, a parameter or a value is not known or allowed.
     """
-    patch = Patch(pipe, candidate)
+    patch = Patch(pipe, candidate, implementation)
     try:
         yield
     finally:

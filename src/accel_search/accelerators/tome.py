@@ -120,10 +120,7 @@ class ToMe(Accelerator):
 def _levels(params: Params, workload: Workload) -> Iterator[tuple[int, int, int]]:
     """Yield for each level with attention its downsampling factor, its tokens and those merged."""
     for factor in workload.attention_downsamples:
-        # A stride-2 convolution rounds up at each level.
-        tokens = math.ceil(workload.latent_height / factor) * math.ceil(
-            workload.latent_width / factor
-        )
+        tokens = tokens_of(workload, factor)
         plan = merge_plan(
             (workload.latent_height, workload.latent_width),
             tokens,
@@ -131,6 +128,11 @@ def _levels(params: Params, workload: Workload) -> Iterator[tuple[int, int, int]
             int(params["max_downsample"]),
         )
         yield factor, tokens, 0 if plan is None else plan[2]
+
+
+def tokens_of(workload: Workload, factor: int) -> int:
+    """Return the tokens at a downsampling factor; a stride-2 convolution rounds up."""
+    return math.ceil(workload.latent_height / factor) * math.ceil(workload.latent_width / factor)
 
 
 def merge_plan(

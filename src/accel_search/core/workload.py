@@ -10,6 +10,11 @@ from typing import Any
 
 from accel_search.core.candidate import Value
 
+IMPLEMENTATIONS = ("own", "package")
+"""What computes the accelerators: this project, or the packages of their authors."""
+PACKAGE_OF = {"deepcache": "deepcache", "tgate": "tgate", "tome": "tomesd"}
+"""Accelerator -> package, whose version counts only where it was used."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -89,6 +94,8 @@ class Provenance:
     None if all are on the device."""
     memory_limit: float | None = None
     """GiB of the GPU's memory that were used, as on a smaller one; None is all there is."""
+    implementation: str = "own"
+    """What computed the accelerators, one of `IMPLEMENTATIONS`."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Name each field in which a stored provenance differs from this one."""
@@ -117,11 +124,31 @@ def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[st
     Fields that it lacks differ, but for those that came later and have their default.
     """
     defaults = {each.name: each.default for each in fields(Provenance)}
+    kept, asked = dict(stored), dict(wanted)
+    if "versions" in asked:
+        kept["versions"], asked["versions"] = counting_versions(kept, asked["versions"])
     return [
         name
-        for name, value in wanted.items()
-        if name != "date" and value != stored.get(name, defaults.get(name))
+        for name, value in asked.items()
+        if name != "date" and value != kept.get(name, defaults.get(name))
     ]
+
+
+def counting_versions(
+    stored: Mapping[str, Any], here: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the versions that count in a stored provenance, and those of `here`.
+
+    The accelerators' packages count where the stored result used them. Those measured by our own
+    implementation may list them, too: earlier versions recorded all that were installed.
+    """
+    before = dict(stored.get("versions") or {})
+    is_used = stored.get("implementation", "own") == "package"
+    unused = {name for name in PACKAGE_OF.values() if not (is_used and name in before)}
+    return (
+        {name: version for name, version in before.items() if name not in unused},
+        {name: version for name, version in here.items() if name not in unused},
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from accel_search.core.workload import PromptSet, Provenance, Workload
+from accel_search.core.workload import PACKAGE_OF, PromptSet, Provenance, Workload
 from accel_search.runtime.attention import describe_attention
 from accel_search.runtime.nvidia_smi import query
 
@@ -42,6 +43,8 @@ def describe(
     compiled: bool = False,
     vae: str | None = None,
     memory_limit: float | None = None,
+    implementation: str = "own",
+    targets: Collection[str] = (),
 ) -> Provenance:
     """Return the provenance of measurements from now on.
 
@@ -57,12 +60,18 @@ def describe(
         compiled: Whether the UNet is compiled.
         vae: Identifies a VAE that replaces the pipeline's own.
         memory_limit: GiB of the device's memory to use; None is all.
+        implementation: What computes the accelerators.
+        targets: The accelerators searched.
     """
     device = torch.device(workload.device)
     least = min(workload.attention_downsamples, default=1)
     tokens = (workload.latent_height // least) * (workload.latent_width // least)
+    where = machine(device)
+    used = [PACKAGE_OF.get(name) for name in targets] if implementation == "package" else []
+    for name in set(PACKAGE_OF.values()) - set(used):
+        where["versions"].pop(name, None)
     return Provenance(
-        **machine(device),
+        **where,
         threads=threads,
         dtype=workload.dtype,
         height=workload.height,
@@ -78,6 +87,7 @@ def describe(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         vae=vae,
         memory_limit=memory_limit,
+        implementation=implementation,
         offload="model" if getattr(pipe, "_all_hooks", None) else None,
     )
 

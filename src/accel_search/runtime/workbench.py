@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
 
+from accel_search.accelerators.compose import apply_candidate
+from accel_search.accelerators.packages import check_workload
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.attention import use_kernel
@@ -18,6 +21,7 @@ from accel_search.runtime.loading.pipelines import (
     import_libraries,
     load_pipeline,
     random_pipeline,
+    timesteps,
 )
 from accel_search.runtime.loading.prompts import load_prompts
 from accel_search.runtime.loading.random_weights import ARCHITECTURES
@@ -91,11 +95,11 @@ class Workbench:
         """Return the evaluator of these settings.
 
         Args:
-            settings: Of the same pipeline, prompts and scorer; scheduler, steps, size, batch and
-                guidance may differ.
+            settings: Of the same pipeline, prompts and scorer; scheduler, steps, size, batch,
+                guidance and implementation may differ.
 
         Raises:
-            ConfigurationError: The pipeline cannot make such images.
+            ConfigurationError: The pipeline cannot make such images, or the packages not on it.
         """
         pipe = self._pipe
         pipe.scheduler = build_scheduler(
@@ -105,6 +109,9 @@ class Workbench:
             f"--pipe {settings.pipe}",
         )
         workload = describe_workload(pipe, settings, self._folder)
+        if settings.implementation == "package":
+            times = timesteps(pipe.scheduler, settings.steps)
+            check_workload(settings.targets, workload, times, settings.space)
         provenance = describe(
             pipe,
             workload,
@@ -117,6 +124,8 @@ class Workbench:
             attention=settings.attention,
             compiled=settings.compile,
             memory_limit=settings.memory_limit,
+            implementation=settings.implementation,
+            targets=settings.targets,
         )
         return PipelineEvaluator(
             pipe,
@@ -126,6 +135,7 @@ class Workbench:
             provenance,
             timing_pairs=settings.timing_pairs,
             compiled=settings.compile,
+            apply=partial(apply_candidate, implementation=settings.implementation),
             timing_lock=self._timing_lock,
             log=self._log,
         )

@@ -29,7 +29,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed
 from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal
-from accel_search.core.workload import Provenance, Workload
+from accel_search.core.workload import Provenance, Workload, counting_versions
 from accel_search.errors import ConfigurationError
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.stored_evaluator import StoredEvaluator
@@ -225,7 +225,7 @@ def differences(stored: Mapping[str, Any], here: Provenance | None) -> tuple[Dif
         if name != "versions":
             changes.append(Difference(name, stored.get(name), own[name]))
             continue
-        before, now = stored.get(name) or {}, own[name]
+        before, now = counting_versions(stored, own[name])
         changes += [
             Difference(package, before.get(package), now.get(package))
             for package in sorted({*before, *now})

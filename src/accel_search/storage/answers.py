@@ -80,7 +80,8 @@ def stored_bound(
     Its provenance must have the fields of this machine; None accepts any machine.
     """
     label = speedup_bounds.label_of(settings.pipe, settings.latency_only)
-    key = replace(_key_of(settings, None), goal=UPPER_BOUND, label=label)
+    # What is measured by another implementation is a reason, given by the options.
+    key = replace(_key_of(settings, None), goal=UPPER_BOUND, label=label, provenance={})
     query = replace(key, options=speedup_bounds.asked(settings), provenance=machine or {})
     for stored in bounds(content):
         if not why_not(stored, key):
@@ -97,6 +98,7 @@ def _key_of(settings: Settings, workload: Workload | None) -> Wanted:
         req_score_loss=settings.req_score_loss,
         label=speedup_bounds.label_of(settings.pipe, True) if settings.latency_only else None,
         goal=UPPER_BOUND if settings.latency_only else settings.goal_key,
+        provenance={"implementation": settings.implementation},
     )
 
 

@@ -114,6 +114,8 @@ def in_a_line(stored: StoredEntry[SearchEntry]) -> str:
         workload.append(f"{where.width} x {where.height} px")
     if where.batch_size:
         workload.append(f"batch size {where.batch_size}")
+    if where.implementation == "package":
+        workload.append("the accelerators' own packages")
     return (
         f"{entry.candidate}, {', '.join(expected)}; measured on "
         f"{', '.join(measured) or 'an unknown device'} with {', '.join(workload)}"
@@ -314,9 +316,10 @@ def _is_selected(
         fitting = _candidates(path, content, wanted, entry.model_id)
     except ConfigurationError:
         return False
+    selected = [_fastest(_of_device(fitting, device)).entry for device in (None, entry.device)]
     return all(
-        _fastest(_of_device(fitting, device)).entry.settings == entry.settings
-        for device in (None, entry.device)
+        (own.settings, own.where.implementation) == (entry.settings, entry.where.implementation)
+        for own in selected
     )
 
 
@@ -359,6 +362,12 @@ def _of_device(fitting: list[Result], device: str | None) -> list[Result]:
 
 def _nothing(content: Mapping[str, Any], wanted: Wanted) -> str:
     """Return a message that no result fits, naming the schedulers with results."""
+    if wanted.provenance and matching(content, replace(wanted, provenance={})):
+        return (
+            f"holds no result for {wanted} with implementation "
+            f"{wanted.provenance['implementation']}, but with another, which accelerate(pipe, "
+            "file) applies as it was measured"
+        )
     anyhow = matching(content, replace(wanted, scheduler_class=None))
     others = sorted({scheduler_name(stored.key.scheduler_class) for stored in anyhow})
     if not others:

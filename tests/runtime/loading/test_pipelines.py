@@ -19,9 +19,9 @@ from accel_search.runtime.loading import pipeline_folder
 from accel_search.runtime.loading import weight_files as weights
 from accel_search.runtime.loading.pipelines import (
     attention_downsamples,
-    count_unet_calls,
     describe_workload,
     load_pipeline,
+    timesteps,
 )
 from tests.support import making
 from tests.support.pipelines import LOG
@@ -67,7 +67,7 @@ def test_the_scheduler_asked_for_is_built_from_the_pipelines_own_config(settings
 def test_a_second_order_scheduler_makes_more_unet_calls_than_steps():
     from diffusers import HeunDiscreteScheduler
 
-    assert count_unet_calls(HeunDiscreteScheduler(), 10) == 19
+    assert len(timesteps(HeunDiscreteScheduler(), 10)) == 19
 
 
 def test_more_steps_than_the_model_was_trained_with_are_refused(settings_for):

@@ -347,6 +347,8 @@ def snippet(entry: SearchEntry, settings: Settings, workload: Workload) -> list[
         )
         choice = arguments_for(Path(settings.output), wanted, entry)
     if choice is None:
+        if settings.implementation == "package":
+            scheduler = [*scheduler, *choosing({"implementation": "package"})]
         return python_lines(literal(entry.settings), *scheduler, compiled=settings.compile)
     return python_lines(
         json.dumps(settings.output, ensure_ascii=False),

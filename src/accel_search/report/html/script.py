@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from keyword import iskeyword
 from pathlib import Path
+from typing import Any
 
+from accel_search.accelerators.packages import script_parts
+from accel_search.core.candidate import Candidate
 from accel_search.core.schedulers import scheduler_name
 from accel_search.errors import ConfigurationError
 from accel_search.report.format import (
@@ -28,7 +32,35 @@ def direct_lines(run: Run) -> list[str]:
     """Return the lines that apply the winner's settings, written out."""
     assert run.winner is not None
     options = scheduler_option(run.record.workload.scheduler_class)
+    if run.record.where.implementation == "package":
+        options = [*options, *choosing({"implementation": "package"})]
     return python_lines(literal(run.winner.candidate), *options, compiled=_is_compiled(run))
+
+
+def _package(run: Run, candidate: Candidate) -> dict[str, Any]:
+    """Return what the script has in place of accel-search where the packages were measured."""
+    load = run.record.workload
+    is_xl = "XL" in load.pipeline_class
+    imports, lines, call, arguments = script_parts(candidate, is_xl=is_xl)
+    return {
+        "imports": imports,
+        "lines": lines,
+        "call": call,
+        "arguments": arguments,
+        "scheduler_class": load.scheduler_class,
+        "options": _scheduler_options(load.pipeline_class, load.scheduler_class),
+        "demo": repr(str(files("accel_search") / "demo" / "pipeline")),
+    }
+
+
+def _scheduler_options(pipeline_class: str, scheduler_class: str) -> dict[str, Any]:
+    """Return what a search sets of a scheduler, whatever the pipeline's own has."""
+    options: dict[str, Any] = {}
+    if scheduler_class == "DDIMScheduler":
+        options["clip_sample"] = False
+    if pipeline_class == "StableDiffusionPipeline":
+        options["steps_offset"] = 1
+    return options
 
 
 def file_lines(run: Run) -> list[str]:
@@ -80,6 +112,11 @@ def script(run: Run) -> str:
     if any(not name.isidentifier() or iskeyword(name) for name in classes):
         raise ConfigurationError("--export: the run's pipeline or scheduler is no class's name")
     is_demo = load.pipeline == "demo"
+    steps = load.steps
+    package: dict[str, Any] | None = None
+    if where.implementation == "package":
+        steps = min(steps, int(winner.candidate.get("steps", {}).get("num_inference_steps", steps)))
+        package = _package(run, winner.candidate)
     device = where.device_name or load.device or "an unknown device"
     return render_text(
         "run_fast.py.j2",
@@ -89,7 +126,8 @@ def script(run: Run) -> str:
         pipeline=load.pipeline_class,
         scheduler=scheduler_name(load.scheduler_class),
         dtype=load.dtype if load.dtype in ("float16", "bfloat16") else "float32",
-        steps=load.steps,
+        steps=steps,
+        package=package,
         guidance=load.guidance_scale or 7.5,
         height=load.height or 512,
         width=load.width or 512,

@@ -213,7 +213,7 @@ def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | No
         pipeline_class=type(pipe).__name__,
         scheduler_class=type(pipe.scheduler).__name__,
         steps=settings.steps,
-        unet_calls=count_unet_calls(pipe.scheduler, settings.steps),
+        unet_calls=len(timesteps(pipe.scheduler, settings.steps)),
         height=height,
         width=width,
         batch_size=settings.batch_size,
@@ -241,8 +241,8 @@ def _default_size(pipe: Any, name: str) -> tuple[int, int]:
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
-def count_unet_calls(scheduler: Any, steps: int) -> int:
-    """Return the UNet calls of one pipeline call; the scheduler is not changed.
+def timesteps(scheduler: Any, steps: int) -> list[float]:
+    """Return the timestep of each UNet call of a pipeline call; the scheduler is not changed.
 
     Raises:
         ConfigurationError: The scheduler does not support that many steps.
@@ -258,7 +258,7 @@ def count_unet_calls(scheduler: Any, steps: int) -> int:
             f"--steps {steps}: {type(scheduler).__name__} cannot make that many; its model was "
             f"trained with {most} timesteps"
         ) from error
-    return len(scheduler.timesteps)
+    return scheduler.timesteps.tolist()  # type: ignore[no-any-return]
 
 
 def attention_downsamples(unet: Any) -> tuple[int, ...]:
