@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from accel_search.core.candidate import Candidate
 from accel_search.core.workload import Prompt, Workload
 from accel_search.search.space import JointSpace
-from accel_search.search.step_plans import plans_of
 from accel_search.search.strategies.latency_model import LatencyModel, Run
 from accel_search.settings import Settings
+from described_plans import plans_of
 
 CALIBRATION_RUNS = 12
 BESIDE = 5

@@ -193,7 +193,8 @@ def _readings(measured: Measurement | None) -> list[float]:
 
 def _elsewhere(path: Path, space: JointSpace) -> tuple[Any, list[float], float]:
     """Return the log times of a space by the runs of another file, errors of readings, baseline."""
-    from accel_search.search.step_plans import StepPlans, plans_of
+    from accel_search.search.step_plans import StepPlans
+    from described_plans import plans_of
 
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = content["calibration"] + content["measured"]

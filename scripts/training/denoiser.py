@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training import scenes
+from training import drawing, scenes
 from training.tokenizer import BOS, CONTEXT_LENGTH, EOS, PAD, CaptionEncoder, build_tokenizer
 from training.training import (
     Run,
@@ -121,7 +121,7 @@ def build_pool(run: Run, vae: AutoencoderKL, n: int, seed: int) -> tuple[Tensor,
     tokens_of = CaptionEncoder(run.device)
     latents = torch.empty(n, 4, LATENT_SIZE, LATENT_SIZE, dtype=torch.float16, device=run.device)
     for first in range(0, n, 512):
-        images = scenes.draw_scenes(pool[first : first + 512], generator)
+        images = drawing.draw_scenes(pool[first : first + 512], generator)
         latents[first : first + 512] = encode(run, vae, images).half()
     tokens = torch.cat([tokens_of(batch) for batch in pool.split(65_536)])
     say(

@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from training import model_card, package, scenes
+from training import drawing, model_card, package, scenes
 from training.scorer import load_scorer, score
 from training.tokenizer import CaptionEncoder
 from training.training import Run, save_figures, say
@@ -107,7 +107,7 @@ def run_guidance(run: Run) -> None:
     prompts = scenes.captions(chosen)
     tokens = CaptionEncoder(run.device)(chosen)
     pipeline, scorer = package.build_pipeline(run), load_scorer(run)
-    drawn = scenes.draw_scenes(chosen, torch.Generator(run.device).manual_seed(0))
+    drawn = drawing.draw_scenes(chosen, torch.Generator(run.device).manual_seed(0))
     by_scale = {}
     for scale in GUIDANCE_SCALES[: 1 if run.quick else None]:
         images = generate(pipeline, prompts, package.DEFAULT_STEPS, scale, _batch(run))
@@ -170,7 +170,7 @@ def run_stage(run: Run) -> None:
         pixels = torch.stack([preprocess(picture) for picture in to_pictures(images)])
         return mean_and_error(score(scorer, pixels.to(run.device), texts))
 
-    drawn = scenes.draw_scenes(chosen, torch.Generator(run.device).manual_seed(0))
+    drawn = drawing.draw_scenes(chosen, torch.Generator(run.device).manual_seed(0))
     images = generate(pipeline, prompts, package.DEFAULT_STEPS, guidance, _batch(run))
     mean, error = scored(images, tokens)
     figures: dict[str, object] = {

@@ -82,7 +82,7 @@ Licence: MIT, weights and data alike.
 
 ## Data
 
-Everything is drawn by `scripts/training/scenes.py`: {len(scenes.COLORS)} colours
+Everything is drawn by `scripts/training/drawing.py`: {len(scenes.COLORS)} colours
 ({", ".join(scenes.COLORS)}), {len(scenes.SHAPES)} shapes ({", ".join(scenes.SHAPES)}),
 {len(scenes.BACKGROUNDS)} backgrounds ({", ".join(scenes.BACKGROUNDS)}), two sizes; a single object
 in one of {len(scenes.PLACES)} places, a pair in one of {len(scenes.RELATIONS)} relations, or two to

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from training import scenes
+from training import drawing, scenes
 from training.tokenizer import CONTEXT_LENGTH, CaptionEncoder
 from training.training import (
     Run,
@@ -104,7 +104,7 @@ def build_pool(run: Run, vae: AutoencoderKL, n: int, *, reserved: bool = False) 
     pool = scenes.sample_scenes(n, generator, run.device, reserved=reserved)
     latents, images = [], []
     for batch in pool.split(512):
-        latents.append(encode(run, vae, scenes.draw_scenes(batch, generator)).half())
+        latents.append(encode(run, vae, drawing.draw_scenes(batch, generator)).half())
         decoded = decode(run, vae, latents[-1].float())
         images.append(((decoded + 1) * 127.5).round().byte())
     return Pool(pool, torch.cat(latents), torch.cat(images))
@@ -203,7 +203,7 @@ def build_trainer(run: Run) -> tuple[Trainer, open_clip.CLIP, AutoencoderKL]:
             index = torch.randint(len(pool.scenes), (batch - half,), device=run.device)
             drawn = drawn_pool[torch.randint(len(drawn_pool), (half,), device=run.device)]
             with torch.autocast(run.device.type, enabled=False):
-                images = torch.cat([to_float(pool.images[index]), scenes.draw_scenes(drawn)])
+                images = torch.cat([to_float(pool.images[index]), drawing.draw_scenes(drawn)])
             level = torch.rand(damaged, device=run.device)
             kind = torch.randint(len(DAMAGES), (damaged,), device=run.device)
             spoilt, kept = damage(run, vae, pool.latents[index[:damaged]].float(), level, kind)
@@ -277,7 +277,7 @@ def measure(
     tokens_of = CaptionEncoder(run.device)
     generator = torch.Generator(run.device).manual_seed(SEED + 3)
     pool = build_pool(run, vae, n, reserved=True)
-    drawn = scenes.draw_scenes(pool.scenes, generator)
+    drawn = drawing.draw_scenes(pool.scenes, generator)
     tokens = tokens_of(pool.scenes)
     wrong = tokens_of(scenes.mutate(pool.scenes, generator))
     text_features = F.normalize(model.encode_text(tokens).float(), dim=-1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from training import scenes
+from training import drawing, scenes
 from training.training import (
     Run,
     Trainer,
@@ -91,7 +91,7 @@ def draw_from(pool: Tensor, n: int) -> tuple[Tensor, Tensor]:
     index = torch.randint(len(pool), (n,), device=pool.device)
     batch = pool[index]
     with torch.no_grad(), torch.autocast(pool.device.type, enabled=False):
-        return batch, scenes.draw_scenes(batch)
+        return batch, drawing.draw_scenes(batch)
 
 
 def reconstruction_loss(result: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,14 +182,14 @@ def run_stage(run: Run) -> None:
     with trainer.averaged():
         vae.eval()
         batches = [
-            scenes.draw_scenes(scenes.sample_scenes(chunk, generator, run.device), generator)
+            drawing.draw_scenes(scenes.sample_scenes(chunk, generator, run.device), generator)
             for _ in range(chunks)
         ]
         standardize_latents(run, vae, batches)
         deviation = float(torch.cat([encode(run, vae, b) for b in batches]).std())
         vae.register_to_config(scaling_factor=1 / deviation)
         held_out = scenes.sample_scenes(chunk, generator, run.device, reserved=True)
-        images = scenes.draw_scenes(held_out, generator)
+        images = drawing.draw_scenes(held_out, generator)
         with torch.no_grad(), run.autocast():
             noise = float(vae.encode(images).latent_dist.std.float().mean())
         latents = encode(run, vae, images)

@@ -1,4 +1,4 @@
-"""Apply settings or a stored result to a pipeline: the two lines that a search prints."""
+"""Apply settings or a stored result to a pipeline."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SIGMAS_AND_NOISE = (
 class Acceleration:
     """Settings applied to a pipeline until `remove`, or to the end of a `with` block.
 
-    The pipeline stays accelerated without this object, too; `restore` then undoes it.
+    The pipeline stays accelerated even if this object is discarded; `restore` then undoes it.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Acceleration:
             if scheduler is not None:
                 exchanged = _ExchangedScheduler(pipe, scheduler)
                 stack.callback(exchanged.put_back)
-            # The accelerators watch the scheduler that is in place now.
+            # The accelerators follow the scheduler that is set now.
             self._patch: Patch = Patch(pipe, candidate, implementation)
             if exchanged is not None:
                 self._patch.on_remove(exchanged.put_back)
@@ -83,9 +83,9 @@ class Acceleration:
 
 
 class _ExchangedScheduler:
-    """Gives a pipeline the scheduler that a search makes for it.
+    """Give a pipeline the scheduler that a search makes for it.
 
-    Also where its own is of that class, because a search disables its clipping.
+    Needed even if its own is of that class, because a search disables its clipping.
     """
 
     def __init__(self, pipe: Any, name: str) -> None:
@@ -139,7 +139,7 @@ def accelerate(
             in one line on stderr.
         steps: As in `load_best`.
         scheduler: `DDIM`, `DPM-Solver++`, `UniPC` or a class name: only results for it are taken,
-            and the pipeline has it, made as a search makes it, until the settings are removed.
+            and the pipeline uses it, made as a search makes it, until the settings are removed.
             None keeps the pipeline's own and takes only results for it.
         targets: As in `load_best`.
         req_score_loss: As in `load_best`.
@@ -200,7 +200,7 @@ def restore(pipe: Any) -> None:
 def compile_unet(pipe: Any) -> None:
     """Compile the UNet of a pipeline as a search with `--compile` does, on any device.
 
-    Its transformer blocks are compiled for good, in the first calls that need them. `accelerate`
+    Its transformer blocks are compiled permanently, in the first calls that need them. `accelerate`
     works as on any other pipeline.
 
     Args:
@@ -289,7 +289,7 @@ def _find(
     if taken.pipeline_class != own:
         _logger.warning(
             "%s: searched on %s and applied to %s: speed and loss can differ there, so compare a "
-            "few pictures",
+            "few images",
             path,
             taken.pipeline_class,
             own,
@@ -325,8 +325,8 @@ def _warn_of_sampler(path: str | Path, scheduler: Any) -> None:
     }
     if others:
         _logger.warning(
-            "%s: measured with %s as it comes, and this pipeline's has %s: another sampler, under "
-            "which speed and loss can differ",
+            "%s: measured with %s at its defaults, and this pipeline's has %s: another sampler, "
+            "under which speed and loss can differ",
             path,
             type(scheduler).__name__,
             ", ".join(f"{name}={value!r}" for name, value in others.items()),
@@ -334,7 +334,7 @@ def _warn_of_sampler(path: str | Path, scheduler: Any) -> None:
 
 
 def _gpu_of(pipe: Any) -> str | None:
-    """Return the name of the GPU that a pipeline is on; None where it is on none yet."""
+    """Return the name of the GPU that a pipeline is on; None if it is on none yet."""
     device: Any = getattr(pipe, "device", None)
     if getattr(device, "type", None) != "cuda":
         return None

@@ -1,4 +1,4 @@
-"""Every error that a user can cause, each with the exit code it ends the program with.
+"""The errors that a user can cause, and the exit code of each.
 
 ::
 
@@ -20,11 +20,11 @@ from typing import ClassVar
 
 
 class ExitCode:
-    """Exit codes of both programs, as the documentation lists them."""
+    """Exit codes of all programs, as the documentation lists them."""
 
     DONE = 0
     UNEXPECTED = 1
-    """Also of a baseline pipeline that fails or hangs: nothing that the user said is wrong."""
+    """Also for a baseline pipeline that fails or hangs, which no option can fix."""
     INVALID = 2
     NOTHING_FOUND = 3
     OUT_OF_MEMORY = 4
@@ -83,10 +83,10 @@ class ContaminationError(AccelSearchError):
 
 
 class BaselineError(AccelSearchError):
-    """The baseline pipeline or the scorer fails by itself, so no candidate is to blame.
+    """The baseline pipeline or the scorer itself fails, whatever the candidate.
 
-    As when a GPU has met an error that only a new process gets rid of. What was measured is
-    stored; the search ends, lest every candidate left be recorded as a failure.
+    For example after a GPU error that only a new process can clear. What was measured is stored;
+    the search ends so that the remaining candidates are not recorded as failures.
     """
 
 
@@ -97,12 +97,12 @@ class AcceleratorError(AccelSearchError):
 
 
 class TrialFailure(AccelSearchError):
-    """One candidate could not be measured; becomes a `Failure` record.
+    """One candidate could not be measured; stored as a `Failure` record.
 
     Args:
         message: One line.
         kind: As `Failure.kind`; None takes the class's own.
-        seconds: Wall seconds until it failed; whoever times it may set them later.
+        seconds: Wall seconds until it failed; may be set later.
     """
 
     kind: str = "unknown_error"
@@ -114,7 +114,7 @@ class TrialFailure(AccelSearchError):
 
 
 class InvalidImage(TrialFailure):
-    """An image holds NaN or a single value: never a score."""
+    """An image holds NaN or a single value, so it is not scored."""
 
     kind = "invalid_image"
 

@@ -66,10 +66,10 @@ def run(settings: SweepSettings) -> int:
             failed = sweep.run(progress)
         except KeyboardInterrupt:
             if settings.common.get("force"):
-                # What was done before it began is not told from what it has done.
+                # Results of this run and of earlier ones look alike.
                 logger.warning(
-                    "--force: the same command explores those that are done once more; what was in "
-                    "hand goes on from its last trial"
+                    "--force: the same command explores finished configurations again; those that "
+                    "were interrupted continue from their last trial"
                 )
             raise
         statuses = sweep.statuses()
@@ -132,7 +132,7 @@ def _workers(settings: SweepSettings) -> Iterator[Sequence[Worker]]:
 def _machine(
     settings: SweepSettings, workers: Sequence[Worker]
 ) -> Callable[[], Mapping[str, Any] | None]:
-    """Return what asks a worker's process, which may load torch, what machine this is."""
+    """Return a function that describes the machine, asked of a worker, which may load torch."""
     first = settings.search_settings(settings.table[0])
     return lambda: workers[0].probe(first, threading.Event())
 

@@ -1,4 +1,4 @@
-"""What a search is asked for, checked before any model loads."""
+"""The options of a search, checked before any model loads."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
 class Settings:
     """Everything that decides what a search does. Values are checked on construction."""
 
-    # `device` and `latency_only` matter too: a result's provenance and its label tell them.
+    # `device` and `latency_only` matter too: a result's provenance and its label record them.
     # fmt: off
     # Workload
     pipe: str = declare("demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id",
@@ -99,13 +99,13 @@ class Settings:
 
     # What is searched
     targets: tuple[str, ...] = declare(("deepcache",),
-        "what is searched jointly, comma-separated: deepcache, tome, tgate, steps",
+        "accelerators to search jointly, comma-separated: deepcache, tome, tgate, steps",
         parse=parse_targets, metavar="A,B", aliases=("search_targets",), words=target_names,
         affects="timing", sweep=False)
     implementation: str = declare("own",
         "own, or package: the accelerators of DeepCache, tomesd and tgate themselves",
         words=IMPLEMENTATIONS, affects="timing", only=True)
-    strategy: str = declare("guided", "what is measured next: guided, bayes, grid or random",
+    strategy: str = declare("guided", "search strategy: guided, bayes, grid or random",
         affects="search")
     sampler: str | None = declare(None, "for bayes: tpe or gp (default: tpe)", words=("tpe", "gp"),
         affects="search")
@@ -116,7 +116,7 @@ class Settings:
         affects="search", sweep=False, least=1.0, most=1000.0,
         expected="a factor of 1 or more, e.g. 1.8")
     min_psnr: float | None = declare(None,
-        "least likeness to the baseline's pictures, in dB (default: none)", parse=float,
+        "least PSNR to the baseline's images, in dB (default: none)", parse=float,
         affects="search", least=0.0, most=100.0, expected="decibels from 0 to 100, e.g. 25")
     min_ssim: float | None = declare(None,
         "least structural similarity to them, 0 to 1 (default: none)", parse=float,
@@ -127,7 +127,7 @@ class Settings:
         parse=parse_seconds, metavar="TIME", affects="search", least=0.0, most=MAX_SECONDS,
         expected="a duration, e.g. 30m")
     trial_timeout: float | None = declare(None,
-        "give up a candidate that hangs for so long; 0: never (default: by the baseline's pace)",
+        "give up a candidate after this long; 0: never (default: by the baseline's pace)",
         parse=parse_limit, metavar="TIME", affects=None, least=0.0, most=MAX_SECONDS,
         expected="a duration, e.g. 90s or 30m, or 0 for none")
     seed: int = declare(0, "seed of the prompts' noise and of random strategies", parse=int,
@@ -142,7 +142,7 @@ class Settings:
     num_samples: int = declare(32, "prompts each candidate is scored on", parse=int,
         affects="score", least=2)
     held_out_samples: int | None = declare(None,
-        "further prompts that confirm the winner (default: as num_samples)", parse=int,
+        "further prompts that validate the winner (default: num_samples)", parse=int,
         affects="score", least=0)
     timing_pairs: int = declare(3, "baseline calls timed beside each candidate's own", parse=int,
         affects="timing", least=1)
@@ -161,15 +161,15 @@ class Settings:
         metavar="URL", affects=None)
     mlflow: str | None = declare(None, "follow the search in MLflow too: its tracking URI",
         metavar="URI", affects=None)
-    trials_out: str | None = declare(None, "write every trial with raw samples", metavar="FILE",
+    trials_out: str | None = declare(None, "write every trial with its raw samples", metavar="FILE",
         affects=None, sweep=False)
-    replay: str | None = declare(None, "search such a file in place of a pipeline", metavar="FILE",
+    replay: str | None = declare(None, "search a --trials_out file, not a pipeline", metavar="FILE",
         affects=None, sweep=False)
     report: str | None = declare(None,
         "write a page to read in a browser (alone: report.html in run_dir)", metavar="FILE",
         alone="auto", affects=None, sweep=False)
     pictures: int | None = declare(None,
-        "prompts that the report shows pictures of (default: 4 with --report)", parse=int,
+        "prompts whose images the report shows (default: 4 with --report)", parse=int,
         affects=None, least=0)
     export: str | None = declare(None, "write a Python script that uses the result", metavar="FILE",
         affects=None, sweep=False)
@@ -177,10 +177,10 @@ class Settings:
         affects=None, sweep=False)
 
     # Behaviour
-    force: bool = declare(False, "search again though a result or trials are stored", parse=bool,
+    force: bool = declare(False, "search again even if a result is stored", parse=bool,
         affects=None)
     verify: bool = declare(False,
-        "measure the stored result again; exit code 0 holds, 3 not, 7 open", parse=bool,
+        "measure the stored result again; exit code: 0 holds, 3 does not, 7 open", parse=bool,
         affects=None, sweep=False)
     json: bool = declare(False, "print one JSON object on stdout and nothing else", parse=bool,
         affects=None, sweep=False)
@@ -195,7 +195,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check(self)
-        # A whole number, as a file may hold, is the same search and has the same key.
+        # A file may hold a whole number: it must give the same search and the same key.
         for option in fields(self):
             value = getattr(self, option.name)
             if is_real(option) and value is not None:
@@ -208,14 +208,14 @@ class Settings:
 
     @property
     def pictured(self) -> int:
-        """Return the prompts that pictures are kept of."""
+        """Return the number of prompts whose images are kept."""
         if self.pictures is not None:
             return self.pictures
         return 0 if self.report is None else 4
 
     @property
     def goal(self) -> Goal:
-        """Return what is looked for."""
+        """Return what the search looks for."""
         return Goal(self.req_score_loss, self.req_speedup, self.min_psnr, self.min_ssim)
 
     @property
@@ -264,7 +264,7 @@ def _check(settings: Settings) -> None:
 
 
 def _check_revision(settings: Settings) -> None:
-    """Refuse a revision of what has none: to ignore it would measure something else."""
+    """Refuse a revision of what has none, instead of ignoring it."""
     if settings.revision is None:
         return
     instead = None
@@ -304,7 +304,7 @@ def _check_names(settings: Settings) -> None:
             for value in values:
                 of_kind = type(value) is kind or (kind is float and type(value) is int)
                 most = MAX_WHOLE if parameter.maximum is None else parameter.maximum
-                # Written so that NaN, which is in no range, is refused too.
+                # Written so that NaN is refused too: every comparison with it is false.
                 if not of_kind or not parameter.minimum <= value <= most:
                     limit = "" if parameter.maximum is None else f" to {parameter.maximum}"
                     raise ConfigurationError(
@@ -352,7 +352,7 @@ def search_parser(
         prog: Name of the program.
         description: What it does.
         version: Printed by `--version`.
-        words: Option -> values that a shell completes, of options whose values are not known here.
+        words: Option -> values that a shell completes, where they are not known here.
     """
     return build_parser(prog, description, version, fields(Settings), GROUPS, words)
 

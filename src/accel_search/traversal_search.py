@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `accel-search` and return its exit code; every user error is one line.
 
     Args:
-        arguments: Of a call within another program, whose process is never restarted. None takes
-            the process's arguments, and restarts it where a candidate hangs.
+        arguments: Those of a call within another program, whose process is never restarted. None
+            takes the process's arguments, and restarts it after a candidate has hung.
     """
     from accel_search import __version__
 
@@ -57,7 +57,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
 
     Args:
         settings: The options.
-        is_program: Whether the process may be restarted where a candidate hangs in it.
+        is_program: Whether the process may be restarted after a candidate has hung.
     """
     from accel_search import session
     from accel_search.report.console.color import takes_colour
@@ -90,7 +90,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
 
 
 def _answer_from(searched: Searched, settings: Settings, logger: logging.Logger) -> int:
-    """Answer from an earlier search's result, and report on its run folder."""
+    """Print an earlier search's result, and report on its run folder."""
     from accel_search.report.console.summary import snippet, stored_summary
     from accel_search.session import report_on_stored
 

@@ -22,7 +22,7 @@ from accel_search.sweep.page import write_sweep
 
 DESCRIPTION = (
     "Write the report of a finished or interrupted search, or of a sweep, as one HTML page that "
-    "needs nothing else, with the same as PNG beside it."
+    "needs no other file, with its charts as PNG beside it."
 )
 
 
@@ -43,7 +43,7 @@ class ReportSettings:
     storage: str | None = declare(None, "Optuna storage URL of the search, where it had one",
         metavar="URL")
     req_score_loss: float = declare(DEFAULT_BOUND,
-        "loss of score that is allowed, where the run does not say", parse=float, least=0.0,
+        "loss of score that is allowed, if the run does not record it", parse=float, least=0.0,
         most=1.0, expected="a fraction from 0 to 1")
     run_dir: str = declare(Settings.run_dir,
         "of a sweep: its run folder, for each configuration's report", metavar="DIR")
@@ -108,17 +108,19 @@ def write_report(settings: ReportSettings) -> list[Path]:
 
     Raises:
         ConfigurationError: There is nothing to report, or a file cannot be written.
-        LoadError: A file cannot be read as what it should be.
+        LoadError: A file is corrupt or of another kind.
     """
     path = Path(settings.run or settings.run_dir)
     if path.is_file() and _is_bounds(path):
         if settings.export is not None:
-            raise ConfigurationError("--export: takes a search's run, not a sweep's bounds")
+            raise ConfigurationError(
+                f"--export: {path} holds a sweep's bounds; give the run folder of a search"
+            )
         page = Path(settings.output) if settings.output else path.with_suffix(".html")
         return write_sweep(path, Path(settings.run_dir), page, settings.storage)
     if settings.storage is not None and path.is_file():
         raise ConfigurationError(
-            f"{path} and --storage: choose one; that file holds its trials itself"
+            f"{path} and --storage: choose one; that file holds its own trials"
         )
     run = read_run(path, settings.study, settings.req_score_loss, settings.storage)
     if settings.export is not None:
@@ -133,7 +135,7 @@ def _is_bounds(path: Path) -> bool:
     try:
         return is_bounds(load_json(path))
     except Unreadable:
-        return False  # Reading it as a file of trials raises the error.
+        return False  # Reading it as a file of trials will raise the error.
 
 
 if __name__ == "__main__":

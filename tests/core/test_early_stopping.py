@@ -1,21 +1,27 @@
-"""Early looks: what they cost, what they give up, and how seldom they are wrong."""
+"""Early stopping: what it costs, what it gives up, and how seldom it is wrong."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from accel_search.core.early_stopping import FALSE_REJECTION, LOOKS, is_lost, next_rung, rungs
+from accel_search.core.early_stopping import (
+    EARLY_STAGES,
+    FALSE_REJECTION,
+    is_lost,
+    next_stage,
+    stages,
+)
 from accel_search.storage.trials_file import read_trials
 
 TABLES = Path(__file__).parents[1] / "data" / "tables"
 
 
 def given_up_at(baseline, candidate, bound, chunk=4):
-    """Return the number of prompts at which a race is given up; None if it comes to its end."""
-    for rung in rungs(len(baseline), chunk)[:-1]:
-        if is_lost(baseline[:rung], candidate[:rung], bound, len(baseline)):
-            return rung
+    """Return the number of prompts after which a candidate is given up; None if it never is."""
+    for stage in stages(len(baseline), chunk)[:-1]:
+        if is_lost(baseline[:stage], candidate[:stage], bound, len(baseline)):
+            return stage
     return None
 
 
@@ -31,30 +37,30 @@ def given_up_at(baseline, candidate, bound, chunk=4):
         (5, 2, (2, 5)),
     ],
 )
-def test_each_look_takes_about_twice_the_prompts_of_the_last(prompts, chunk, expected):
-    assert rungs(prompts, chunk) == expected
+def test_each_stage_takes_about_twice_the_prompts_of_the_last(prompts, chunk, expected):
+    assert stages(prompts, chunk) == expected
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 3, 7, 32, 100, 1000, 12345])
 @pytest.mark.parametrize("chunk", [1, 2, 4, 7, 64])
-def test_rungs_ascend_in_whole_chunks_to_all_prompts(prompts, chunk):
-    found = rungs(prompts, chunk)
-    assert found[-1] == prompts and len(found) <= LOOKS + 1
-    assert list(found) == sorted(set(found))
-    assert all(rung % chunk == 0 for rung in found[:-1])
+def test_stages_ascend_in_whole_chunks_to_all_prompts(prompts, chunk):
+    ends = stages(prompts, chunk)
+    assert ends[-1] == prompts and len(ends) <= EARLY_STAGES + 1
+    assert list(ends) == sorted(set(ends))
+    assert all(end % chunk == 0 for end in ends[:-1])
 
 
-def test_a_race_goes_on_with_the_next_rung():
-    assert [next_rung(32, 4, scored) for scored in (0, 4, 5, 8, 16, 31)] == [4, 8, 8, 16, 32, 32]
+def test_scoring_goes_on_with_the_next_stage():
+    assert [next_stage(32, 4, scored) for scored in (0, 4, 5, 8, 16, 31)] == [4, 8, 8, 16, 32, 32]
 
 
-def test_a_clear_loss_is_seen_at_the_first_look():
+def test_a_clear_loss_is_seen_in_the_first_stage():
     rng = np.random.default_rng(0)
     before = rng.normal(30, 2, 32)
     assert given_up_at(before, before * 0.9 + rng.normal(0, 0.1, 32), 0.02) == 4
 
 
-def test_no_loss_is_never_given_up_and_all_prompts_are_no_early_look():
+def test_no_loss_is_never_given_up_and_all_prompts_are_no_early_stage():
     before = np.full(32, 30.0)
     assert given_up_at(before, before, 0.0) is None
     assert not is_lost(before, before * 0.5, 0.02, 32)

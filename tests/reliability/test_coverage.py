@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from accel_search.core.assessment import assess
-from accel_search.core.early_stopping import FALSE_REJECTION, is_lost, rungs
+from accel_search.core.early_stopping import FALSE_REJECTION, is_lost, stages
 from accel_search.core.intervals import Verdict, score_loss
 from accel_search.core.timing_noise import speedup
 from accel_search.core.trial import Goal, Measurement
@@ -157,19 +157,19 @@ def test_a_copy_of_the_baseline_is_seldom_called_a_gain(runs, timed):
     assert not any(each.is_gain for each in within)
 
 
-# Racing
+# Early stopping
 
 
 def given_up(before, after, prompts):
     return any(
-        is_lost(before[:rung], after[:rung], BOUND, prompts) for rung in rungs(prompts, 4)[:-1]
+        is_lost(before[:stage], after[:stage], BOUND, prompts) for stage in stages(prompts, 4)[:-1]
     )
 
 
 @repeated(300, 20_000)
 @pytest.mark.parametrize("kind", ["normal", "skewed", "rare"])
 @pytest.mark.parametrize("prompts", [16, 32, 64])
-def test_a_race_gives_up_what_is_within_the_bound_as_seldom_as_it_says(runs, kind, prompts):
+def test_early_stopping_gives_up_what_is_within_the_bound_as_seldom_as_it_says(runs, kind, prompts):
     """The worst case, exactly at the bound over its own prompts: at most `FALSE_REJECTION`."""
     rng = np.random.default_rng(prompts)
     wrong = 0
@@ -193,16 +193,16 @@ def test_a_race_never_gives_up_what_loses_the_bound_at_every_prompt_but_for_roun
 @repeated(300, 5000)
 @pytest.mark.parametrize("kind", ["normal", "skewed"])
 def test_what_is_far_beyond_the_bound_never_passes_and_is_mostly_given_up(runs, kind):
-    """No early look lets a candidate pass, so a false acceptance is that of all prompts."""
+    """No early stage lets a candidate pass, so a false acceptance is that of all prompts."""
     rng = np.random.default_rng(7)
     seen = 0
     for _ in range(runs):
         before, after = scores(rng, kind, 32, loss=0.10)
         seen += given_up(before, after, 32)
-        for rung in rungs(32, 4):
-            looked_at = Measurement((1.0,), (1.0,), tuple(after[:rung]), 4)
-            found = assess(looked_at, Measurement((1.0,), (1.0,), tuple(before), 4), BOUND)
-            assert found.verdict is not Verdict.PASS
+        for stage in stages(32, 4):
+            measured = Measurement((1.0,), (1.0,), tuple(after[:stage]), 4)
+            assessment = assess(measured, Measurement((1.0,), (1.0,), tuple(before), 4), BOUND)
+            assert assessment.verdict is not Verdict.PASS
     assert seen / runs > 0.9
 
 

@@ -19,6 +19,7 @@ import train_demo  # noqa: E402
 
 from training import (  # noqa: E402
     denoiser,
+    drawing,
     model_card,
     package,
     scenes,
@@ -112,8 +113,8 @@ def test_scenes_are_encoded_as_their_captions_are(some_scenes: torch.Tensor) -> 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_a_shape_is_drawn_in_its_colour_where_it_belongs(shape: str) -> None:
     scene = scenes.parse_caption(f"a large blue {shape} at the center on a beige background")
-    geometry = scenes.place_objects(scene[None], torch.Generator().manual_seed(0))
-    image = (scenes.draw(geometry)[0] + 1) / 2
+    geometry = drawing.place_objects(scene[None], torch.Generator().manual_seed(0))
+    image = (drawing.draw(geometry)[0] + 1) / 2
     x, y = geometry.center[0, 0].round().long().tolist()
     radius = float(geometry.radius[0, 0])
     # A ring is hollow: its band lies at three quarters of its radius.
@@ -126,7 +127,7 @@ def test_a_shape_is_drawn_in_its_colour_where_it_belongs(shape: str) -> None:
 
 def test_shapes_look_different() -> None:
     texts = [f"a large red {shape} at the center on a white background" for shape in scenes.SHAPES]
-    images = scenes.draw_scenes(scenes.parse_captions(texts), torch.Generator().manual_seed(0))
+    images = drawing.draw_scenes(scenes.parse_captions(texts), torch.Generator().manual_seed(0))
     apart = (images[:, None] - images[None]).square().mean((2, 3, 4))
     assert (apart + torch.eye(len(texts)) > 0.01).all()
 
@@ -135,14 +136,14 @@ def test_shapes_look_different() -> None:
 def test_a_pair_is_placed_as_its_caption_says(relation: str, axis: int, sign: int) -> None:
     text = f"a small red circle {relation} a large blue star on a white background"
     many = scenes.parse_caption(text)[None].repeat(50, 1)
-    center = scenes.place_objects(many).center
+    center = drawing.place_objects(many).center
     assert (sign * (center[:, 1, axis] - center[:, 0, axis]) > 20).all()
 
 
 def test_rows_have_as_many_objects_as_they_say_inside_the_picture() -> None:
     texts = [f"{count} red rings in a column on a white background" for count in scenes.COUNTS]
     many = scenes.parse_captions(texts).repeat(50, 1)
-    geometry = scenes.place_objects(many)
+    geometry = drawing.place_objects(many)
     assert (geometry.radius > 0).sum(1).tolist() == [2, 3, 4] * 50
     reach = (geometry.center - scenes.IMAGE_SIZE / 2).abs().amax(2) + 1.05 * geometry.radius
     assert (reach[geometry.radius > 0] < scenes.IMAGE_SIZE / 2).all()
@@ -150,7 +151,7 @@ def test_rows_have_as_many_objects_as_they_say_inside_the_picture() -> None:
 
 def test_standardizing_latents_leaves_pictures_alone(run: Run) -> None:
     model = vae.build_vae().eval()
-    images = scenes.draw_scenes(scenes.sample_scenes(4))
+    images = drawing.draw_scenes(scenes.sample_scenes(4))
     with torch.no_grad():
         before = model(images).sample
         vae.standardize_latents(run, model, [images])

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+FOLDERS = [str(ROOT / "scripts"), str(ROOT / "scripts" / "benchmarks"), str(ROOT)]
 OPTIONAL = ("skopt",)
 """Of the dependency group `bench`, which the tests do without."""
 
@@ -18,7 +19,7 @@ OPTIONAL = ("skopt",)
 @pytest.fixture(autouse=True)
 def as_a_script(monkeypatch):
     """Let a script import the folder it lies in, and leave no trace of that."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), str(ROOT), *sys.path])
+    monkeypatch.setattr(sys, "path", [*FOLDERS, *sys.path])
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

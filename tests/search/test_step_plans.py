@@ -5,8 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from accel_search.accelerators.base import PLAIN
+from accel_search.accelerators.computation import describe_steps
+from accel_search.core.candidate import Candidate
 from accel_search.search.space import JointSpace
-from accel_search.search.step_plans import plans_in, plans_of
+from accel_search.search.step_plans import plans_in
 from tests.support.fakes import WORKLOAD, with_steps
 
 NARROW = {
@@ -35,19 +38,16 @@ def test_every_candidates_calls_are_those_that_it_is_described_to_make(name):
     space = SPACES[name]
     chosen = np.random.default_rng(0).permutation(len(space))[:150].tolist()
     whole = plans_in(space)
-    alone = plans_of([space.candidate_at(at) for at in chosen], space.workload)
     assert len(whole) == len(space)
-    assert whole.baseline_calls == alone.baseline_calls == space.workload.unet_calls
-    for row, at in enumerate(chosen):
-        assert counted(whole, at) == counted(alone, row), space.candidate_at(at)
+    assert whole.baseline_calls == space.workload.unet_calls
+    assert whole.types[0] == frozenset()
+    for at in chosen:
+        candidate = space.candidate_at(at)
+        assert counted(whole, at) == Counter(describe_steps(candidate, space.workload)), candidate
 
 
-def test_the_bare_pipeline_makes_nothing_but_plain_calls():
-    from accel_search.core.candidate import Candidate
-
-    plans = plans_of([Candidate()], WORKLOAD)
-    assert counted(plans, 0) == {plans.types[0]: WORKLOAD.unet_calls}
-    assert plans.types[0] == frozenset()
+def test_the_baseline_pipeline_makes_nothing_but_plain_calls():
+    assert Counter(describe_steps(Candidate(), WORKLOAD)) == {PLAIN: WORKLOAD.unet_calls}
 
 
 def test_without_a_workload_candidates_are_told_apart_by_their_parameters():

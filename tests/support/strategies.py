@@ -2,7 +2,7 @@
 
 from accel_search.core.assessment import AssessedTrial, assess
 from accel_search.core.candidate import Candidate
-from accel_search.core.early_stopping import rungs
+from accel_search.core.early_stopping import stages
 from accel_search.core.trial import Failure, Goal, Trial
 from accel_search.search.space import JointSpace
 from accel_search.search.strategies.base import History, Task
@@ -74,7 +74,7 @@ class Run:
             assert before.is_open, "asked for a finished candidate again"
             scored = before.assessment.prompts
         assert scored < proposal.prompts <= PROMPTS
-        assert proposal.prompts in rungs(PROMPTS, CHUNK)
+        assert proposal.prompts in stages(PROMPTS, CHUNK)
         self.looks.append((str(candidate), proposal.prompts))
         if self.fails(candidate):
             failed = Trial(candidate, None, Failure("invalid_image", "black", 1.0))

@@ -59,7 +59,7 @@ def test_an_interrupted_sweep_says_what_the_same_command_does(run, monkeypatch, 
     monkeypatch.setattr("accel_search.sweep.driver.time.sleep", interrupted)
     code, said = run(*TABLE, *options, plan={"demo": "sleep 60"})
     assert code == 130 and said.endswith("run the same command again to go on\n")
-    assert ("--force: the same command explores those that are done once more" in said) == (
+    assert ("--force: the same command explores finished configurations again" in said) == (
         options == ["--force"]
     )
 

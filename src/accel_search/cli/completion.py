@@ -1,6 +1,6 @@
-"""Completion of options and their values in bash, zsh and fish, made from the command line itself.
+"""Complete options and their values in bash, zsh and fish.
 
-Scripts are made once by shtab and hold everything, so that TAB starts no Python.
+shtab makes a script from the command line once; it holds everything, so TAB starts no Python.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ SHELLS = ("bash", "zsh", "fish")
 FLAG = "--print_completion"
 _FILES = ("FILE", "RUN")
 _FOLDERS = ("DIR",)
-"""How the help stands for files and folders; shtab has the shell complete them."""
+"""Metavars of files and folders in the help; the shell completes them itself."""
 
 Words = Iterable[str] | Callable[[], Iterable[str]]
-"""Values that an option is completed with, or what returns them when a script is made."""
+"""Values that an option is completed with, or a function that returns them."""
 
 
 class PrintCompletion(argparse.Action):
-    """Prints a shell's script and ends the program."""
+    """Print a shell's script and end the program."""
 
     words: Mapping[str, Words] = {}
     """Option -> its values."""
@@ -57,7 +57,7 @@ def add_completion(parser: argparse.ArgumentParser, words: Mapping[str, Words]) 
 
 
 def script(parser: argparse.ArgumentParser, shell: str, words: Mapping[str, Words]) -> str:
-    """Return a shell's completion script; the parser serves for nothing else afterwards."""
+    """Return a shell's completion script; changes the parser, so use it for nothing else."""
     import shtab
 
     for action in parser._actions:

@@ -1,4 +1,4 @@
-"""Log files that can be followed while they grow, and that no secret gets into."""
+"""Log to the console and to a file, line by line and without secrets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ KEPT_FILES = 5
 """Old log files that are kept where a log is rotated."""
 
 
-class _Discreet(logging.Formatter):
-    """Formats a line, its traceback included, and strikes out secrets."""
+class _WithoutSecrets(logging.Formatter):
+    """Format a line, its traceback included, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
 
 
 class _AboveTheBar(logging.Handler):
-    """Writes to `sys.stdout` or `sys.stderr`, above a progress bar instead of through it.
+    """Write to `sys.stdout` or `sys.stderr`, above a progress bar instead of through it.
 
-    The stream is looked up at every line: whoever redirects it later is heard.
+    The stream is looked up at every line, so that redirecting it later works.
     """
 
     def __init__(self, stream: str) -> None:
@@ -36,24 +36,24 @@ class _AboveTheBar(logging.Handler):
         from tqdm import tqdm
 
         stream = getattr(sys, self._stream)
-        # Whoever read the console may be gone; the search goes on, and the file has every line.
+        # The console may have been closed; the search goes on, and the file has every line.
         with suppress(OSError):
             tqdm.write(self.format(record), file=stream)
             stream.flush()
 
 
 class _ToFile(RotatingFileHandler):
-    """Appends to a file; one that cannot be written, on a full disk, is told of once."""
+    """Append to a file, and warn once if it cannot be written, e.g. on a full disk."""
 
-    _told = False
+    _has_warned = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Warn instead of printing a traceback a line: no night's search ends for its log."""
+        """Warn instead of printing a traceback a line; the search goes on without its log."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self._told:
-            self._told = True
+        elif not self._has_warned:
+            self._has_warned = True
             with suppress(OSError):
                 print(
                     f"WARNING: {self.baseFilename}: lines are lost: {error.strerror}; everything "
@@ -84,8 +84,8 @@ def setup_logger(
         console: Whether ordinary lines go to standard output; warnings and errors go to
             standard error in any case.
         stamped: Whether lines on the console are those of the file, with time and level.
-        max_bytes: Size at which the file is put aside and begun anew, `KEPT_FILES` old ones being
-            kept; 0 lets it grow.
+        max_bytes: Size at which a new file is started; `KEPT_FILES` old ones are kept. 0 lets it
+            grow.
 
     Raises:
         OSError: The file cannot be opened for appending.
@@ -101,15 +101,15 @@ def setup_logger(
         path.parent.mkdir(parents=True, exist_ok=True)
         # FileHandler flushes after every record, which is what `tail -f` needs.
         to_file = _ToFile(path, maxBytes=max_bytes, backupCount=KEPT_FILES, encoding="utf-8")
-        to_file.setFormatter(_Discreet(LOG_FORMAT))
+        to_file.setFormatter(_WithoutSecrets(LOG_FORMAT))
         logger.addHandler(to_file)
     if console:
         to_output = _AboveTheBar("stdout")
         to_output.addFilter(lambda record: record.levelno < logging.WARNING)
-        to_output.setFormatter(_Discreet(LOG_FORMAT if stamped else "%(message)s"))
+        to_output.setFormatter(_WithoutSecrets(LOG_FORMAT if stamped else "%(message)s"))
         logger.addHandler(to_output)
     to_errors = _AboveTheBar("stderr")
     to_errors.setLevel(logging.WARNING)
-    to_errors.setFormatter(_Discreet(LOG_FORMAT if stamped else "%(levelname)s: %(message)s"))
+    to_errors.setFormatter(_WithoutSecrets(LOG_FORMAT if stamped else "%(levelname)s: %(message)s"))
     logger.addHandler(to_errors)
     return logger

@@ -1,4 +1,4 @@
-"""Options, each declared once as a field of a dataclass: command line and TOML keys follow."""
+"""Declare each option once, as a field of a dataclass; command line and TOML keys follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accel_search.errors import ConfigurationError, first_line
 MAX_WHOLE = 2**31 - 1
 """Largest whole number that is taken where an option has no limit of its own."""
 UNKNOWN: Any = "unknown"
-"""What an option affects that does not say it."""
+"""What an option affects where its declaration gives nothing."""
 Affects = Literal["timing", "score", "search"]
 """Part of a result: what was measured, what was scored, or what was searched and how far."""
 
@@ -45,31 +45,31 @@ def declare(
         help_text: One line.
         parse: Makes a value of its text, or raises ValueError with what is allowed.
         metavar: Stands for the value in the help.
-        aliases: Other names that are understood.
-        alone: Its value where it is given without one; None asks for a value.
+        aliases: Other names that are accepted.
+        alone: Its value where it is given without one; None requires a value.
         words: Values that a shell completes it with; others may be allowed too.
         only: Whether no value but `words`, and the default, is allowed.
-        least: Least number that is allowed; None for what is no number.
+        least: Least number that is allowed; None if it takes no number.
         most: Greatest number that is allowed.
         multiple: What a whole number has to be a multiple of.
         expected: How a message names the numbers that are allowed.
-        affects: What a stored result would not be the same in, were the option another; None where
-            it would. An option of `Settings` says so.
-        sweep: Whether every search of a sweep takes it, too.
+        affects: Part of a stored result that depends on the option; None if nothing does. Every
+            option of `Settings` gives it.
+        sweep: Whether a sweep passes it on to its searches.
     """
     metadata = dict(locals())
     return field(default=metadata.pop("default"), metadata=metadata | {"help": help_text})
 
 
 MAX_SECONDS = 10_000 * 86_400.0
-"""Longest duration that is taken; beyond any use, and short of what no file can hold."""
+"""Longest duration that is taken; beyond any use, and short enough for any file to hold."""
 MAX_NAME_BYTES = 255
 """Longest part of a path that a file system takes."""
 MAX_PATH_BYTES = 4095
 
 
 def check_text(name: str, text: str, *, is_path: bool = True) -> None:
-    """Refuse a text that can be neither a name nor a path: no call would take it later on.
+    """Refuse a text that can be neither a name nor a path, as later calls would.
 
     Args:
         name: The option's.
@@ -87,7 +87,7 @@ def check_text(name: str, text: str, *, is_path: bool = True) -> None:
         encoded = text.encode()
     except UnicodeEncodeError:
         refuse(name, shown, "text in UTF-8")
-    if any(ord(each) < 32 or ord(each) == 127 for each in text):
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
         refuse(name, shown, "text without control characters")
     longest = max(len(part) for part in encoded.split(b"/"))
     if is_path and (longest > MAX_NAME_BYTES or len(encoded) > MAX_PATH_BYTES):
@@ -112,10 +112,10 @@ def is_real(option: Field[Any]) -> bool:
 
 
 def check_value(option: Field[Any], value: Any) -> None:
-    """Refuse a number out of an option's range, and a name that is none of its names.
+    """Check a number against an option's range, and a name against its names.
 
     Raises:
-        ConfigurationError: It is one of these.
+        ConfigurationError: It is out of range, or not one of the names.
     """
     allowed = option.metadata
     if value is None or not allowed:
@@ -126,7 +126,7 @@ def check_value(option: Field[Any], value: Any) -> None:
         return
     least, most, multiple = allowed["least"], allowed["most"] or MAX_WHOLE, allowed["multiple"]
     kinds = (int, float) if is_real(option) else (int,)
-    # Written so that NaN, which is in no range, is refused too.
+    # Written so that NaN is refused too: every comparison with it is false.
     if type(value) not in kinds or not least <= value <= most or (multiple and value % multiple):
         refuse(option.name, value, allowed["expected"] or f"a whole number, {least} or more")
 
@@ -135,7 +135,7 @@ def parse_seconds(text: str) -> float:
     """Parse a duration: `90`, `90s`, `30m`, `2h`, `1h30m`.
 
     Raises:
-        ValueError: It is none of these, or is zero.
+        ValueError: It is not written like one of these, or is zero.
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     if not match or not any(match.groups()):
@@ -162,7 +162,7 @@ def parse_limit(text: str) -> float:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, through the same error as everything else."""
+    """Report a wrong command line as a `ConfigurationError`, in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{message}; see {self.prog} --help")
@@ -182,7 +182,7 @@ def build_parser(
         prog: Name of the program.
         description: What it does.
         version: Printed by `--version`.
-        options: Fields that were declared with `declare`; others are passed over.
+        options: Fields that were declared with `declare`; others are skipped.
         groups: First option of each group in the help -> title of the group.
         words: Option -> values that a shell completes, beside those of the declarations.
     """
@@ -196,49 +196,49 @@ def build_parser(
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
-    known = {each.name: each.metadata.get("words") for each in options} | dict(words or {})
-    add_completion(parser, {name: each for name, each in known.items() if each is not None})
+    known = {option.name: option.metadata.get("words") for option in options} | dict(words or {})
+    add_completion(parser, {name: values for name, values in known.items() if values is not None})
     parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
     group: argparse._ArgumentGroup | None = None
-    for each in options:
-        if not each.metadata:
+    for option in options:
+        if not option.metadata:
             continue
-        if each.name in groups or group is None:
-            group = parser.add_argument_group(groups[each.name])
-        _add_option(group, f"--{each.name}", each, _help_line(each))
+        if option.name in groups or group is None:
+            group = parser.add_argument_group(groups[option.name])
+        _add_option(group, f"--{option.name}", option, _help_line(option))
         # Understood but not shown: the usual spelling with hyphens, and older names.
-        for name in (each.name, *each.metadata["aliases"]):
+        for name in (option.name, *option.metadata["aliases"]):
             for flag in dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")):
-                if flag != f"--{each.name}":
-                    _add_option(group, flag, each, argparse.SUPPRESS)
+                if flag != f"--{option.name}":
+                    _add_option(group, flag, option, argparse.SUPPRESS)
     return parser
 
 
-def _help_line(each: Field[Any]) -> str:
+def _help_line(option: Field[Any]) -> str:
     """Return an option's help with its default, as argparse formats it."""
-    text: str = each.metadata["help"].replace("%", "%%")
-    if each.default in (None, MISSING) or each.metadata["parse"] is bool:
+    text: str = option.metadata["help"].replace("%", "%%")
+    if option.default in (None, MISSING) or option.metadata["parse"] is bool:
         return text
-    shown = each.default
+    shown = option.default
     if isinstance(shown, tuple):
         shown = ",".join(str(one) for one in shown)
     return f"{text} [{shown}]"
 
 
 def _add_option(
-    group: argparse._ArgumentGroup, flag: str, each: Field[Any], help_text: str
+    group: argparse._ArgumentGroup, flag: str, option: Field[Any], help_text: str
 ) -> None:
-    parse = each.metadata["parse"]
+    parse = option.metadata["parse"]
     if parse is bool:
-        group.add_argument(flag, dest=each.name, action="store_true", help=help_text)
+        group.add_argument(flag, dest=option.name, action="store_true", help=help_text)
         return
-    alone = each.metadata["alone"]
+    alone = option.metadata["alone"]
     group.add_argument(
         flag,
-        dest=each.name,
-        type=_typed(each.name, parse),
+        dest=option.name,
+        type=_typed(option.name, parse),
         **({} if alone is None else {"nargs": "?", "const": alone}),
-        metavar=each.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
+        metavar=option.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
         help=help_text,
     )
 
@@ -261,7 +261,7 @@ def given_options(
     arguments: Sequence[str] | None,
     options: Sequence[Field[Any]],
 ) -> dict[str, Any]:
-    """Return what a command line and the TOML file that it names say; flags win.
+    """Return the options of a command line and of the TOML file that it names; flags win.
 
     Args:
         parser: From `build_parser`.
@@ -289,14 +289,16 @@ def read_config(path: Path, options: Sequence[Field[Any]], program: str) -> dict
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    # ValueError: a text that is not UTF-8, no TOML, or a number of thousands of digits.
+    # ValueError: a text that is not UTF-8 or not TOML, or a number of thousands of digits.
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"--config {path}: cannot be read as TOML: {first_line(error)}"
         ) from error
-    known = {each.name: each for each in options}
+    known = {option.name: option for option in options}
     names = {
-        alias: each.name for each in known.values() for alias in each.metadata.get("aliases", ())
+        alias: option.name
+        for option in known.values()
+        for alias in option.metadata.get("aliases", ())
     }
     result: dict[str, Any] = {}
     for name, value in content.items():
@@ -310,20 +312,20 @@ def read_config(path: Path, options: Sequence[Field[Any]], program: str) -> dict
     return result
 
 
-def _value(path: Path, each: Field[Any], value: Any) -> Any:
+def _value(path: Path, option: Field[Any], value: Any) -> Any:
     """Return a TOML value as the option wants it: of its own type, or parsed as text is."""
-    parse = each.metadata["parse"]
+    parse = option.metadata["parse"]
     kinds: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, str.upper: str}
-    wrong = ConfigurationError(f"--config {path}: {each.name} = {value!r} has the wrong type")
+    wrong = ConfigurationError(f"--config {path}: {option.name} = {value!r} has the wrong type")
     if parse not in kinds:
-        # These read text on the command line; a file may also hold their lists and numbers.
+        # These parse text on the command line; a file may also hold their lists and numbers.
         text = str(value) if type(value) in (int, float) else value
         if not isinstance(text, str | list):
             raise wrong
         try:
-            return _typed(each.name, parse)(text)  # type: ignore[arg-type]
+            return _typed(option.name, parse)(text)  # type: ignore[arg-type]
         except (TypeError, AttributeError) as error:
-            raise wrong from error  # A list where text alone will do, or a list of lists.
+            raise wrong from error  # A list where only text is allowed, or a list of lists.
     if not isinstance(value, kinds[parse]) or (isinstance(value, bool) and parse is not bool):
         raise wrong
     return parse(value) if parse is str.upper else value

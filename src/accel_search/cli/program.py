@@ -1,4 +1,4 @@
-"""What both programs do around their work: one line for a user's error, an exit code for all."""
+"""Run a program: print an error as one line, and return an exit code in every case."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _OF_THE_SYSTEM = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.EPIPE, errno.ENFILE, errno.EMFILE, errno.ESTALE),
 }
-"""What a disk, a folder or a closed pipe may refuse anywhere: no defect of the program."""
+"""Errors of a disk, a folder or a closed pipe, which are no defect of the program."""
 LONGEST = 2000
-"""Characters of an error's line."""
+"""Most characters of an error's line."""
 
 
 def in_one_line(text: str) -> str:
-    """Return a message as one line that a terminal can show: it may quote what was given."""
+    """Return a message as one printable line, as it may quote any text that was given."""
     shown = "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
     )
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
 
@@ -44,10 +45,10 @@ def run_program(
 
     Args:
         name: The program's.
-        parse: Returns what the command line asks for.
-        run: Does it, and returns the exit code.
-        log_level: Returns the level that was asked for: with `DEBUG` errors show their traceback.
-        interrupted: What an interrupted user is told.
+        parse: Returns the settings of the command line.
+        run: Carries them out, and returns the exit code.
+        log_level: Returns the level of the settings: with `DEBUG` errors show their traceback.
+        interrupted: What to do after an interruption, for the message.
     """
     debug = False
     try:
@@ -55,7 +56,7 @@ def run_program(
             settings = parse()
             debug = log_level(settings) == "DEBUG"
             code = run(settings)
-            sys.stdout.flush()  # What it refuses is told here, not by the interpreter as it ends.
+            sys.stdout.flush()  # Here, so that an error is reported below, not at exit.
             return code
     except AccelSearchError as error:
         print(f"{name}: error: {in_one_line(without_secrets(str(error)))}", file=sys.stderr)
@@ -72,17 +73,17 @@ def run_program(
 
 
 def _refused(name: str, error: OSError, debug: bool) -> int:
-    """Say what the system refused, and return the exit code."""
+    """Print what could not be written, and return the exit code."""
     where = error.filename or "standard output"
     print(
         f"{name}: error: {where}: cannot be written: {error.strerror}; what was measured is "
-        "stored: mend that and run the same command again",
+        "stored: fix this and run the same command again",
         file=sys.stderr,
     )
     if debug:
         traceback.print_exc()
     if error.filename is None:
-        # What is left in the buffer would be tried, and refused, once more as the process ends.
+        # Otherwise the interpreter would try to write the rest of the buffer at exit.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitCode.INVALID

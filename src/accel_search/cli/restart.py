@@ -1,4 +1,4 @@
-"""Restart a process in place after a hang that nothing else would end."""
+"""Restart a process in place after a hang that nothing else can end."""
 
 from __future__ import annotations
 
@@ -11,60 +11,60 @@ from typing import NamedTuple, NoReturn
 from accel_search.errors import ExitCode
 
 _CARRIED = "ACCEL_SEARCH_BEGUN_ANEW"
-"""Environment variable that hands `Carried` to the process in this one's place."""
+"""Environment variable that hands `Carried` to the restarted process."""
 RESUME = "what was measured is stored: run the same command again to go on"
 
 
 class Carried(NamedTuple):
-    """What a process that hung hands to the one that goes on from its trials."""
+    """State that a process which hung hands to its restart."""
 
     hangs: int = 0
-    """Candidates on record as having hung."""
+    """Candidates that were recorded as having hung."""
     spent: float = 0.0
     """Seconds spent measuring."""
 
 
 def carried() -> Carried:
-    """Return what this process took over; zeros unless it began in the place of one that hung.
+    """Return the state handed over by a process that hung; zeros if this is no restart.
 
-    A second call returns zeros: it is not for the processes that this one starts.
+    A second call returns zeros: processes that this one starts must not inherit it.
     """
     hangs, _, spent = os.environ.pop(_CARRIED, "").partition(" ")
     try:
         return Carried(int(hangs or 0), float(spent or 0))
-    except ValueError:  # Somebody else's variable.
+    except ValueError:  # The variable was set by something else.
         return Carried()
 
 
 def end(line: str, code: int = ExitCode.UNEXPECTED) -> NoReturn:
-    """End the process at once with a line on standard error, whatever its other threads do."""
+    """Print a line on standard error and end the process, whatever its other threads do."""
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
     leave(code)
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once, with what it has printed and whatever a hung call has started."""
+    """End the process and its child processes at once, after flushing what it has printed."""
     _flush()
     _end_children()
     os._exit(code)
 
 
 def restart_process(carried: Carried) -> NoReturn:
-    """Replace this process by one of the same command line; locks and files fall with the old."""
+    """Replace this process by one of the same command line; its locks and files are closed."""
     os.environ[_CARRIED] = f"{carried.hangs} {carried.spent:.1f}"
     _flush()
     _end_children()
-    # What a library left open for its children, say on a GPU, must not outlive it either.
+    # Also descriptors that a library made inheritable, e.g. of a GPU.
     with suppress(OSError):
         for descriptor in Path("/proc/self/fd").iterdir():
             if int(descriptor.name) > 2:
-                with suppress(OSError):  # The listing's own is closed by now.
+                with suppress(OSError):  # The descriptor of the listing itself is closed by now.
                     os.set_inheritable(int(descriptor.name), False)
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     except OSError as error:
-        end(f"cannot begin anew: {error}; {RESUME}")
+        end(f"cannot restart: {error}; {RESUME}")
 
 
 def _end_children() -> None:

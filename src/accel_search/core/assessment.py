@@ -1,4 +1,4 @@
-"""What the samples of a trial say about it, derived from them and nothing else."""
+"""Assess a trial: everything here is derived from its samples alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accel_search.core.trial import Goal, Measurement, Trial
 
 @dataclass(frozen=True)
 class Assessment:
-    """What one trial's samples say about it."""
+    """Statistics of one trial's samples."""
 
     speedup: Estimate
     """Baseline seconds per image / candidate seconds per image; above 1 is faster."""
@@ -25,9 +25,9 @@ class Assessment:
     prompts: int
     """Prompts that the score loss was measured on."""
     is_complete: bool
-    """Whether these are all prompts of the part; if not, the verdict is that of an early look."""
+    """Whether these are all prompts of the part; if not, the verdict is that of an early stage."""
     psnr: float | None
-    """Mean likeness to the baseline's images in dB, higher is nearer; None where not measured."""
+    """Mean PSNR to the baseline's images in dB, higher is nearer; None where not measured."""
     ssim: float | None
     """Mean structural similarity to the baseline's images; None where not measured."""
 
@@ -37,7 +37,7 @@ class Assessment:
         return is_gain(self.speedup, self.noise_floor)
 
     def is_within(self, goal: Goal) -> bool:
-        """Return whether it keeps the goal's bounds on score and likeness."""
+        """Return whether it keeps the goal's bounds on score and similarity."""
         return (
             self.score_loss.value <= goal.max_score_loss
             and _is_at_least(self.psnr, goal.min_psnr)
@@ -46,7 +46,7 @@ class Assessment:
 
 
 def _is_at_least(value: float | None, least: float | None) -> bool:
-    """Return whether a likeness keeps a bound, if there is one; an unknown one is not shown to."""
+    """Return whether a similarity keeps a bound, if there is one; an unknown one does not."""
     return least is None or (value is not None and value >= least)
 
 
@@ -99,7 +99,7 @@ def assess(
     bound: float,
     noise: TimingNoise | None = None,
 ) -> Assessment:
-    """Derive everything that is said about one measured candidate.
+    """Derive the assessment of one measured candidate.
 
     Args:
         measurement: The candidate's samples, over all prompts or over the first of them.
@@ -130,7 +130,7 @@ def assess(
 
 
 def retimed(assessment: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:
-    """Return an assessment whose timing is judged by what is known of the noise by now."""
+    """Return an assessment with its timing judged by the noise as it is known by now."""
     return replace(
         assessment,
         speedup=speedup(measurement, noise),
@@ -143,6 +143,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def verdict(assessment: Assessment) -> str:
-    """Write a verdict; that of an early look which decided nothing is `open`."""
+    """Return a verdict as text: `open` for an early stage that decided nothing."""
     is_open = not assessment.is_complete and assessment.verdict is Verdict.INCONCLUSIVE
     return "open" if is_open else str(assessment.verdict)

@@ -53,7 +53,7 @@ class Candidate(Mapping[str, Params]):
         return f"Candidate({self.as_dict()})"
 
     def without(self, name: str) -> Candidate:
-        """Return the same with one accelerator less."""
+        """Return the candidate without one of its accelerators."""
         return Candidate({key: params for key, params in self.items() if key != name})
 
     def as_dict(self) -> dict[str, dict[str, Value]]:

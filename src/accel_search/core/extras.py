@@ -1,4 +1,4 @@
-"""The names of a study's extra measurements: all that it measured beside its trials."""
+"""The names of a study's extra measurements: all that it measured but its trials."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fewer_steps(steps: int) -> ExtraName:
 
 
 def without(rest: Candidate) -> ExtraName:
-    """Return the name of what was timed of a winner without a target: of the rest."""
+    """Return the name of the timing of a winner without one of its targets: of the rest."""
     return _name(Kind.WITHOUT, rest)
 
 

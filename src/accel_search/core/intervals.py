@@ -17,7 +17,7 @@ from accel_search.errors import ConfigurationError
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 FEWEST_RESAMPLED = 6
-"""Prompts from which on resampling them tells how their mean may differ."""
+"""Fewest prompts whose resampling gives an interval of their mean."""
 _SEED = 20240229  # The same samples always give the same interval.
 
 
@@ -35,11 +35,11 @@ class Estimate:
 
     @property
     def is_bounded(self) -> bool:
-        """Return whether it is known how far off the value may be; if not, an end is infinite."""
+        """Return whether both ends of the interval are finite."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def agrees_with(self, other: Estimate) -> bool:
-        """Return whether the two intervals overlap: if not, one of them is not what it claims."""
+        """Return whether the two intervals overlap."""
         return self.low <= other.high and other.low <= self.high
 
 
@@ -82,7 +82,7 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
     if not before.mean() > 0:
         raise ConfigurationError(
             f"the baseline's mean score is {before.mean():.2f}; a relative loss needs a positive "
-            "one: check that --clip_model suits these pictures and prompts"
+            "one: check that --clip_model suits these images and prompts"
         )
     value = float(1 - after.mean() / before.mean())
     if len(before) < 2:
@@ -118,7 +118,7 @@ def _expanded(count: int) -> float:
     """Return the level at which a bootstrap's percentiles of `count` samples hold `CONFIDENCE`.
 
     Resampling takes the spread of n samples with n in place of n − 1, and knows no tails heavier
-    than the normal's: both are made up for by the level.
+    than the normal's: the level makes up for both.
     """
     t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
     level = 1 - 2 * float(stats.norm.cdf(-math.sqrt(count / (count - 1)) * t))
@@ -142,7 +142,7 @@ def squares_of(ratios: NDArray[np.float64], mean: float | None = None) -> tuple[
 
 
 def half_width(squares: float, freedom: float, count: int) -> float:
-    """Half-width of the interval of a mean of `count`, from a pooled sum of squares."""
+    """Return the half-width of the interval of a mean of `count`, from a pooled sum of squares."""
     if freedom < 1:
         return math.inf
     t = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))

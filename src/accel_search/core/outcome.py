@@ -1,4 +1,4 @@
-"""What a search found: a winner, its rivals, and what each of its targets is worth."""
+"""What a search found: a winner, fewer-steps baselines, and what each target is worth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accel_search.core.trial import Measurement
 
 @dataclass(frozen=True)
 class Rival:
-    """The baseline pipeline with fewer steps."""
+    """A fewer-steps baseline: the unaccelerated pipeline at a smaller number of steps."""
 
     steps: int
     measurement: Measurement
@@ -23,8 +23,8 @@ class Rival:
     def rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> bool:
         """Return whether it does as well as the winner, as far as these prompts can tell.
 
-        It must be as fast, noise apart, and its scores must not be shown to be lower than the
-        winner's, prompt by prompt.
+        It does if it is as fast within the noise floor, and the paired interval of its scores
+        includes the winner's.
 
         Args:
             winner: The search's.
@@ -61,14 +61,14 @@ class Outcome:
     resumed: int
     """Trials that an earlier run had measured."""
     refuted: tuple[Candidate, ...]
-    """Faster candidates that failed on held-out prompts."""
+    """Faster candidates that were rejected on held-out prompts."""
     stopped: str
     """Why no further candidate was measured."""
     settled: bool
     """Whether the strategy had nothing left that is worth measuring, so that the winner is the
     upper bound as far as it can tell; every distinct candidate was measured by a grid search."""
     could_win: int
-    """Candidates that could still have won when a budget, or the number of those that failed on
+    """Candidates that could still have won when a budget, or the number of those rejected on
     held-out prompts, ended the search."""
     seconds: float
     """Seconds measured, over every run of this study."""
@@ -78,10 +78,10 @@ class Outcome:
 
 
 def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:
-    """Return a winner's speedup by its timings in the search and, if there are any, after it.
+    """Return a winner's speedup by its timings in the search and on held-out prompts, if any.
 
-    It won by the first of them, which of several near-equals are mostly the lucky ones; the second
-    were made when it had won, as many of them, and count as much.
+    The first alone are biased: of several near-equal candidates the luckiest wins. The second were
+    made after it had won, as many of them, and count as much.
     """
     assessments = [
         assessment for assessment in (winner.assessment, held_out) if assessment is not None
@@ -103,7 +103,7 @@ class SpeedBound:
     """Relative difference that two copies of one pipeline may show at as many pairs."""
     baseline: Measurement
     timed: int
-    """Candidates of which there are timings, a search's before among them."""
+    """Candidates of which there are timings, those of an earlier search included."""
     failed: int
     settled: bool
     """Whether no other candidate promises to be faster; if not, the runs were used up."""

@@ -1,4 +1,4 @@
-"""Finding accelerators and strategies: one file each, and packages that bring their own."""
+"""Find accelerators and strategies: one file each here, and those of installed plug-ins."""
 
 from __future__ import annotations
 
@@ -53,12 +53,11 @@ def _plugged_in(base: type[T], group: str) -> Iterator[type[T]]:
             cls = point.load()
         except Exception as error:  # A plug-in may fail in any way; name it, whatever it was.
             raise ConfigurationError(
-                f"plug-in {point.value!r} cannot be loaded ({error}): mend or uninstall it"
+                f"plug-in {point.value!r} cannot be loaded ({error}): fix or uninstall it"
             ) from error
         if not _is_one(cls, base):
             raise ConfigurationError(
-                f"plug-in {point.value!r} is not a subclass of {base.__name__}: "
-                "mend or uninstall it"
+                f"plug-in {point.value!r} is not a subclass of {base.__name__}: fix or uninstall it"
             )
         yield cls
 

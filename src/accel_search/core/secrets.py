@@ -1,4 +1,4 @@
-"""Strikes secrets out of what is printed, logged or stored."""
+"""Remove secrets from text that is printed, logged or stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAST_SECRET = 8
 
 
 def without_secrets(text: str) -> str:
-    """Return a text with hub tokens, passwords in URLs and the environment's secrets struck out."""
+    """Return a text without hub tokens, passwords in URLs and the environment's secrets."""
     for name, value in os.environ.items():
         if len(value) >= _LEAST_SECRET and _SECRET_NAMES.search(name):
             text = text.replace(value, "***")

@@ -1,4 +1,4 @@
-"""Speedups of calls timed side by side, and how far they differ by chance."""
+"""Speedups of calls timed in pairs, and how far they differ by chance."""
 
 from __future__ import annotations
 
@@ -26,32 +26,31 @@ def is_gain(speedup: Estimate, noise_floor: float) -> bool:
 
 
 def paired_log_ratios(measurement: Measurement) -> NDArray[np.float64]:
-    """Return log(baseline seconds / candidate seconds) of the calls timed side by side, `[M]`."""
-    beside = np.asarray(measurement.baseline_seconds_per_image, float)
-    own = np.asarray(measurement.seconds_per_image[: len(beside)], float)
-    ratios: NDArray[np.float64] = np.log(beside / own)
+    """Return log(baseline seconds / candidate seconds) of the calls timed in pairs, `[M]`."""
+    baseline = np.asarray(measurement.baseline_seconds_per_image, float)
+    own = np.asarray(measurement.seconds_per_image[: len(baseline)], float)
+    ratios: NDArray[np.float64] = np.log(baseline / own)
     return ratios
 
 
 DOUBT = 0.2
-"""Probability of its own spread, were it that of all pairs, below which a trial's counts more."""
+"""Probability of a trial's own spread under the pooled one, below which its own counts more."""
 OUTLIER = 0.01
-"""The same, over all trials together, below which it tells nothing of the others' pairs."""
+"""The same over all trials together, below which a trial is left out of the pool."""
 
 
 class TimingNoise:
     """How far pairs of calls differ by chance, by all pairs that were timed at one batch size.
 
-    Two or three pairs are a poor guess at it: where they agree by chance, an interval made of them
-    is too narrow, and the next one, made of others, is somewhere else. So a mean of pairs is judged
-    by the pooled spread of all trials' pairs about their own means and of the baseline's against
-    itself, whose true ratio is known to be 1. A trial whose own pairs differ by more than that
-    allows is taken at its word: the less likely they are, the less the pool weighs beside them,
-    down to nothing.
+    Two or three pairs estimate it badly: where they agree by chance, their interval is too narrow.
+    So a mean of pairs is judged by the pooled spread of all trials' pairs about their own means and
+    of the baseline's against itself, whose true ratio is known to be 1. Where a trial's own pairs
+    differ by more than that allows, its own spread counts: the less likely it is, the less the pool
+    weighs, down to nothing.
 
     Args:
         baselines: The baseline pipeline timed against itself.
-        trials: Candidates, each timed beside the baseline; one with a single pair tells nothing.
+        trials: Candidates, each timed beside the baseline; one with a single pair adds nothing.
 
     Source:
         Variances moderated by those of all others: Smyth, "Linear models and empirical Bayes
@@ -101,8 +100,8 @@ class TimingNoise:
     def floor(self, pairs: int) -> float:
         """Return the relative difference that two copies of one pipeline may show by chance.
 
-        One call that was disturbed while the baseline was timed against itself widens it only
-        until the trials' pairs contradict that.
+        A disturbed call of the baseline timed against itself widens it only until enough trials'
+        pairs show a smaller spread.
 
         Args:
             pairs: Pairs of calls that a ratio is the mean of.
@@ -114,45 +113,44 @@ class TimingNoise:
 
 
 def timing_noises(
-    beside: Mapping[str, Measurement], trials: Iterable[Measurement | None]
+    extras: Mapping[str, Measurement], trials: Iterable[Measurement | None]
 ) -> dict[int, TimingNoise]:
     """Return batch size -> how far pairs of calls differ by chance.
 
     Args:
-        beside: What a study remembers beside its trials, by name: baselines, confirmations, rivals.
+        extras: A study's extra measurements by name, e.g. baselines and held-out measurements.
         trials: Its trials' measurements; None for a failed one.
     """
     baselines: dict[int, list[Measurement]] = {}
     others: dict[int, list[Measurement]] = {}
-    for name, measurement in beside.items():
+    for name, measurement in extras.items():
         part = baselines if is_baseline(name) else others
         part.setdefault(measurement.batch_size, []).append(measurement)
-    for measured in trials:
-        if measured is not None:
-            others.setdefault(measured.batch_size, []).append(measured)
+    for trial in trials:
+        if trial is not None:
+            others.setdefault(trial.batch_size, []).append(trial)
     sizes = baselines.keys() | others.keys()
     return {size: TimingNoise(baselines.get(size, ()), others.get(size, ())) for size in sizes}
 
 
 def _pairs_of(measurement: Measurement) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    beside = measurement.baseline_seconds_per_image
-    return beside, measurement.seconds_per_image[: len(beside)]
+    baseline = measurement.baseline_seconds_per_image
+    return baseline, measurement.seconds_per_image[: len(baseline)]
 
 
 def _chance(squares: Any, free: Any, rest: Any, rest_free: Any) -> Any:
-    """Return the probability of so large a spread or a larger one, were it that of the rest."""
+    """Return the probability of a spread at least this large, if the rest's is the true one."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide(squares, free) / np.divide(rest, rest_free)
     return np.where(np.isfinite(ratio), special.fdtrc(free, rest_free, ratio), 1.0)
 
 
 def speedup(measurement: Measurement, noise: TimingNoise | Measurement) -> Estimate:
-    """Estimate the speedup from calls timed side by side.
+    """Estimate the speedup from calls timed in pairs.
 
     Args:
         measurement: The candidate's, with at least one pair.
-        noise: How far pairs differ by chance; or the baseline, where its pairs against itself are
-            all that is known of it.
+        noise: How far pairs differ by chance; or the baseline, to take its pairs against itself.
 
     Returns:
         Geometric mean of the pairs' ratios, with its interval by Student's t and the spread of all
@@ -165,15 +163,15 @@ def speedup(measurement: Measurement, noise: TimingNoise | Measurement) -> Estim
 
 
 def noise_floor(noise: Measurement, pairs: int) -> float:
-    """Return `TimingNoise.floor` of the baseline against itself, where no trial is timed yet."""
+    """Return `TimingNoise.floor` of the baseline against itself, before any trial is timed."""
     return TimingNoise([noise]).floor(pairs)
 
 
 def timing_spread(noise: Measurement, trials: Sequence[Measurement] = ()) -> float:
     """Return the standard deviation of the log ratio of one pair of calls; 0.0 without pairs.
 
-    The baseline's few pairs alone may agree by chance: what each trial's own pairs differ by is
-    counted in. By the median, which a few disturbed calls do not move.
+    Each trial's own pairs count too, as the baseline's few may agree by chance. It is the median
+    absolute deviation, which a few disturbed calls do not move.
 
     Args:
         noise: The baseline timed against itself.

@@ -27,8 +27,8 @@ class Measurement:
     seconds: float = 0.0
     """Wall seconds that measuring took, scoring and baseline included."""
     psnr: tuple[float, ...] = ()
-    """Likeness of each image to the baseline's of the same prompt and noise, in dB, at most 100;
-    empty for the baseline itself and where it was not measured."""
+    """PSNR of each image to the baseline's of the same prompt and noise, in dB, at most 100; empty
+    for the baseline itself and where it was not measured."""
     ssim: tuple[float, ...] = ()
     """Structural similarity of the same pairs, at most 1."""
 
@@ -91,17 +91,17 @@ class Failure:
 
 
 def commonest(failures: Sequence[Failure]) -> Failure:
-    """Return the first failure of the kind that most are of; of equals, of the earlier kind."""
+    """Return the first failure of the commonest kind; of equally common ones, the earlier."""
     kinds = [failure.kind for failure in failures]
     kind = max(kinds, key=kinds.count)
     return next(failure for failure in failures if failure.kind == kind)
 
 
-def said_of(failures: Sequence[Failure]) -> str:
-    """Return in a line how many failed, and why most of them did."""
+def describe_failures(failures: Sequence[Failure]) -> str:
+    """Return in one line how many failed, and why most of them did."""
     most = commonest(failures)
-    like_it = sum(failure.kind == most.kind for failure in failures)
-    share = "" if like_it == len(failures) else f", {like_it:,} of them"
+    count = sum(failure.kind == most.kind for failure in failures)
+    share = "" if count == len(failures) else f", {count:,} of them"
     return f"{len(failures):,} failed{share or ':'} {most.kind}: {most.message}"
 
 
@@ -127,13 +127,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is looked for."""
+    """What a search looks for."""
 
     max_score_loss: float
     """Largest loss of score allowed, a fraction."""
     min_speedup: float | None = None
     """Requirement mode: stop at the first candidate this fast. None: find the fastest."""
     min_psnr: float | None = None
-    """Least mean likeness to the baseline's images, in dB; None is no bound."""
+    """Least mean PSNR to the baseline's images, in dB; None is no bound."""
     min_ssim: float | None = None
     """Least mean structural similarity to the baseline's images; None is no bound."""

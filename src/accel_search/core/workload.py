@@ -104,7 +104,7 @@ class Provenance:
     def identity(self) -> dict[str, Any]:
         """Return all but the fields that may differ between two runs that measure the same.
 
-        Defaults are left out too, so that a field added later forgets no trial of before.
+        Defaults are left out too, so that trials stored before a field was added still match.
         """
         defaults = {field.name: field.default for field in fields(self)}
         return {
@@ -119,11 +119,11 @@ class Provenance:
 
 
 def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Name each field, but the date, in which a stored provenance is another than one wanted.
+    """Name each field but the date in which a stored provenance differs from one wanted.
 
-    Fields that it lacks differ, but for those that came later and have their default.
+    A field that it lacks counts as its default, if it has one.
     """
-    defaults = {each.name: each.default for each in fields(Provenance)}
+    defaults = {field.name: field.default for field in fields(Provenance)}
     kept, asked = dict(stored), dict(wanted)
     if "versions" in asked:
         kept["versions"], asked["versions"] = counting_versions(kept, asked["versions"])

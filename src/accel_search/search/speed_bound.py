@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from accel_search.core.outcome import SpeedBound
 from accel_search.core.timing_noise import TimingNoise, speedup
-from accel_search.core.trial import Failure, Measurement, Trial, commonest, said_of
+from accel_search.core.trial import Failure, Measurement, Trial, commonest, describe_failures
 from accel_search.errors import NothingMeasured
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observer
@@ -114,7 +114,7 @@ class SpeedBoundSearch:
     def _outcome(self, baseline: Measurement, settled: bool) -> SpeedBound:
         standing = self._standing
         if not standing.measured:
-            message = f"no candidate could be measured: {said_of(standing.failures)}"
+            message = f"no candidate could be measured: {describe_failures(standing.failures)}"
             raise NothingMeasured(message, commonest(standing.failures).kind, baseline.seconds)
         best = self._fastest(baseline)
         measurement = standing.measured[best]

@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from accel_search.accelerators.base import PLAIN, Company, Effect, StepType
-from accel_search.accelerators.computation import describe_steps
-from accel_search.core.candidate import Candidate
-from accel_search.core.workload import Workload
 from accel_search.search.space import Axis, Block, JointSpace
 
 
@@ -31,20 +28,6 @@ class StepPlans:
     def __len__(self) -> int:
         """Return the number of candidates."""
         return int(self.counts.shape[0])
-
-
-def plans_of(candidates: Sequence[Candidate], workload: Workload) -> StepPlans:
-    """Return the step plans of a few candidates."""
-    described = [describe_steps(candidate, workload) for candidate in candidates]
-    types = {PLAIN: 0}
-    for steps in described:
-        for step in steps:
-            types.setdefault(step, len(types))
-    rows = [row for row, steps in enumerate(described) for _ in steps]
-    columns = [types[step] for steps in described for step in steps]
-    return StepPlans(
-        tuple(types), _counted(rows, columns, (len(described), len(types))), workload.unet_calls
-    )
 
 
 def plans_in(space: JointSpace) -> StepPlans:
@@ -74,7 +57,11 @@ def plans_in(space: JointSpace) -> StepPlans:
             known = np.array([types.setdefault(step, len(types)) for step in local])
             rows.append(np.repeat(positions[rest], codes.shape[1]))
             columns.append(known[codes].reshape(-1))
-    counts = _counted(np.concatenate(rows), np.concatenate(columns), (len(space), len(types)))
+    entries = np.concatenate(rows), np.concatenate(columns)
+    # Entries of the same place are added up.
+    counts = sparse.coo_array(
+        (np.ones(len(entries[0])), entries), shape=(len(space), len(types))
+    ).tocsr()
     calls = 1 if space.workload is None else space.workload.unet_calls
     return StepPlans(tuple(types), counts, calls)
 
@@ -138,12 +125,3 @@ def _described(
         frozenset(Effect(f"{accelerator.name} {effect.name}", effect.amount) for effect in step)
         for step in steps
     )
-
-
-def _counted(
-    rows: Sequence[int] | NDArray[np.int64],
-    columns: Sequence[int] | NDArray[np.int64],
-    shape: tuple[int, int],
-) -> sparse.csr_array:
-    # Entries of the same place are added up.
-    return sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()

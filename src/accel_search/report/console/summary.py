@@ -13,7 +13,7 @@ from accel_search.core.assessment import AssessedTrial, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
-from accel_search.core.trial import said_of
+from accel_search.core.trial import describe_failures
 from accel_search.core.workload import Workload
 from accel_search.errors import NothingMeasured
 from accel_search.report.console.color import painted
@@ -243,7 +243,7 @@ def _fewer_steps(outcome: Outcome) -> str:
 def _failures(outcome: Outcome) -> str:
     """Return how many candidates failed, and the commonest reason."""
     failures = [trial.trial.failure for trial in outcome.trials if trial.trial.failure is not None]
-    return textwrap.fill(shown(said_of(failures)), WIDTH) if failures else ""
+    return textwrap.fill(shown(describe_failures(failures)), WIDTH) if failures else ""
 
 
 def shown(text: str) -> str:

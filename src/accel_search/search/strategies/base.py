@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
-from accel_search.core.early_stopping import next_rung
+from accel_search.core.early_stopping import next_stage
 from accel_search.core.trial import Goal, Measurement
 from accel_search.search.space import ALL_BASELINE, JointSpace
 
@@ -109,7 +109,7 @@ class Strategy(ABC):
     def raced(self, candidate: Candidate, scored: int = 0) -> Proposal:
         """Return the next stage of a candidate that was scored on that many prompts."""
         task = self.task
-        return Proposal(candidate, next_rung(task.prompts, task.chunk, scored))
+        return Proposal(candidate, next_stage(task.prompts, task.chunk, scored))
 
     def first_unmeasured(self, order: Sequence[int], history: History) -> Candidate | None:
         """Return the first candidate in an order of positions that is not in the history.

@@ -12,7 +12,7 @@ from scipy import stats
 
 from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
-from accel_search.core.early_stopping import rungs
+from accel_search.core.early_stopping import stages
 from accel_search.core.intervals import CONFIDENCE
 from accel_search.search.step_plans import StepPlans, plans_in
 from accel_search.search.strategies.base import History, Proposal, Strategy, Task
@@ -120,8 +120,8 @@ class Guided(Strategy):
         if standing.within[position] >= SURE:
             return Proposal(candidate, self.task.prompts)
         # The first stage is for calibration; it decides little.
-        stages = rungs(self.task.prompts, self.task.chunk)
-        least = stages[0] if len(stages) > 1 else 0
+        ends = stages(self.task.prompts, self.task.chunk)
+        least = ends[0] if len(ends) > 1 else 0
         return self.raced(candidate, max(int(standing.prompts[position]), least))
 
     def speedup_of(self, assessed: AssessedTrial, history: History) -> float:
