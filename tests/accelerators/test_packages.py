@@ -15,7 +15,7 @@ import torch
 
 from accel_search.accelerators.compose import apply_candidate, remove_from
 from accel_search.accelerators.packages import check_workload, script_parts
-from accel_search.api import accelerate
+from accel_search.api import accelerate, load_best
 from accel_search.errors import AcceleratorError, ConfigurationError
 from accel_search.settings import Settings
 from tests.support.candidates import SUPPORTED
@@ -72,6 +72,21 @@ def test_accelerate_applies_and_removes_the_packages(sd: Any) -> None:
     assert_same(before, snapshot(sd))
     with pytest.raises(ConfigurationError, match="give own or package"):
         accelerate(sd, candidate, implementation="theirs")
+
+
+def test_a_result_of_the_packages_is_applied_by_them(sd: Any, tmp_path: Path) -> None:
+    """`load_best` returns settings for ours, so it refuses in one line."""
+    content = json.loads((Path(__file__).parents[2] / "search_params.json").read_text())
+    key, value = next(iter(content.items()))
+    value["provenance"]["implementation"] = "package"
+    file = tmp_path / "params.json"
+    file.write_text(json.dumps({key: value}))
+    with accelerate(sd, file, steps=20, quiet=True):
+        assert "forward" in vars(sd.unet)
+    assert "forward" not in vars(sd.unet)
+    with pytest.raises(ConfigurationError, match="implementation own, but with another") as caught:
+        load_best(file, sd, steps=20)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_branch_that_the_unet_lacks_is_refused(sd: Any) -> None:
@@ -193,12 +208,12 @@ runpy.run_path("fast.py")
 @pytest.mark.parametrize("targets", ["deepcache", "deepcache,tgate"])
 def test_a_search_by_the_real_command(targets: str, tmp_path: Path) -> None:
     """It resumes, verifies, answers no search for `own`, and exports a script without us."""
-    command = f"""--implementation package --targets {targets} --steps 8 --num_samples 2 --json
+    command = f"""--implementation package --targets {targets} --steps 10 --num_samples 4 --json
         --held_out_samples 0 --max_trials 1 --req_score_loss 1 --batch_size 2 --timing_pairs 1
         --threads 1 --config space.toml""".split()
-    space = "[space.deepcache]\ncache_interval = [4]\ncache_branch_id = [0]\n"
+    space = "[space.deepcache]\ncache_interval = [2]\ncache_branch_id = [0]\n"
     if "tgate" in targets:
-        space += "[space.tgate]\ngate_step = [5]\nsp_interval = [2]\nfi_interval = [2]\n"
+        space += "[space.tgate]\ngate_step = [7]\nsp_interval = [2]\nfi_interval = [2]\n"
         space += "warmup = [1]\n"
     (tmp_path / "space.toml").write_text(space)
 
@@ -219,7 +234,7 @@ def test_a_search_by_the_real_command(targets: str, tmp_path: Path) -> None:
     assert again["settings"] == first["settings"]
     verified = json.loads(program(*search, "--verify", code=(0, 3, 7)))
     assert verified["failure"] is None
-    assert verified["differences"] == []
+    assert not verified["differences"]
     program("-c", ELSEWHERE)
     assert (tmp_path / "fast.png").stat().st_size > 0
     (tmp_path / "fast.py").unlink()

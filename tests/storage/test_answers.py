@@ -38,6 +38,12 @@ DIFFERENCES = {
     "num_samples": ({"num_samples": 8}, {"prompt_set_hash": "other"}, HERE),
     "device": ({}, {"device_name": "other"}, HERE),
     "versions": ({}, {"versions": {"torch": "0"}}, HERE),
+    "implementation": (
+        {"implementation": "package"},
+        {"implementation": "package"},
+        HERE | {"verify"},
+    ),
+    "a package that was not used": ({}, {"versions": {"torch": "2.15.0", "tomesd": "0"}}, set()),
     "min_ssim": ({"min_ssim": 0.9}, {}, HERE),
     "more pairs": ({"timing_pairs": 5}, {}, HERE),
     "fewer pairs": ({"timing_pairs": 2}, {}, set()),
@@ -89,7 +95,9 @@ def test_a_single_difference_counts_for_all_who_ask_for_it(files, name):
     assert unanswered(files, settings, replace(PROVENANCE, **measured)) == expected
 
 
-@pytest.mark.parametrize("name", ["threads", "memory_limit", "batch_size", "more pairs", "compile"])
+@pytest.mark.parametrize(
+    "name", ["threads", "memory_limit", "batch_size", "more pairs", "compile", "implementation"]
+)
 def test_trials_are_shared_by_the_same_rule(tmp_path, name):
     asked, measured, _ = DIFFERENCES[name]
     stores = []
@@ -116,6 +124,19 @@ def test_what_is_committed_is_answered_as_it_was():
             ROOT / "search_params.json", WORKLOAD, Settings(**asked), values, provenance
         )
         assert found == (entry, [])
+    # It lists the packages, which its own search did not use; a search today lists none of them.
+    others = {"deepcache", "tgate", "tomesd"}
+    assert others <= set(provenance.versions)
+    kept = {name: own for name, own in provenance.versions.items() if name not in others}
+    for versions in (kept, kept | dict.fromkeys(others, "9")):
+        here = replace(provenance, versions=versions)
+        assert answers.stored_answer(
+            ROOT / "search_params.json", WORKLOAD, Settings(), values, here
+        ) == (entry, [])
+    theirs = replace(provenance, implementation="package")
+    assert answers.stored_answer(
+        ROOT / "search_params.json", WORKLOAD, Settings(implementation="package"), values, theirs
+    ) == (None, [])
     content = json.loads((ROOT / "speedup_bounds.json").read_text())
     states = []
     for stored in lookup.bounds(content):
@@ -139,3 +160,19 @@ def test_what_is_committed_is_answered_as_it_was():
         limited = replace(settings, memory_limit=8.0)
         assert status_of(content, name, limited, machine).state == "open"
     assert states and set(states) == {"done"}
+
+
+def test_versions_of_packages_count_where_they_were_used():
+    used = replace(
+        PROVENANCE, implementation="package", versions={"torch": "2.15.0", "deepcache": "0.1.1"}
+    )
+    for versions, differing in (
+        ({"deepcache": "0.1.1", "tomesd": "0"}, []),
+        ({"deepcache": "0.2"}, ["versions"]),
+        ({}, ["versions"]),
+    ):
+        here = replace(used, versions={"torch": "2.15.0"} | versions)
+        assert here.differences(used.as_dict()) == differing
+    assert used.differences(PROVENANCE.as_dict()) == ["implementation"]
+    assert PROVENANCE.differences(used.as_dict()) == ["versions", "implementation"]
+    assert "implementation" not in PROVENANCE.identity()
