@@ -106,12 +106,12 @@ def report(folder: Path) -> None:
     trials = re.findall(r"\[(demo .*?)\] trial \d+/\d+  (.*?\))  speedup.*?  (\w+)", log(folder))
     complete = [trial[:2] for trial in trials if trial[2] in ("pass", "fail", "inconclusive")]
     print(f"finished trials measured twice: {len(complete) - len(set(complete))}")
-    left = [each.pid for each in psutil.process_iter(["cmdline"]) if is_ours(each)]
+    left = [process.pid for process in psutil.process_iter(["cmdline"]) if is_ours(process)]
     print(f"processes left: {left or 'none'}")
 
 
 def is_ours(process: psutil.Process) -> bool:
-    """Tell whether a process is a worker, or what the fault started."""
+    """Return whether a process is a worker, or what the fault started."""
     command = " ".join(process.info["cmdline"] or [])
     return "accel_search.sweep.worker" in command or "time.sleep(900)" in command
 

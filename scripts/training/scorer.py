@@ -223,8 +223,8 @@ def build_trainer(run: Run) -> tuple[Trainer, open_clip.CLIP, AutoencoderKL]:
         )
         cosine = (image_features[:batch] * text_features[:batch]).sum(-1)
         expected = cosine[:damaged].detach().clamp(min=0) * kept
-        found = (image_features[batch:] * text_features[:damaged]).sum(-1)
-        proportion = (found - expected).square().mean()
+        similarity = (image_features[batch:] * text_features[:damaged]).sum(-1)
+        proportion = (similarity - expected).square().mean()
         return {
             "loss": contrastive + DAMAGE_WEIGHT * proportion,
             "contrastive": contrastive,

@@ -87,7 +87,7 @@ def sample_pool(run: Run, n: int, seed: int) -> Tensor:
 
 
 def draw_from(pool: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Pick scenes from a pool and draw them anew. Returns scenes and pictures."""
+    """Pick scenes from a pool and draw them again; return scenes and images."""
     index = torch.randint(len(pool), (n,), device=pool.device)
     batch = pool[index]
     with torch.no_grad(), torch.autocast(pool.device.type, enabled=False):
