@@ -1,6 +1,7 @@
-"""Time our accelerators against the packages' own, in turn, on one pipeline.
+r"""Time our accelerators against the packages' own, in turn, on one pipeline.
 
-    python scripts/benchmarks/bench_accelerators.py --out docs/data/accelerators_h200.json
+    python scripts/benchmarks/bench_accelerators.py --models SDXL --steps 20 --batches 4 \
+        --out docs/data/packages_h200.json
     python scripts/benchmarks/bench_accelerators.py --models demo --device cpu
 
 Full-size pipelines have random weights: their values do not bear on time. Every setting is called
