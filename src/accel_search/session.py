@@ -280,7 +280,7 @@ def open_watchdog(settings: Settings, logger: logging.Logger) -> Watchdog:
     log = settings.log_file
 
     def restart(message: str, carried: Carried) -> NoReturn:
-        logger.warning("%s: %s shows where it hung; beginning anew without it", message, log)
+        logger.warning("%s: %s shows where it hung; restarting without it", message, log)
         restart_process(carried)
 
     return restarting_watchdog(

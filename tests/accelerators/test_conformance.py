@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from accel_search.accelerators.base import Accelerator, Company
+from accel_search.accelerators.base import Accelerator, Context
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.computation import candidate_signature
 from accel_search.errors import AcceleratorError, ConfigurationError
@@ -86,9 +86,9 @@ def test_signature_is_hashable_and_deterministic(accelerator: Accelerator, kind:
         params = extreme(accelerator, end, steps=20)
         assert accelerator.signature(params, load) == accelerator.signature(dict(params), load)
         seen.add(accelerator.signature(params, load))
-        company = Company(frozenset({3}), skips_modules=True)
-        both = accelerator.signature(params, load, company)
-        assert hash(both) == hash(accelerator.signature(dict(params), load, company))
+        context = Context(frozenset({3}), skips_modules=True)
+        both = accelerator.signature(params, load, context)
+        assert hash(both) == hash(accelerator.signature(dict(params), load, context))
     assert len(seen) == 2
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from accel_search.accelerators import get
-from accel_search.accelerators.base import Company
+from accel_search.accelerators.base import Context
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.computation import candidate_signature
 from accel_search.accelerators.tgate import REUSE, STORE, schedule
@@ -54,7 +54,7 @@ def test_distinct_tgate_schedules(
     points = [tgate_params(*values) for values in TGATE_SPACE]
     assert len(points) == 1800
     assert len({get("tgate").signature(point, load) for point in points}) == alone
-    skipping = Company(skips_modules=True)
+    skipping = Context(skips_modules=True)
     assert len({get("tgate").signature(point, load, skipping) for point in points}) == beside
 
 

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accel_search.accelerators.base import ALONE, Accelerator, Company, Parameter
+from accel_search.accelerators.base import ALONE, Accelerator, Context, Parameter
 from accel_search.core.candidate import Params
 from accel_search.core.workload import Workload
 
@@ -29,7 +29,7 @@ class Fault(Accelerator):
     order = 45
 
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return the parameter: its two points are two candidates."""
         return int(params["strength"])

@@ -16,7 +16,7 @@ from accel_search.accelerators.base import (
     ALONE,
     PLAIN,
     Accelerator,
-    Company,
+    Context,
     Effect,
     Parameter,
     StepType,
@@ -37,7 +37,7 @@ class GuidanceCutoff(Accelerator):
     order = 35
 
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return the step; None where there is no guidance, or no step left to cut."""
         step = int(params["cutoff_step"])
@@ -48,7 +48,7 @@ class GuidanceCutoff(Accelerator):
         return frozenset({int(params["cutoff_step"])})
 
     def step_types(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> tuple[StepType, ...]:
         """Return plain calls, and calls on half the batch from the cut-off on."""
         half = frozenset({Effect("unguided")})

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from accel_search.accelerators.base import ALONE, Accelerator, Company, Parameter
+from accel_search.accelerators.base import ALONE, Accelerator, Context, Parameter
 from accel_search.accelerators.patching import Layer, layered
 from accel_search.core.candidate import Params
 from accel_search.core.workload import Workload
@@ -20,7 +20,7 @@ class Nothing(Accelerator):
     order = 45
 
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return the parameter: each copy is measured, as if it were a computation of its own."""
         return int(params["copy"])

@@ -23,7 +23,7 @@ GUIDED = ["--targets", "deepcache"]
 FIRST = "deepcache(cache_interval=4, cache_branch_id=1)"
 FASTEST = "deepcache(cache_interval=5, cache_branch_id=0)"
 LATER = "deepcache(cache_interval=3, cache_branch_id=0)"
-ANEW = "and is recorded as failed: traversal_search.log shows where it hung; beginning anew"
+ANEW = "and is recorded as failed: traversal_search.log shows where it hung; restarting"
 
 
 def piece(what, how="lock", split="search"):

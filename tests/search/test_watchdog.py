@@ -153,8 +153,8 @@ def test_the_limit_follows_the_baseline():
 
 
 def test_what_one_process_leaves_to_the_next_is_taken_once(monkeypatch):
-    monkeypatch.setenv("ACCEL_SEARCH_BEGUN_ANEW", "3 61.5")
+    monkeypatch.setenv("ACCEL_SEARCH_RESTARTED", "3 61.5")
     assert restart.carried() == (3, 61.5)
     assert restart.carried() == (0, 0.0)
-    monkeypatch.setenv("ACCEL_SEARCH_BEGUN_ANEW", "nonsense")
+    monkeypatch.setenv("ACCEL_SEARCH_RESTARTED", "nonsense")
     assert restart.carried() == (0, 0.0)

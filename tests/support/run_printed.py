@@ -141,8 +141,8 @@ def watch_applications():
     original = api.Acceleration.__init__
 
     @functools.wraps(original)
-    def run(self, pipe, candidate, scheduler=None):
-        original(self, pipe, candidate, scheduler)
+    def run(self, pipe, candidate, scheduler=None, implementation="own"):
+        original(self, pipe, candidate, scheduler, implementation)
         APPLIED.append((candidate.as_dict(), scheduler))
 
     api.Acceleration.__init__ = run

@@ -33,10 +33,10 @@ def get(name: str) -> Accelerator:
     Raises:
         ConfigurationError: There is none of that name.
     """
-    found = _discovered()
-    if name not in found:
-        raise ConfigurationError(f"unknown accelerator {name!r}: choose from {', '.join(found)}")
-    return found[name]
+    known = _discovered()
+    if name not in known:
+        raise ConfigurationError(f"unknown accelerator {name!r}: choose from {', '.join(known)}")
+    return known[name]
 
 
 @cache

@@ -48,18 +48,18 @@ PLAIN: StepType = frozenset()
 
 
 @dataclass(frozen=True)
-class Company:
+class Context:
     """What the other accelerators of a candidate do, as far as it bears on one of them."""
 
     restarts: frozenset[int] = frozenset()
-    """UNet calls at which caches start anew."""
+    """UNet calls at which caches restart."""
     skips_modules: bool = False
     """Whether one of them leaves out modules in some calls."""
     skipped: frozenset[int] = frozenset()
     """The calls in which modules are left out; known to `step_types` alone."""
 
 
-ALONE = Company()
+ALONE = Context()
 
 
 class Accelerator(ABC):
@@ -83,7 +83,7 @@ class Accelerator(ABC):
     keeps in them is of an earlier one."""
 
     def why_no_gain(self, attention: str | None) -> str:
-        """Return why it may gain nothing, and where it does: said where nothing of it is faster.
+        """Return why it may gain nothing, and where it does; printed where nothing of it is faster.
 
         Args:
             attention: What computes attention, as `Provenance.attention_backend` has it, e.g.
@@ -95,12 +95,12 @@ class Accelerator(ABC):
         return ""
 
     def allowed(self, parameter: Parameter, value: Value, workload: Workload) -> bool:
-        """Tell whether `value` means anything for this workload (e.g. gate_step < steps)."""
+        """Return whether `value` means anything for this workload (e.g. gate_step < steps)."""
         return True
 
     @abstractmethod
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return what identifies the computation that `params` stand for on `workload`.
 
@@ -110,7 +110,7 @@ class Accelerator(ABC):
         Args:
             params: One point of the space.
             workload: As the other accelerators leave it (`workload_under`).
-            company: What the other accelerators of the candidate do; points that coincide
+            context: What the other accelerators of the candidate do; points that coincide
                 alone can differ there, and the other way round.
         """
 
@@ -119,20 +119,20 @@ class Accelerator(ABC):
         return workload
 
     def restarts(self, params: Params) -> frozenset[int]:
-        """Return the UNet calls at which the other accelerators' caches have to start anew.
+        """Return the UNet calls at which the other accelerators' caches have to restart.
 
         `apply` hands them to `StepClock.subscribe`.
         """
         return frozenset()
 
     def skipped_calls(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> frozenset[int]:
         """Return the UNet calls in which modules are left out (`skips_modules`)."""
         return frozenset()
 
     def step_types(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> tuple[StepType, ...]:
         """Describe what is done in each UNet call, as far as it changes the call's time.
 
@@ -142,13 +142,13 @@ class Accelerator(ABC):
         Args:
             params: One point of the space.
             workload: As the other accelerators leave it (`workload_under`).
-            company: What the other accelerators of the candidate do.
+            context: What the other accelerators of the candidate do.
 
         Returns:
             A step type for each of `workload.unet_calls` calls, effect names without the
             accelerator's.
         """
-        if self.signature(params, workload, company) is None:
+        if self.signature(params, workload, context) is None:
             return (PLAIN,) * workload.unet_calls
         name = ",".join(f"{key}={value}" for key, value in sorted(params.items()))
         return (frozenset({Effect(name)}),) * workload.unet_calls

@@ -263,7 +263,7 @@ class StepClock:
     def _is_busy_elsewhere(self) -> bool:
         if self._thread is None or self._is_mine():
             return False
-        # A loop or a pipeline that raised between two UNet calls has not said that it ended.
+        # A loop or a pipeline that raised between two UNet calls did not report its end.
         return self._is_pipelines_own or is_running(self._thread, self._frame_id)
 
     def _take(self, is_pipelines_own: bool = False, frame_id: int = 0) -> None:

@@ -80,7 +80,7 @@ class Patch:
 
 
 class _Mark(Layer):
-    """Does nothing; by it the patch of a pipeline is found, and lives as long as that."""
+    """Does nothing; it marks a pipeline's patch, and keeps it as long as the pipeline lives."""
 
     def __init__(self, patch: Patch) -> None:
         self.patch = patch

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 from accel_search.accelerators import get
-from accel_search.accelerators.base import Company, Effect, StepType
+from accel_search.accelerators.base import Context, Effect, StepType
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.workload import Workload
 
@@ -22,7 +22,7 @@ def effective_workload(candidate: Mapping[str, Params], workload: Workload) -> W
 def signatures(
     candidate: Mapping[str, Params], workload: Workload, targets: Collection[str] = ()
 ) -> dict[str, Hashable]:
-    """Return accelerator name -> signature, for each that does anything in this company.
+    """Return accelerator name -> signature, for each that does anything in this context.
 
     Args:
         candidate: Accelerator name -> parameters.
@@ -37,25 +37,27 @@ def signatures(
         if accelerator.signature(params, workload) is not None
     }
     reduced = effective_workload(active, workload)
-    found = {}
+    computed = {}
     for name, (accelerator, params) in chosen.items():
         # What changes the workload is itself judged on the whole one.
         reshapes = accelerator.workload_under(params, workload) != workload
-        company = company_of(name, active, targets)
-        signature = accelerator.signature(params, workload if reshapes else reduced, company)
+        context = context_of(name, active, targets)
+        signature = accelerator.signature(params, workload if reshapes else reduced, context)
         if signature is not None:
-            found[name] = signature
-    return found
+            computed[name] = signature
+    return computed
 
 
-def company_of(
+def context_of(
     name: str, candidate: Mapping[str, Params], targets: Collection[str] = ()
-) -> Company:
+) -> Context:
     """Return what the others of a candidate do that bears on the accelerator `name`."""
     others = candidate.keys() - {name}
-    return Company(
-        restarts=frozenset[int]().union(*(get(each).restarts(candidate[each]) for each in others)),
-        skips_modules=any(get(each).skips_modules for each in {*others, *targets} - {name}),
+    return Context(
+        restarts=frozenset[int]().union(
+            *(get(other).restarts(candidate[other]) for other in others)
+        ),
+        skips_modules=any(get(other).skips_modules for other in {*others, *targets} - {name}),
     )
 
 
@@ -79,9 +81,9 @@ def canonical(candidate: Mapping[str, Params], workload: Workload) -> Candidate:
         candidate: Accelerator name -> parameters, of the accelerators' spaces or not.
         workload: Decides which points coincide: its steps, guidance, latent size and levels.
     """
-    found = signatures(candidate, workload)
+    own = signatures(candidate, workload)
     chosen: dict[str, Params] = {}
-    for name in found:
+    for name in own:
         accelerator = get(name)
         names = [parameter.name for parameter in accelerator.parameters]
         points = (
@@ -91,7 +93,7 @@ def canonical(candidate: Mapping[str, Params], workload: Workload) -> Candidate:
         twins = (
             point
             for point in points
-            if signatures({**candidate, name: point}, workload).get(name) == found[name]
+            if signatures({**candidate, name: point}, workload).get(name) == own[name]
         )
         chosen[name] = next(twins, candidate[name])
     return Candidate(chosen)
@@ -112,11 +114,11 @@ def describe_steps(candidate: Mapping[str, Params], workload: Workload) -> tuple
     for name, params in candidate.items():
         skipped = frozenset[int]().union(
             *(
-                get(each).skipped_calls(candidate[each], reduced, company_of(each, candidate))
-                for each in candidate.keys() - {name}
+                get(other).skipped_calls(candidate[other], reduced, context_of(other, candidate))
+                for other in candidate.keys() - {name}
             )
         )
-        company = replace(company_of(name, candidate), skipped=skipped)
-        for call, effects in enumerate(get(name).step_types(params, reduced, company)):
-            types[call] |= {Effect(f"{name} {each.name}", each.amount) for each in effects}
-    return tuple(frozenset(each) for each in types)
+        context = replace(context_of(name, candidate), skipped=skipped)
+        for call, effects in enumerate(get(name).step_types(params, reduced, context)):
+            types[call] |= {Effect(f"{name} {effect.name}", effect.amount) for effect in effects}
+    return tuple(frozenset(effects) for effects in types)

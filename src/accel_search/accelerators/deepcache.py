@@ -10,7 +10,7 @@ from accel_search.accelerators.base import (
     ALONE,
     PLAIN,
     Accelerator,
-    Company,
+    Context,
     Effect,
     Parameter,
     StepType,
@@ -32,7 +32,7 @@ LAYERS_PER_BLOCK = 3
 class DeepCache(Accelerator):
     """Run the whole UNet every `cache_interval` steps, and only its shallow part in between.
 
-    Under T-GATE the interval is counted anew from the steps that it marks as restarts, as
+    Under T-GATE the interval is counted again from the steps that it marks as restarts, as
     tgate's own `TgateSDDeepCacheLoader` does.
 
     Source:
@@ -57,25 +57,25 @@ class DeepCache(Accelerator):
     skips_modules = True
 
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return the branch and the full steps; None when every step is full."""
-        full = _full_calls(params, workload, company)
+        full = _full_calls(params, workload, context)
         return None if all(full) else (params["cache_branch_id"], full)
 
     def skipped_calls(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> frozenset[int]:
         """Return the partial steps."""
-        full = _full_calls(params, workload, company)
+        full = _full_calls(params, workload, context)
         return frozenset(call for call, each in enumerate(full) if not each)
 
     def step_types(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> tuple[StepType, ...]:
         """Return a plain call for every full step, and a partial one at the branch between."""
         partial = frozenset({Effect(f"partial at branch {params['cache_branch_id']}")})
-        return tuple(PLAIN if full else partial for full in _full_calls(params, workload, company))
+        return tuple(PLAIN if full else partial for full in _full_calls(params, workload, context))
 
     def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[Any]:
         """Put a layer on the modules that partial steps skip; see `Accelerator.apply`.
@@ -110,10 +110,10 @@ def is_full(call: int, start: int, interval: int) -> bool:
     return (call - start) % interval == 0
 
 
-def _full_calls(params: Params, workload: Workload, company: Company) -> tuple[bool, ...]:
+def _full_calls(params: Params, workload: Workload, context: Context) -> tuple[bool, ...]:
     full, start = [], 0
     for call in range(workload.unet_calls):
-        start = call if call in company.restarts else start
+        start = call if call in context.restarts else start
         full.append(is_full(call, start, int(params["cache_interval"])))
     return tuple(full)
 
@@ -131,28 +131,28 @@ def skipped_modules(unet: Any, branch: int) -> list[Any]:
             f"deepcache: cache_branch_id is {branch}, and this UNet has {depth} down blocks: "
             f"give at most {depth * LAYERS_PER_BLOCK - 1}"
         )
-    found: list[Any] = []
+    modules: list[Any] = []
     for level, down in enumerate(unet.down_blocks):
         if level > block or (level == block and layer == 0):
-            found.append(down)
+            modules.append(down)
         elif level == block:
-            found += list(getattr(down, "attentions", ()))[layer:]
-            found += list(down.resnets)[layer:]
+            modules += list(getattr(down, "attentions", ()))[layer:]
+            modules += list(down.resnets)[layer:]
             # The downsampler is the layer after the last resnet.
             if len(down.resnets) >= layer:
-                found += list(down.downsamplers or ())
+                modules += list(down.downsamplers or ())
     if unet.mid_block is not None:
-        found.append(unet.mid_block)
+        modules.append(unet.mid_block)
     for position, up in enumerate(unet.up_blocks):
         level = depth - 1 - position
         if level > block:
-            found.append(up)
+            modules.append(up)
         elif level == block:
             # Layers of an up block count from its end: its last one takes branch 0.
             kept = layer + 1
-            found += list(getattr(up, "attentions", ()))[:-kept]
-            found += list(up.resnets)[:-kept]
-    return found
+            modules += list(getattr(up, "attentions", ()))[:-kept]
+            modules += list(up.resnets)[:-kept]
+    return modules
 
 
 class _State:

@@ -96,12 +96,12 @@ class layered(AbstractContextManager[None]):  # noqa: N801 - used like a functio
 
 def layers_of(owner: Any, method: str = "__call__") -> list[Layer]:
     """Return the layers around `owner.method`, the outermost first."""
-    found = []
+    layers = []
     layer = vars(owner).get(_LAYERS, {}).get(method)
     while layer is not None:
-        found.append(layer)
+        layers.append(layer)
         layer = layer.below
-    return found
+    return layers
 
 
 def _plain(owner: Any) -> type:
@@ -229,7 +229,7 @@ def attention_modules(unet: Any) -> list[Any]:
     """
     from diffusers.models.attention_processor import Attention
 
-    found = []
+    modules = []
     for name, module in unet.named_modules():
         if not isinstance(module, Attention):
             continue
@@ -239,10 +239,10 @@ def attention_modules(unet: Any) -> list[Any]:
                 f"attention {name!r} has {kind}, which T-GATE cannot cache: "
                 "use a UNet of SD or SDXL type"
             )
-        found.append(module)
-    if not found:
+        modules.append(module)
+    if not modules:
         raise AcceleratorError("the UNet has no attention modules: use one of SD or SDXL type")
-    return found
+    return modules
 
 
 def transformers(unet: Any) -> list[Any]:
@@ -253,9 +253,9 @@ def transformers(unet: Any) -> list[Any]:
     """
     from diffusers import Transformer2DModel
 
-    found = [module for module in unet.modules() if isinstance(module, Transformer2DModel)]
-    if not found:
+    transformers = [module for module in unet.modules() if isinstance(module, Transformer2DModel)]
+    if not transformers:
         raise AcceleratorError(
             "the UNet has no Transformer2DModel to merge tokens in: use one of SD or SDXL type"
         )
-    return found
+    return transformers

@@ -1,4 +1,4 @@
-"""Fewer steps: the rival of every accelerator, and a companion to each."""
+"""Fewer steps: the baseline of every accelerator, and combined with any of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accel_search.accelerators.base import (
     ALONE,
     PLAIN,
     Accelerator,
-    Company,
+    Context,
     Parameter,
     StepType,
 )
@@ -46,7 +46,7 @@ class Steps(Accelerator):
         return value < workload.steps
 
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return the steps; None where they are no fewer than the workload's."""
         steps = int(params["num_inference_steps"])
@@ -59,7 +59,7 @@ class Steps(Accelerator):
         return replace(workload, steps=steps, unet_calls=calls)
 
     def step_types(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> tuple[StepType, ...]:
         """Return plain calls: only their number changes, and the workload holds that."""
         return (PLAIN,) * workload.unet_calls
@@ -94,4 +94,4 @@ def _signature(pipeline: type) -> inspect.Signature:
     signatures = [inspect.signature(cls.__call__) for cls in pipeline.__mro__[:-1]
                   if "__call__" in vars(cls)]  # fmt: skip
     own = signatures[0]
-    return next((each for each in signatures if "num_inference_steps" in each.parameters), own)
+    return next((call for call in signatures if "num_inference_steps" in call.parameters), own)

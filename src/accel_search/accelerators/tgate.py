@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from accel_search.accelerators.base import (
     ALONE,
     Accelerator,
-    Company,
+    Context,
     Effect,
     Parameter,
     StepType,
@@ -105,7 +105,7 @@ class TGate(Accelerator):
         return parameter.name != "gate_step" or value < min(workload.steps, workload.unet_calls)
 
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return what is computed in each step.
 
@@ -127,7 +127,7 @@ class TGate(Accelerator):
             )
         if all(step == (None, False, False) for step in steps):
             return None
-        if not company.skips_modules:
+        if not context.skips_modules:
             return tuple(steps)
         return tuple(steps), tuple(mode.self_attention == STORE for mode in modes)
 
@@ -140,7 +140,7 @@ class TGate(Accelerator):
         return frozenset({int(params["gate_step"]) - 1, int(params["gate_step"])})
 
     def step_types(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> tuple[StepType, ...]:
         """Return what is reused in each step; keeping a value costs next to nothing.
 
@@ -152,8 +152,8 @@ class TGate(Accelerator):
         for call, mode in enumerate(_schedule(workload.unet_calls, params)):
             reused = mode.self_attention == REUSE
             # In a call that leaves modules out, those that run have run in every call.
-            in_part = reused and not everywhere and call not in company.skipped
-            everywhere |= mode.self_attention == STORE and call not in company.skipped
+            in_part = reused and not everywhere and call not in context.skipped
+            everywhere |= mode.self_attention == STORE and call not in context.skipped
             effects = {
                 "self-attention reused": reused and not in_part,
                 "self-attention reused in part": in_part,
@@ -218,7 +218,7 @@ def is_guided_in_halves(call: PipelineCall | None, batch: int) -> bool:
     if call is None:
         raise AcceleratorError(
             "tgate: the UNet is called outside of a pipeline call, so how its batch is guided "
-            f"cannot be told: call the pipeline, or {way_out}"
+            f"cannot be determined: call the pipeline, or {way_out}"
         )
     guided = call.is_guided
     if guided is None or call.images is None:

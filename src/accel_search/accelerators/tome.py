@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accel_search.accelerators.base import (
     ALONE,
     Accelerator,
-    Company,
+    Context,
     Effect,
     Parameter,
     StepType,
@@ -81,14 +81,14 @@ class ToMe(Accelerator):
         )
 
     def signature(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> Hashable | None:
         """Return the tokens merged at each level; None when that is none everywhere."""
         merged = tuple(merged for _, _, merged in _levels(params, workload))
         return merged if any(merged) else None
 
     def step_types(
-        self, params: Params, workload: Workload, company: Company = ALONE
+        self, params: Params, workload: Workload, context: Context = ALONE
     ) -> tuple[StepType, ...]:
         """Return the share of tokens merged at each level, the same in every call."""
         effects = frozenset(
@@ -300,8 +300,8 @@ class Matching:
         self._destinations, others = order[: rows * columns], order[rows * columns :]
 
         unit = metric / metric.norm(dim=-1, keepdim=True)
-        likeness = unit[:, others] @ unit[:, self._destinations].transpose(-1, -2)
-        best, nearest = likeness.max(dim=-1)
+        similarity = unit[:, others] @ unit[:, self._destinations].transpose(-1, -2)
+        best, nearest = similarity.max(dim=-1)
         ranked = best.argsort(dim=-1, descending=True)
         merging, staying = ranked[:, :merged], ranked[:, merged:]
         self._target = nearest.gather(1, merging)

@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 
 from accel_search.errors import ExitCode
 
-_CARRIED = "ACCEL_SEARCH_BEGUN_ANEW"
+_CARRIED = "ACCEL_SEARCH_RESTARTED"
 """Environment variable that hands `Carried` to the restarted process."""
 RESUME = "what was measured is stored: run the same command again to go on"
 

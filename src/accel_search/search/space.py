@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_search import accelerators
-from accel_search.accelerators.base import Accelerator, Company, Parameter
+from accel_search.accelerators.base import Accelerator, Context, Parameter
 from accel_search.accelerators.computation import signatures
 from accel_search.core.candidate import Candidate, Params, Value
 from accel_search.core.workload import SpaceSummary, Workload
@@ -85,7 +85,7 @@ class Block:
 
     workload: Workload | None
     """As the targets leave it; None where it is unknown."""
-    companies: tuple[Company, ...]
+    companies: tuple[Context, ...]
     """Context of each target: what the others do."""
     groups: tuple[tuple[Group, ...], ...]
     """Groups of each target."""
@@ -332,7 +332,7 @@ def _blocks(axes: Sequence[Axis], workload: Workload | None) -> list[Block]:
         for number, (axis, (bearing, points)) in enumerate(zip(axes, parts, strict=True)):
             rest = [at for at in range(len(axes)) if at != number]
             companies.append(
-                Company(
+                Context(
                     restarts=frozenset[int]().union(*(parts[at][0].restarts for at in rest)),
                     skips_modules=any(axes[at].accelerator.skips_modules for at in rest),
                 )
@@ -340,17 +340,17 @@ def _blocks(axes: Sequence[Axis], workload: Workload | None) -> list[Block]:
             if reduced is not None and bearing.workload != workload:
                 reduced = axis.accelerator.workload_under(points[0], reduced)
         groups = []
-        for axis, company, (bearing, points) in zip(axes, companies, parts, strict=True):
+        for axis, context, (bearing, points) in zip(axes, companies, parts, strict=True):
             # A target that changes the workload is itself judged on the unchanged one.
             judged_on = workload if bearing.workload != workload else reduced
-            groups.append(_groups(axis, points, judged_on, company))
+            groups.append(_groups(axis, points, judged_on, context))
         if all(groups):
             blocks.append(Block(reduced, tuple(companies), tuple(groups)))
     return blocks
 
 
 def _groups(
-    axis: Axis, points: Sequence[dict[str, Value]], workload: Workload | None, company: Company
+    axis: Axis, points: Sequence[dict[str, Value]], workload: Workload | None, context: Context
 ) -> tuple[Group, ...]:
     """Group the points that are possible on a workload by their canonical key."""
     accelerator = axis.accelerator
@@ -362,7 +362,7 @@ def _groups(
             accelerator.allowed(parameter, point[parameter.name], workload)
             for parameter in axis.parameters
         ):
-            signature = accelerator.signature(point, workload, company)
+            signature = accelerator.signature(point, workload, context)
             grouped.setdefault(signature, []).append(point)
     return tuple(
         Group(signature, tuple(members), min(axis.level(point) for point in members))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from accel_search.accelerators.base import PLAIN, Company, Effect, StepType
+from accel_search.accelerators.base import PLAIN, Context, Effect, StepType
 from accel_search.search.space import Axis, Block, JointSpace
 
 
@@ -85,12 +85,12 @@ def _codes(
     codes = np.zeros((len(indices[0]), 1), dtype=np.int64)
     for number, (axis, index) in enumerate(zip(axes, indices, strict=True)):
         others = frozenset[int]().union(*(calls for at, calls in skipped.items() if at != number))
-        company = replace(block.companies[number], skipped=others)
+        context = replace(block.companies[number], skipped=others)
         needed = sorted(set(index.tolist()))
         own: dict[StepType, int] = {}
         table: NDArray[np.int64] = np.zeros((max(needed) + 1, codes.shape[1]), dtype=np.int64)
         for group in needed:
-            steps = _described(axis, block, number, group, company)
+            steps = _described(axis, block, number, group, context)
             if table.shape[1] != len(steps):
                 table = np.zeros((len(table), len(steps)), dtype=np.int64)
             table[group] = [own.setdefault(step, len(own)) for step in steps]
@@ -111,7 +111,7 @@ def _skipped(axes: Sequence[Axis], block: Block, axis: int, group: int) -> froze
 
 
 def _described(
-    axis: Axis, block: Block, number: int, group: int, company: Company
+    axis: Axis, block: Block, number: int, group: int, context: Context
 ) -> tuple[StepType, ...]:
     """Return what a group of an axis does in each call, effect names prefixed by the target's."""
     accelerator = axis.accelerator
@@ -120,7 +120,7 @@ def _described(
         names = [parameter.name for parameter in axis.parameters]
         steps: tuple[StepType, ...] = (frozenset(map(Effect, names, axis.coordinates(point))),)
     else:
-        steps = accelerator.step_types(point, block.workload, company)
+        steps = accelerator.step_types(point, block.workload, context)
     return tuple(
         frozenset(Effect(f"{accelerator.name} {effect.name}", effect.amount) for effect in step)
         for step in steps

@@ -144,7 +144,7 @@ class SweepSettings:
         alone="auto")
     log_file: str = declare("exploration.log", "log, flushed line by line", metavar="FILE")
     log_rotate: int | None = declare(None,
-        "size at which the log is begun anew, e.g. 50MB (default: never)", parse=parse_bytes)
+        "size at which a new log is begun, e.g. 50MB (default: never)", parse=parse_bytes)
     # fmt: on
 
     common: dict[str, Any] = field(default_factory=dict)
