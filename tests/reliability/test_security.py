@@ -282,7 +282,7 @@ def test_a_key_of_a_result_file_is_never_run(tmp_path, monkeypatch, key):
 )
 def test_settings_of_a_strangers_file_are_checked_before_they_are_applied(tmp_path, settings):
     from accel_search.accelerators import get
-    from accel_search.accelerators.compose import check_params
+    from accel_search.accelerators.base import check_params
 
     content = json.loads((ROOT / "search_params.json").read_text())
     for entry in content.values():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from accel_search.core.candidate import Params, Value
 from accel_search.core.workload import Workload
+from accel_search.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from accel_search.accelerators.clock import StepClock
@@ -171,3 +172,30 @@ class Accelerator(ABC):
         Raises:
             AcceleratorError: The pipeline's UNet is not of a kind that this can patch.
         """
+
+
+def check_params(accelerator: Accelerator, params: Params) -> None:
+    """Raise ConfigurationError unless `params` gives each parameter a value that is accepted."""
+    known = {parameter.name: parameter for parameter in accelerator.parameters}
+    if params.keys() != known.keys():
+        raise ConfigurationError(
+            f"{accelerator.name}: got the parameters {', '.join(sorted(params)) or 'none'}; "
+            f"give exactly {', '.join(known)}"
+        )
+    for name, value in params.items():
+        parameter = known[name]
+        whole = isinstance(parameter.minimum, int)
+        upper = parameter.maximum
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if whole else (int, float))
+            or not value >= parameter.minimum  # Written so that NaN is refused.
+            or (upper is not None and not value <= upper)
+        ):
+            kind = "a whole number" if whole else "a number"
+            bounds = f"of at least {parameter.minimum}"
+            if upper is not None:
+                bounds = f"from {parameter.minimum} to {upper}"
+            raise ConfigurationError(
+                f"{accelerator.name}: {name} is {value!r}; give {kind} {bounds}"
+            )

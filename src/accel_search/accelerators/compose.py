@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accel_search.accelerators import get
-from accel_search.accelerators.base import Accelerator
+from accel_search.accelerators.base import check_params
 from accel_search.accelerators.clock import StepClock
 from accel_search.accelerators.patching import Layer, check_pipeline, layered, layers_of
 from accel_search.core.candidate import Params
-from accel_search.errors import AcceleratorError, ConfigurationError
+from accel_search.errors import AcceleratorError
 
 # Kept here, so that an empty candidate leaves no trace in `vars()`. It holds UNets because they are
 # what is patched, and two pipelines may share one.
@@ -125,30 +125,3 @@ def apply_candidate(
         yield
     finally:
         patch.remove()
-
-
-def check_params(accelerator: Accelerator, params: Params) -> None:
-    """Raise ConfigurationError unless `params` gives each parameter a value that is accepted."""
-    known = {parameter.name: parameter for parameter in accelerator.parameters}
-    if params.keys() != known.keys():
-        raise ConfigurationError(
-            f"{accelerator.name}: got the parameters {', '.join(sorted(params)) or 'none'}; "
-            f"give exactly {', '.join(known)}"
-        )
-    for name, value in params.items():
-        parameter = known[name]
-        whole = isinstance(parameter.minimum, int)
-        upper = parameter.maximum
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int if whole else (int, float))
-            or not value >= parameter.minimum  # Written so that NaN is refused.
-            or (upper is not None and not value <= upper)
-        ):
-            kind = "a whole number" if whole else "a number"
-            bounds = f"of at least {parameter.minimum}"
-            if upper is not None:
-                bounds = f"from {parameter.minimum} to {upper}"
-            raise ConfigurationError(
-                f"{accelerator.name}: {name} is {value!r}; give {kind} {bounds}"
-            )

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from accel_search.accelerators import all_accelerators
-from accel_search.accelerators.compose import check_params
+from accel_search.accelerators.base import check_params
 from accel_search.core import extras
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Failure, Measurement, Trial

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accel_search.accelerators import get
-from accel_search.accelerators.compose import check_params
+from accel_search.accelerators.base import check_params
 from accel_search.accelerators.packages import deepcache, tgate, tome
 from accel_search.accelerators.tome import merge_plan, tokens_of
 from accel_search.core.candidate import Params, Value
