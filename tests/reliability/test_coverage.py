@@ -221,7 +221,7 @@ class Copies(FakeEvaluator):
         self._lucky = lucky
         self._rng = np.random.default_rng(seed)
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         wanted = range(self.prompt_count) if prompts is None else prompts
         paired = self.pairs if pairs is None else pairs
         self.calls.append((candidate, split, wanted))

@@ -36,7 +36,7 @@ class HalvedTimer(Timer):
 class Halved(FakeEvaluator):
     """Has room for half the batch, which shows as its first candidate is measured."""
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         self.workload = replace(self.workload, batch_size=2)
         return replace(super().measure(candidate, split, prompts, pairs), batch_size=2)
 
@@ -112,7 +112,7 @@ def test_without_a_store_the_baseline_is_kept_in_memory():
 
 def test_a_baseline_that_cannot_be_made_is_not_one_candidates_failure(store):
     class Black(FakeEvaluator):
-        def baseline(self, split="search"):
+        def baseline(self, split="search", prompts=None):
             raise TrialFailure("black images")
 
     with pytest.raises(ConfigurationError, match="black images"):

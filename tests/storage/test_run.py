@@ -95,12 +95,12 @@ def test_one_held_out_prompt_is_told_without_an_interval(tmp_path):
     class Single(FakeEvaluator):
         """Confirms its winner on one prompt alone."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             wanted = range(1) if split == "held_out" else prompts
             return super().measure(candidate, split, wanted, pairs)
 
-        def baseline(self, split="search"):
-            measured = super().baseline(split)
+        def baseline(self, split="search", prompts=None):
+            measured = super().baseline(split, prompts)
             few = 1 if split == "held_out" else self.prompt_count
             return replace(measured, scores=measured.scores[:few])
 

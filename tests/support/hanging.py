@@ -39,11 +39,11 @@ def hang(how):
 class Hanging(RecordedEvaluator):
     """A recorded evaluator that hangs where it is told to."""
 
-    def baseline(self, split="search"):
+    def baseline(self, split="search", prompts=None):
         self._meet("baseline", split)
-        return super().baseline(split)
+        return super().baseline(split, prompts)
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         self._meet(str(candidate), split)
         return super().measure(candidate, split, prompts, pairs)
 

@@ -67,6 +67,7 @@ class RecordedEvaluator(ReplayEvaluator):
         super().__init__(recorded, space)
         assert recorded.workload is not None
         self.workload = replace(recorded.workload, scheduler_class=scheduler_class)
+        self.held_out_stages = (self.prompt_count,)
         self.space_values = space.values()
         self._label = label
         self._pause = float(os.environ.get(PAUSE, "0"))
@@ -80,12 +81,13 @@ class RecordedEvaluator(ReplayEvaluator):
     def baselines(self):
         return {}
 
-    def baseline(self, split="search"):
+    def baseline(self, split="search", prompts=None):
         time.sleep(self._pause)
-        self._note("baseline", split, 0, self.prompt_count)
+        wanted = range(self.prompt_count) if prompts is None else prompts
+        self._note("baseline", split, wanted.start, wanted.stop)
         return self._recorded.baseline
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         wanted = range(self.prompt_count) if prompts is None else prompts
         time.sleep(self._pause)
         self._note(str(candidate), split, wanted.start, wanted.stop)

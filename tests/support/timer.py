@@ -23,14 +23,14 @@ class Timer(FakeEvaluator):
         self.slower = slower
         self.checked = False
 
-    def baseline(self, split="search"):
+    def baseline(self, split="search", prompts=None):
         return self._timed(1.0, 4)
 
     @property
     def baselines(self):
         return {"search": self._timed(1.0, 4)}
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         self.calls.append((candidate, split, pairs))
         if candidate in self._fails or "all" in self._fails:
             raise TrialFailure("the pipeline said no")

@@ -75,6 +75,9 @@ class Outcome:
     ablations: tuple[Ablation, ...] = ()
     """What each target of a joint search is worth; without those that change nothing in the winner
     or could not be measured."""
+    chance: float | None = None
+    """Probability that the winner truly is within the bound, by its held-out prompts; None without
+    any."""
 
 
 def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:

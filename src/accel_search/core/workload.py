@@ -96,6 +96,8 @@ class Provenance:
     """GiB of the GPU's memory that were used, as on a smaller one; None is all there is."""
     implementation: str = "own"
     """What computed the accelerators, one of `IMPLEMENTATIONS`."""
+    further_prompts_hash: str | None = None
+    """As `prompt_set_hash`, of the further held-out prompts; None where there are none."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Name each field in which a stored provenance differs from this one."""
@@ -119,9 +121,10 @@ class Provenance:
 
 
 def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Name each field but the date in which a stored provenance differs from one wanted.
+    """Name each field in which a stored provenance differs from one wanted.
 
-    A field that it lacks counts as its default, if it has one.
+    Neither the date counts, nor the prompts that a result may have needed none of. A field that it
+    lacks counts as its default, if it has one.
     """
     defaults = {field.name: field.default for field in fields(Provenance)}
     kept, asked = dict(stored), dict(wanted)
@@ -130,7 +133,8 @@ def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[st
     return [
         name
         for name, value in asked.items()
-        if name != "date" and value != kept.get(name, defaults.get(name))
+        if name not in ("date", "further_prompts_hash")
+        and value != kept.get(name, defaults.get(name))
     ]
 
 
@@ -181,11 +185,20 @@ class PromptSet:
     """`builtin`, `coco` or the file they were read from."""
     search: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
+    further: tuple[Prompt, ...] = ()
+    """More held-out prompts, for a candidate that the first do not settle."""
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of every prompt, its seed and its part."""
-        text = json.dumps(
-            [[[p.text, p.seed] for p in part] for part in (self.search, self.held_out)]
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """First 16 hex digits of the SHA-256 of every prompt but the further ones, and its seed."""
+        return _digest(self.search, self.held_out)
+
+    @property
+    def further_digest(self) -> str | None:
+        """The same of the further ones; None without any."""
+        return _digest(self.further) if self.further else None
+
+
+def _digest(*parts: Sequence[Prompt]) -> str:
+    text = json.dumps([[[prompt.text, prompt.seed] for prompt in part] for part in parts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

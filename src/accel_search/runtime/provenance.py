@@ -83,6 +83,7 @@ def describe(
         model_id=model_id(workload.pipeline) + (f" ({weights})" if weights else ""),
         revision=revision,
         prompt_set_hash=prompts.digest,
+        further_prompts_hash=prompts.further_digest,
         clip_model=clip_model,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         vae=vae,

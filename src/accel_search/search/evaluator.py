@@ -24,8 +24,13 @@ class Evaluator(Protocol):
     def provenance(self) -> Provenance | None:
         """Return the hardware, versions and inputs; None where they were not recorded."""
 
-    def baseline(self, split: Split = "search") -> Measurement:
-        """Measure the baseline pipeline, timed against itself."""
+    def baseline(self, split: Split = "search", prompts: range | None = None) -> Measurement:
+        """Measure the baseline pipeline, timed against itself.
+
+        Args:
+            split: Part of the prompts.
+            prompts: Which of the part's prompts, a range of positions; None is all.
+        """
 
     @property
     def chunk(self) -> int:
@@ -34,6 +39,10 @@ class Evaluator(Protocol):
     @property
     def prompt_count(self) -> int:
         """Return how many prompts a candidate is fully scored on."""
+
+    @property
+    def held_out_stages(self) -> tuple[int, ...]:
+        """Return the numbers of held-out prompts at which a candidate is judged, ascending."""
 
     @property
     def pairs(self) -> int:
@@ -45,6 +54,7 @@ class Evaluator(Protocol):
         split: Split = "search",
         prompts: range | None = None,
         pairs: int | None = None,
+        turn: int = 0,
     ) -> Measurement:
         """Measure a candidate beside the baseline.
 
@@ -56,6 +66,8 @@ class Evaluator(Protocol):
             split: Part of the prompts.
             prompts: Which of the part's prompts, a range of positions; None is all.
             pairs: Baseline calls to time beside the candidate's; None is `self.pairs`.
+            turn: Pairs that the candidate was timed in before: which call of a pair comes first
+                alternates over all of them.
 
         Raises:
             TrialFailure: This candidate cannot be measured; others can.

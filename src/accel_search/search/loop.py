@@ -13,19 +13,16 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
 from accel_search.core.timing_noise import TimingNoise, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
+from accel_search.core.validation import LIKELY, MAX_TRIED
 from accel_search.errors import TrialFailure
-from accel_search.search.evaluator import Evaluator, Split
+from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observer
 from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.strategies.base import History, Proposal, Strategy
+from accel_search.search.validation import Validator
 from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
 
-MAX_VALIDATIONS = 5
-"""Candidates validated on held-out prompts before the search gives up.
-
-Each takes as long as a full trial, and of many candidates one would pass by chance.
-"""
 STALE = 1.1
 """Growth of the number of trials after which the intervals of all are recomputed."""
 
@@ -75,7 +72,9 @@ class Search:
         self._trials: dict[Candidate, AssessedTrial] = {}
         self._noises: dict[int, TimingNoise] = {}
         self._pooled = 0
-        self._rejected: list[Candidate] = []
+        self._validator = Validator(
+            evaluator, self._measuring, goal, self._assessment, self._has_time
+        )
 
     def run(self) -> Outcome:
         """Search until the goal, the end of the space or the budget, and validate the winner.
@@ -98,7 +97,8 @@ class Search:
         self._measuring.check_after_hang()
         is_over = False
         while not is_over:
-            winner, held_out, stopped, settled = self._find(baseline)
+            winner, stopped, settled = self._find(baseline)
+            held_out = None if winner is None else self._held_out(winner.trial.candidate)
             could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
             if winner is None:
                 could_win += len(self._feasible())  # With a winner, they are slower.
@@ -110,9 +110,12 @@ class Search:
             self._recompute_intervals()
             # The latest timings may show that the winner gains nothing.
             is_over = winner is None or self._still_wins(winner.trial.candidate)
+        chance = None
         if winner is not None:
             winner = self._trials[winner.trial.candidate]
-            held_out = None if held_out is None else self._held_out(winner.trial.candidate)
+            held_out = self._held_out(winner.trial.candidate)
+            if held_out is not None:
+                chance = self._validator.chance(winner.trial.candidate)
             rivals = tuple(self._reassessed(rival) for rival in rivals)
             ablations = tuple(self._reassessed(ablation) for ablation in ablations)
         if winner is not None and winner.trial.measurement is not None:
@@ -125,23 +128,26 @@ class Search:
             rivals=rivals,
             trials=trials,
             resumed=resumed,
-            refuted=tuple(self._rejected),
+            refuted=tuple(
+                candidate
+                for candidate in self._validator.tried
+                if winner is None or candidate != winner.trial.candidate
+            ),
             stopped=stopped,
             settled=settled,
             could_win=could_win,
             seconds=sum(assessed.trial.seconds for assessed in trials)
             + sum(measurement.seconds for measurement in self._measuring.extras.values()),
             ablations=ablations,
+            chance=chance,
         )
 
-    def _find(
-        self, baseline: Measurement
-    ) -> tuple[AssessedTrial | None, Assessment | None, str, bool]:
+    def _find(self, baseline: Measurement) -> tuple[AssessedTrial | None, str, bool]:
         """Measure what the strategy asks for until a winner is validated or nothing is left.
 
         Returns:
-            The winner, its assessment on held-out prompts, why the search ended, and whether the
-            strategy was done.
+            The winner, validated or likely to be within the bound; why the search ended; and
+            whether the strategy was done.
         """
         asks_for_more = self._goal.min_speedup is None
         while True:
@@ -149,40 +155,45 @@ class Search:
             if not asks_for_more or len(self._trials) >= STALE * self._pooled:
                 self._recompute_intervals()
             # The first candidate that meets a requirement ends the search.
-            if asks_for_more or self._fastest_feasible(baseline) is None:
+            if asks_for_more or not self._feasible():
                 over, proposal = self._ask(baseline)
             if proposal is not None:
                 self._observer.on_start(proposal.candidate)
                 self._measure(proposal)
                 continue
             self._recompute_intervals()
-            best = self._fastest_feasible(baseline)
+            best = self._most_promising(baseline)
             if best is None:
                 reason = over or self._strategy.why_done(self._history(baseline))
-                return None, None, reason, over is None
-            holds, held_out = self._validate(best)
-            if not holds:
-                self._rejected.append(best.trial.candidate)
-                if len(self._rejected) >= MAX_VALIDATIONS and self._is_any_left(baseline):
-                    return None, None, self._why_given_up(), False
-                # Ask the strategy again: a candidate slower than this one may win now.
-                continue
-            if not asks_for_more:
-                return best, held_out, "the requirement was met", True
-            reason = over or self._strategy.why_done(self._history(baseline))
-            return best, held_out, reason, over is None
+                return self._likeliest(baseline), reason, over is None
+            held_out = self._validator.validate(best)
+            is_valid = best.trial.candidate not in self._validator.tried
+            self._observer.on_confirm(best, held_out, is_valid)
+            if is_valid and not asks_for_more:
+                return best, "the requirement was met", True
+            if is_valid:
+                reason = over or self._strategy.why_done(self._history(baseline))
+                return best, reason, over is None
+            if len(self._validator.tried) >= MAX_TRIED and self._is_any_left(baseline):
+                return self._likeliest(baseline), self._why_given_up(), False
+            # Ask the strategy again: a candidate that it passed over may win now.
 
     def _is_any_left(self, baseline: Measurement) -> bool:
         """Return whether a candidate is left that could win."""
         return bool(self._feasible() or self._strategy.could_win(self._history(baseline)))
 
     def _why_given_up(self) -> str:
-        failed = f"{len(self._rejected)} candidates failed on held-out prompts"
+        failed = f"{len(self._validator.tried)} candidates failed on held-out prompts"
         untried = len(self._feasible())
         if not untried:
             return failed
         plural = "" if untried == 1 else "s"
         return f"{failed}; {untried:,} slower candidate{plural} within the bound left untried"
+
+    def _has_time(self) -> bool:
+        """Return whether `--time_budget` is not spent."""
+        seconds = self._budget.seconds
+        return seconds is None or self._measuring.spent < seconds
 
     def _ask(self, baseline: Measurement) -> tuple[str | None, Proposal | None]:
         """Return why the budget is over, or what the strategy asks for; two None if it is done."""
@@ -190,7 +201,7 @@ class Search:
         proposal = self._strategy.ask(self._history(baseline))
         if proposal is None:
             return None, None  # The strategy ended the search, even where the budget is spent too.
-        if budget.seconds is not None and self._measuring.spent >= budget.seconds:
+        if not self._has_time():
             return f"--time_budget of {budget.seconds:.0f} s was spent", None
         begins = proposal.candidate not in self._trials
         if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
@@ -201,32 +212,70 @@ class Search:
         return None, proposal
 
     def _history(self, baseline: Measurement) -> History:
-        return History(baseline, tuple(self._trials.values()), frozenset(self._rejected))
+        feasible = self._feasible()
+        return History(
+            baseline,
+            tuple(self._trials.values()),
+            frozenset(self._validator.tried),
+            {
+                trial.trial.candidate: math.exp(log_chance)
+                for trial, log_chance in zip(
+                    feasible, self._validator.log_chances(feasible), strict=True
+                )
+            },
+        )
 
     def _feasible(self) -> list[AssessedTrial]:
-        """Return the trials that meet the goal and were not rejected on held-out prompts."""
+        """Return the trials that meet the goal and have not failed on held-out prompts."""
         return [
             assessed
             for assessed in self._trials.values()
-            if assessed.is_feasible(self._goal) and assessed.trial.candidate not in self._rejected
+            if assessed.is_feasible(self._goal)
+            and assessed.trial.candidate not in self._validator.tried
         ]
 
-    def _fastest_feasible(self, baseline: Measurement) -> AssessedTrial | None:
+    def _most_promising(self, baseline: Measurement) -> AssessedTrial | None:
+        """Return the feasible trial of the greatest expected gain: the fastest may be the luckiest.
+
+        Of many candidates scored on a few prompts, the fastest that seems within the bound is the
+        one whose loss is underestimated most.
+        """
+        feasible = self._feasible()
+        return self._best(baseline, feasible, self._validator.log_chances(feasible))
+
+    def _likeliest(self, baseline: Measurement) -> AssessedTrial | None:
+        """Return the best of those that held-out prompts make likely to be within the bound."""
+        likely = {
+            candidate: math.log(chance)
+            for candidate, chance in self._validator.tried.items()
+            if chance >= LIKELY
+        }
+        trials = [self._trials[candidate] for candidate in likely]
+        return self._best(baseline, trials, list(likely.values()))
+
+    def _best(
+        self, baseline: Measurement, trials: Sequence[AssessedTrial], log_chances: Sequence[float]
+    ) -> AssessedTrial | None:
+        """Return the trial of the greatest log speedup times chance to be within the bound."""
         history = self._history(baseline)
-        return max(
-            self._feasible(),
-            key=lambda assessed: self._strategy.speedup_of(assessed, history),
-            default=None,
-        )
+
+        def log_of_gain(known: tuple[AssessedTrial, float]) -> float:
+            trial, log_chance = known
+            log_speedup = math.log(self._strategy.speedup_of(trial, history))
+            return math.log(max(log_speedup, 1e-9)) + log_chance
+
+        known = zip(trials, log_chances, strict=True)
+        return max(known, key=log_of_gain, default=(None, 0.0))[0]
 
     def _assess(self, trial: Trial) -> AssessedTrial:
         measured = trial.measurement
         return AssessedTrial(trial, None if measured is None else self._assessment(measured))
 
-    def _assessment(self, measured: Measurement, split: Split = "search") -> Assessment:
-        baseline = self._measuring.baseline(split, measured)
+    def _assessment(self, measured: Measurement, baseline: Measurement | None = None) -> Assessment:
+        """Assess a measurement beside a baseline; None is the search's."""
+        before = baseline or self._measuring.baseline("search", measured)
         noise = self._noises.get(measured.batch_size)
-        return assess(measured, baseline, self._goal.max_score_loss, noise)
+        return assess(measured, before, self._goal.max_score_loss, noise)
 
     def _pool(self, trials: Sequence[Trial] | None = None) -> None:
         """Estimate the timing noise of each batch size from all pairs timed so far."""
@@ -270,45 +319,17 @@ class Search:
             pairs = min(pairs, math.ceil((stop - scored) / self._evaluator.chunk))
         return pairs
 
-    def _validate(self, assessed: AssessedTrial) -> tuple[bool, Assessment | None]:
-        """Return whether a candidate passes on held-out prompts, and its assessment there."""
-        try:
-            held_out = self._held_out(assessed.trial.candidate)
-        except TrialFailure:
-            self._observer.on_confirm(assessed, None, False)
-            return False, None
-        if held_out is None:
-            return True, None
-        holds = self._holds(held_out)
-        self._observer.on_confirm(assessed, held_out, holds)
-        return holds, held_out
-
-    def _holds(self, held_out: Assessment) -> bool:
-        """Return whether an assessment on held-out prompts meets the goal.
-
-        Of many candidates that are no faster, some seem so by chance; this second, independent
-        timing rules them out.
-        """
-        goal = self._goal
-        return (
-            held_out.is_gain
-            and held_out.is_within(goal)
-            and (goal.min_speedup is None or held_out.speedup.high >= goal.min_speedup)
-        )
-
     def _still_wins(self, candidate: Candidate) -> bool:
         """Return whether a winner still meets the goal by all pairs timed by now."""
         held_out = self._held_out(candidate)
         return self._trials[candidate].is_feasible(self._goal) and (
-            held_out is None or self._holds(held_out)
+            held_out is None or self._validator.passes(held_out)
         )
 
     def _held_out(self, candidate: Candidate) -> Assessment | None:
-        """Assess a candidate on held-out prompts; None where there are none."""
-        if not self._measuring.baseline("held_out").scores:
-            return None
-        measured = self._measuring.once(extras.held_out(candidate), candidate, "held_out")
-        return self._assessment(measured, "held_out")
+        """Assess a winner on the held-out prompts that it is scored on; None without any."""
+        has_held_out = bool(self._evaluator.held_out_stages)
+        return self._validator.assessment(candidate) if has_held_out else None
 
     def _rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> tuple[Rival, ...]:
         """Measure the baseline pipeline at the step count that should be as fast as the winner."""

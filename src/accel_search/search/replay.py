@@ -43,11 +43,11 @@ class ReplayEvaluator:
         """Return None: the samples were taken elsewhere."""
         return None
 
-    def baseline(self, split: Split = "search") -> Measurement:
+    def baseline(self, split: Split = "search", prompts: range | None = None) -> Measurement:
         """Return the recorded baseline; empty where no held-out prompts were recorded."""
-        if split == "search":
-            return self._recorded.baseline
-        return self._recorded.held_out_baseline or _NOTHING
+        recorded = self._recorded
+        whole = recorded.baseline if split == "search" else recorded.held_out_baseline or _NOTHING
+        return whole if prompts is None else _part(whole, prompts)
 
     @property
     def baselines(self) -> dict[Split, Measurement]:
@@ -68,6 +68,13 @@ class ReplayEvaluator:
         return len(self._recorded.baseline.scores)
 
     @property
+    def held_out_stages(self) -> tuple[int, ...]:
+        """Return the numbers of held-out prompts that candidates were recorded on, ascending."""
+        baseline = self.baseline("held_out")
+        counts = {len(measured.scores) for measured in self._held_out.values()}
+        return tuple(sorted(counts or {len(baseline.scores)} - {0}))
+
+    @property
     def pairs(self) -> int:
         """Return 0: the pairs are those recorded."""
         return 0
@@ -78,6 +85,7 @@ class ReplayEvaluator:
         split: Split = "search",
         prompts: range | None = None,
         pairs: int | None = None,
+        turn: int = 0,
     ) -> Measurement:
         """Return what was recorded, for some of the prompts at their share of the time.
 
@@ -89,19 +97,7 @@ class ReplayEvaluator:
             return recorded
         if prompts.stop > len(recorded.scores):
             raise TrialFailure(f"recorded on {len(recorded.scores)} prompts only")
-        taken = slice(prompts.start, prompts.stop)
-        return replace(
-            recorded,
-            # All timings come with the first prompts: their prompts were not recorded.
-            seconds_per_image=() if prompts.start else recorded.seconds_per_image,
-            baseline_seconds_per_image=(
-                () if prompts.start else recorded.baseline_seconds_per_image
-            ),
-            scores=recorded.scores[taken],
-            psnr=recorded.psnr[taken],
-            ssim=recorded.ssim[taken],
-            seconds=recorded.seconds * len(prompts) / len(recorded.scores),
-        )
+        return _part(recorded, prompts)
 
     def _find(self, candidate: Candidate, split: Split) -> Measurement:
         if list(candidate) == ["steps"] and "steps" not in self._space.targets:
@@ -122,6 +118,21 @@ class ReplayEvaluator:
             raise TrialFailure(failure.message, failure.kind, failure.seconds)
         assert trial.measurement is not None  # a trial holds one or the other
         return trial.measurement
+
+
+def _part(recorded: Measurement, prompts: range) -> Measurement:
+    """Return what was recorded of some of the prompts, at their share of the time."""
+    taken = slice(prompts.start, prompts.stop)
+    return replace(
+        recorded,
+        # All timings come with the first prompts: their prompts were not recorded.
+        seconds_per_image=() if prompts.start else recorded.seconds_per_image,
+        baseline_seconds_per_image=() if prompts.start else recorded.baseline_seconds_per_image,
+        scores=recorded.scores[taken],
+        psnr=recorded.psnr[taken],
+        ssim=recorded.ssim[taken],
+        seconds=recorded.seconds * len(prompts) / max(len(recorded.scores), 1),
+    )
 
 
 def open_replay(

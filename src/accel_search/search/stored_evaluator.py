@@ -46,13 +46,17 @@ class StoredEvaluator:
         if self._store is not None:
             self.extras = self._store.extras()
 
-    def baseline(self, split: Split = "search", beside: Measurement | None = None) -> Measurement:
+    def baseline(
+        self, split: Split = "search", beside: Measurement | None = None, prompts: int | None = None
+    ) -> Measurement:
         """Return the baseline, measured once per study and batch size.
 
         Args:
             split: Part of the prompts.
             beside: Measurement to compare with the baseline of its batch size, which the evaluator
                 has measured where it halved a batch. None is the current batch size.
+            prompts: Least number of the part's prompts to be scored on. None is all of a part that
+                is not stored yet, and as many as are stored of one that is.
 
         Raises:
             ConfigurationError: The baseline pipeline makes no valid image.
@@ -62,17 +66,27 @@ class StoredEvaluator:
         if measured is None:
             latest = None if beside is None else self._evaluator.baselines.get(split)
             if beside is not None and (latest is None or latest.batch_size != size):
-                return self.baseline(split)
-            measured = latest or self._measure_baseline(split)
+                return self.baseline(split, prompts=prompts)
+            wanted = None if prompts is None else range(prompts)
+            measured = latest or self._measure_baseline(split, wanted)
             self.spent += measured.seconds
             self._save(extras.baseline(split, measured.batch_size), measured)
+        scored = len(measured.scores)
+        if prompts is not None and scored < prompts:
+            further = self._measure_baseline(split, range(scored, prompts))
+            if further.batch_size != size:  # The batch was halved since.
+                return self.baseline(split, prompts=prompts)
+            self.spent += further.seconds
+            measured = measured.joined(further)
+            self._save(extras.baseline(split, size), measured)
         self._watchdog.learn(measured)
         return measured
 
-    def _measure_baseline(self, split: Split) -> Measurement:
+    def _measure_baseline(self, split: Split, prompts: range | None) -> Measurement:
+        images = self._evaluator.prompt_count if prompts is None else len(prompts)
         try:
-            with self._watchdog.over(None, self._evaluator.prompt_count):
-                return self._evaluator.baseline(split)
+            with self._watchdog.over(None, images):
+                return self._evaluator.baseline(split, prompts)
         except TrialFailure as error:
             # No candidate's fault: without a baseline there is nothing to compare with.
             raise ConfigurationError(str(error)) from error
@@ -92,22 +106,32 @@ class StoredEvaluator:
         split: Split = "search",
         prompts: range | None = None,
     ) -> Measurement:
-        """Return the extra measurement of a name, measured and stored on the first call.
+        """Return the extra measurement of a name; measure and store what it lacks of the prompts.
 
         Raises:
             TrialFailure: It cannot be measured, or it hung in this run or an earlier one.
         """
-        measured = self._load(name)
-        if measured is None:
-            failure = None if self._store is None else self._store.load_failure(name)
-            if failure is not None:
-                raise TrialFailure(failure.message, failure.kind, failure.seconds)
-            images = self._evaluator.prompt_count if prompts is None else len(prompts)
-            record = self._recorder(lambda store, failure: store.save_failure(name, failure))
-            with self._watchdog.over(candidate, images, record):
-                measured = self._evaluator.measure(candidate, split, prompts)
+        before = self._load(name)
+        scored = 0 if before is None else len(before.scores)
+        if before is not None and (prompts is None or scored >= prompts.stop):
+            return before
+        failure = None if self._store is None else self._store.load_failure(name)
+        if failure is not None:
+            raise TrialFailure(failure.message, failure.kind, failure.seconds)
+        wanted = prompts if prompts is None or before is None else range(scored, prompts.stop)
+        images = self._evaluator.prompt_count if wanted is None else len(wanted)
+        record = self._recorder(lambda store, failure: store.save_failure(name, failure))
+        with self._watchdog.over(candidate, images, record):
+            # The first prompts gave all pairs.
+            pairs = None if before is None else 0
+            measured = self._evaluator.measure(candidate, split, wanted, pairs)
             self.spent += measured.seconds
-            self._save(name, measured)
+            if before is not None and before.batch_size == measured.batch_size:
+                measured = before.joined(measured)
+            elif before is not None:  # The batch was halved since.
+                measured = self._evaluator.measure(candidate, split, prompts)
+                self.spent += measured.seconds
+        self._save(name, measured)
         return measured
 
     def trial(
@@ -133,7 +157,10 @@ class StoredEvaluator:
         record = self._recorder(lambda store, failure: store.add(failed(failure), None))
         try:
             with self._watchdog.over(candidate, prompts.stop, record):
-                measured = self._evaluator.measure(candidate, prompts=prompts, pairs=pairs)
+                turn = 0 if before is None else len(before.baseline_seconds_per_image)
+                measured = self._evaluator.measure(
+                    candidate, prompts=prompts, pairs=pairs, turn=turn
+                )
                 if before is not None and before.batch_size == measured.batch_size:
                     measured = before.joined(measured)
                 elif before is not None:  # The batch was halved since.

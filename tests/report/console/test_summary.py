@@ -85,7 +85,7 @@ def test_why_candidates_failed_is_said_by_the_commonest_reason():
     class Starved(FakeEvaluator):
         """Fails in one way or another, and always at the longest interval."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             found = candidate.get("deepcache", {"cache_interval": 0})
             if found == {"cache_interval": 5, "cache_branch_id": 0}:
                 raise TrialFailure("image 3 is black", "invalid_image")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.core.paths import local_path
+from accel_search.core.validation import MOST
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.runtime.demo import demo_part
@@ -54,8 +55,9 @@ def choose(
     """Choose and seed prompts by `seed` and their text alone.
 
     Distinct prompts are sorted by a hash; the search takes them from the front and the held-out
-    part from the back. So the order and the other content of the source do not affect a prompt's
-    noise, a larger part contains the smaller, and the two parts grow independently.
+    part from the back, the further ones before it. So the order and the other content of the source
+    do not affect a prompt's noise, a larger part contains the smaller, and the two parts grow
+    independently.
 
     Args:
         texts: Candidates. Blank ones and repetitions are dropped, after composition (NFC) as in
@@ -63,7 +65,7 @@ def choose(
         source: Name for the record and for messages.
         seed: Determines the choice and the noise.
         num_samples: Prompts to search on.
-        held_out_samples: Prompts to validate on.
+        held_out_samples: Prompts to validate on; up to `MOST` times as many are kept at hand.
 
     Raises:
         ConfigurationError: There are too few distinct prompts.
@@ -78,8 +80,13 @@ def choose(
         )
     ordered = sorted(distinct, key=lambda text: _digest("choice", seed, text))
     prompts = [Prompt(text, _noise_seed(seed, text)) for text in ordered]
+    spare = min(MOST * held_out_samples, len(prompts) - num_samples)
+    held_out = len(prompts) - held_out_samples
     return PromptSet(
-        source, tuple(prompts[:num_samples]), tuple(prompts[len(prompts) - held_out_samples :])
+        source,
+        tuple(prompts[:num_samples]),
+        tuple(prompts[held_out:]),
+        tuple(prompts[len(prompts) - spare : held_out]),
     )
 
 

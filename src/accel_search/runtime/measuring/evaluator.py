@@ -15,6 +15,7 @@ from accel_search.accelerators.base import PLAIN, StepType
 from accel_search.accelerators.computation import describe_steps
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement
+from accel_search.core.validation import stages
 from accel_search.core.workload import Prompt, PromptSet, Provenance, Workload
 from accel_search.errors import (
     BaselineError,
@@ -75,7 +76,7 @@ class PipelineEvaluator:
         workload: Workload,
         provenance: Provenance,
         *,
-        timing_pairs: int = 3,
+        timing_pairs: int = 4,
         compiled: bool = False,
         apply: Apply | None = None,
         timing_lock: TimingLock | None = None,
@@ -138,16 +139,22 @@ class PipelineEvaluator:
         """Return the default number of baseline calls beside a candidate's."""
         return self._pairs
 
-    def baseline(self, split: Split = "search") -> Measurement:
-        """Measure the baseline pipeline on every prompt of a part, and against itself.
+    @property
+    def held_out_stages(self) -> tuple[int, ...]:
+        """Return the numbers of held-out prompts at which a candidate is judged, ascending."""
+        return stages(len(self.prompts.held_out), len(self._part("held_out")))
+
+    def baseline(self, split: Split = "search", prompts: range | None = None) -> Measurement:
+        """Measure the baseline pipeline on prompts of a part, and against itself.
 
         Args:
             split: Part of the prompts.
+            prompts: Which of the part's prompts; None is all.
 
         Returns:
-            A score per prompt and a timing per full batch. The first `timing_pairs` batches, at
-            least `NOISE_PAIRS`, are repeated at once for `baseline_seconds_per_image`. Empty for a
-            part without prompts.
+            A score per prompt and a timing per full batch. Of prompts from the first on, the first
+            `timing_pairs` batches, at least `NOISE_PAIRS`, are repeated at once for
+            `baseline_seconds_per_image`. Empty for a part without prompts.
 
         Raises:
             InvalidImage: The baseline pipeline makes no valid image.
@@ -156,8 +163,9 @@ class PipelineEvaluator:
         """
         if not self._part(split):
             return Measurement((), (), (), self.batch_size)
+        wanted = range(len(self._part(split))) if prompts is None else prompts
         with self._session():
-            return self._until_it_fits(lambda: self._measure_baseline(split))
+            return self._until_it_fits(lambda: self._measure_baseline(split, wanted))
 
     def measure(
         self,
@@ -165,6 +173,7 @@ class PipelineEvaluator:
         split: Split = "search",
         prompts: range | None = None,
         pairs: int | None = None,
+        turn: int = 0,
     ) -> Measurement:
         """Measure a candidate beside the baseline.
 
@@ -173,6 +182,7 @@ class PipelineEvaluator:
             split: Part of the prompts.
             prompts: Which of the part's prompts; None is all.
             pairs: Baseline calls to time beside the candidate's; None is `self.pairs`.
+            turn: Pairs that it was timed in before.
 
         Raises:
             TrialFailure: The candidate cannot be measured; others can.
@@ -186,7 +196,7 @@ class PipelineEvaluator:
         with self._session():
             try:
                 result = self._until_it_fits(
-                    lambda: self._measure_candidate(candidate, split, wanted, paired)
+                    lambda: self._measure_candidate(candidate, split, wanted, paired, turn)
                 )
             except TrialFailure:
                 self._growth.after_trial(str(candidate))
@@ -296,13 +306,14 @@ class PipelineEvaluator:
         self.provenance = replace(self.provenance, batch_size=size)
         self._baseline_images.clear()
 
-    def _measure_baseline(self, split: Split) -> Measurement:
+    def _measure_baseline(self, split: Split, prompts: range) -> Measurement:
         self._make_ready()
         if self._caller.last_applied is not None:
             self._check_sentinel()  # The calls below may become references.
         samples = Samples(memory.PeakMeter(self._device))
-        batches = plan_batches(range(len(self._part(split))), self.batch_size)
-        for step in plan_steps(batches, max(self._pairs, NOISE_PAIRS)):
+        # The first prompts' pairs show how far calls differ by chance.
+        pairs = 0 if prompts.start else max(self._pairs, NOISE_PAIRS)
+        for step in plan_steps(plan_batches(prompts, self.batch_size), pairs):
             images, seconds = self._call_baseline(split, step.batch, samples.peak)
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
@@ -313,17 +324,21 @@ class PipelineEvaluator:
                 self._check_baseline(split, step.batch, images)
                 samples.scores += self._score(split, step.batch, images, BASELINE)
         result = samples.measurement(self.batch_size, self.accounting.elapsed())
-        self.baselines[split] = result
+        known = self.baselines.get(split)
+        if not prompts.start:
+            self.baselines[split] = result
+        elif known and (known.batch_size, len(known.scores)) == (self.batch_size, prompts.start):
+            self.baselines[split] = known.joined(result)
         return result
 
     def _measure_candidate(
-        self, candidate: Candidate, split: Split, prompts: range, pairs: int
+        self, candidate: Candidate, split: Split, prompts: range, pairs: int, turn: int
     ) -> Measurement:
         self._make_ready()
         known = self.baselines.get(split)
         if known is not None and known.batch_size != self.batch_size:
-            self._measure_baseline(split)
-        plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs))
+            self._measure_baseline(split, range(max(len(known.scores), prompts.stop)))
+        plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs, turn))
         self._make_references(split, [step.batch for step in plan])
         samples = Samples(memory.PeakMeter(self._device))
         for step in plan:
@@ -408,7 +423,8 @@ class PipelineEvaluator:
             self._call_baseline(split, batch)
 
     def _part(self, split: Split) -> tuple[Prompt, ...]:
-        return self.prompts.search if split == "search" else self.prompts.held_out
+        prompts = self.prompts
+        return prompts.search if split == "search" else prompts.held_out + prompts.further
 
     def _prompts(self, split: Split, batch: Batch) -> list[Prompt]:
         part = self._part(split)

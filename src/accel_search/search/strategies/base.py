@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from accel_search.core.assessment import AssessedTrial
@@ -40,6 +40,8 @@ class History:
     """One per distinct candidate, in the order in which they were first measured."""
     refuted: frozenset[Candidate] = frozenset()
     """Candidates rejected on held-out prompts after meeting the goal on the search's."""
+    chances: Mapping[Candidate, float] = field(default_factory=dict)
+    """The others that meet the goal -> probability that they truly are within the bound."""
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class Standing:
     prompts: NDArray[np.int64]
     """Prompts scored on."""
     best: float
-    """Logarithm of the speedup of the fastest candidate within the bounds or, without one, of the
-    least speedup that counts as a gain."""
+    """Logarithm of the speedup of the best candidate within the bounds, times the probability that
+    it truly is; without one, of the least speedup that counts as a gain."""
 
 
 class Guided(Strategy):
@@ -93,7 +93,7 @@ class Guided(Strategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._known: dict[Candidate, int | None] = {}
-        self._latest: tuple[tuple[int, int, int], Standing] | None = None
+        self._latest: tuple[tuple[object, ...], Standing] | None = None
 
     def ask(self, history: History) -> Proposal | None:
         """Return the next stage of the candidate that is worth most, None if none is worth it."""
@@ -179,7 +179,7 @@ class Guided(Strategy):
 
     def _standing(self, history: History) -> Standing:
         prompts = sum(trial.assessment.prompts for trial in history.trials if trial.assessment)
-        state = (len(history.trials), prompts, len(history.refuted))
+        state = (len(history.trials), prompts, tuple(history.chances.items()))
         if self._latest is None or self._latest[0] != state:
             self._latest = state, self._judge(history)
         return self._latest[1]
@@ -210,11 +210,11 @@ class Guided(Strategy):
             if assessed.assessment is None:
                 continue
             prompts[position] = assessed.assessment.prompts
-            rejected = assessed.trial.candidate in history.refuted
-            if assessed.is_feasible(self.task.goal) and not rejected:
-                best.append(float(log_speedup[position]))
+            chance = history.chances.get(assessed.trial.candidate)
+            if chance is not None:
+                best.append(chance * float(log_speedup[position]))
         least = self._least_gain(history)
-        return Standing(log_speedup, sd, within, is_open, prompts, max(best, default=least))
+        return Standing(log_speedup, sd, within, is_open, prompts, max([least, *best]))
 
     def _least_gain(self, history: History) -> float:
         """Return the logarithm of the least speedup that will count as a gain.
@@ -263,7 +263,7 @@ class Guided(Strategy):
         if required is not None:
             ahead = (standing.log_speedup - math.log(required)) / standing.sd
             return np.asarray(standing.within * stats.norm.cdf(ahead))
-        beaten = standing.best + SAME_SPEED
+        beaten = standing.best / np.maximum(standing.within, 1e-9) + SAME_SPEED
         return standing.within * expected_gain(standing.log_speedup, standing.sd, beaten)
 
     def _cost(self, standing: Standing) -> Array:
