@@ -51,6 +51,8 @@ def losses(rng, kind, count):
         return rng.normal(0, 1, count)
     if kind == "skewed":
         return rng.exponential(1, count) - 1
+    if kind == "skewed to the left":
+        return 1 - rng.exponential(1, count)
     return np.where(rng.random(count) < 0.1, rng.normal(4, 1, count), 0) - 0.4
 
 
@@ -180,7 +182,7 @@ def given_up(before, after, prompts):
 
 
 @repeated(300, 20_000)
-@pytest.mark.parametrize("kind", ["normal", "skewed", "rare"])
+@pytest.mark.parametrize("kind", ["normal", "skewed", "skewed to the left", "rare"])
 @pytest.mark.parametrize("prompts", [16, 32, 64])
 def test_early_stopping_gives_up_what_is_within_the_bound_as_seldom_as_it_says(runs, kind, prompts):
     """The worst case, exactly at the bound over its own prompts: at most `FALSE_REJECTION`."""

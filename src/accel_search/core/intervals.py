@@ -146,7 +146,7 @@ def _mean_loss(baseline: Sequence[float], candidate: Sequence[float]) -> _MeanLo
     # Linearised about the loss: the mean of these is 0.
     apart = ((1 - value) * before - after) / before.mean()
     error = math.sqrt(float((apart**2).sum()) / (count - 1) / count) if count > 1 else math.inf
-    skewness = _skewness(apart)
+    skewness = skewness_of(apart)
     seen = SEEN_TAIL * skewness / math.sqrt(count)
     doubt = min(1.0, math.sqrt(KNOWN_SHAPE / count))
     missing_gains = doubt * (USUAL_SKEWNESS - abs(skewness))
@@ -156,7 +156,7 @@ def _mean_loss(baseline: Sequence[float], candidate: Sequence[float]) -> _MeanLo
     return _MeanLoss(value, error, count - 1, 1 + lower, 1 + upper)
 
 
-def _skewness(apart: NDArray[np.float64]) -> float:
+def skewness_of(apart: NDArray[np.float64]) -> float:
     """Return the skewness of deviations from their mean, corrected for their number."""
     count = len(apart)
     spread = math.sqrt(float((apart**2).mean()))
