@@ -1,7 +1,9 @@
 """How often the intervals of losses and speedups cover the truth.
 
 Losses: the 64 prompts of a recorded table are all prompts there are, so that each candidate's true
-loss is known, and a few of them are drawn with replacement. Prints the table of docs/measuring.md.
+loss is known, and a few of them are drawn with replacement. Prints how often the interval holds the
+true loss, how often the truth is above and below it, and its mean width; then how often as many
+prompts as an inconclusive verdict says are needed settle it.
 
 Speedups, in simulated searches: each search times its baseline four times against itself and 16
 candidates a few times beside it; the first candidate's interval is checked. Prints the tables of
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate, Verdict, score_loss
+from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed, score_loss
 from accel_search.core.timing_noise import TimingNoise, noise_floor, speedup
 from accel_search.core.trial import Goal, Measurement
 from accel_search.search.verification import Stored, judge_speedup
@@ -36,6 +38,8 @@ RECORDED = {
 
 The interval of a loss was fitted to the first."""
 LARGEST_LOSS = 0.03
+BOUND = 0.02
+"""Bound of the loss for which needed prompts are counted."""
 
 TRUTH = 2.0
 SPREAD = 0.02
@@ -78,6 +82,22 @@ def loss_coverage(
             widths.append(loss.high - loss.low)
     count = len(after) * draws
     return above / count, below / count, float(np.mean(widths))
+
+
+def settled(table: str, prompts: int, candidates: int, draws: int) -> float:
+    """Return how often as many prompts as are said to be needed settle an inconclusive verdict."""
+    before, after = recorded_scores(table, candidates)
+    rng = np.random.default_rng(prompts)
+    verdicts: Counter[Verdict] = Counter()
+    for scores in np.repeat(after, draws, axis=0):
+        drawn = rng.integers(0, len(before), prompts)
+        if judge(score_loss(before[drawn], scores[drawn]), BOUND) is not Verdict.INCONCLUSIVE:
+            continue
+        needed = prompts_needed(before[drawn], scores[drawn], BOUND)
+        assert needed is not None
+        drawn = rng.integers(0, len(before), needed)
+        verdicts[judge(score_loss(before[drawn], scores[drawn]), BOUND)] += 1
+    return 1 - verdicts[Verdict.INCONCLUSIVE] / verdicts.total()
 
 
 def timing(rng: np.random.Generator, ratio: float, spread: float, pairs: int) -> Measurement:
@@ -135,6 +155,11 @@ def main() -> None:
             shares = (1 - above - below, above, below)
             row = " | ".join(f"{100 * share:.1f} %" for share in shares)
             print(f"| {table} | {prompts} | {row} | {100 * width:.2f} % |", flush=True)
+    print()
+    for table in ("tgate", "deepcache-tgate", "deepcache-tome"):
+        for prompts in (8, 16, 32, 64):
+            share = settled(table, prompts, arguments.candidates, draws=5)
+            print(f"| {table} | {prompts} | {100 * share:.0f} % |", flush=True)
     print()
     for name, (scale, odd) in CASES.items():
         for pairs in (2, 3):

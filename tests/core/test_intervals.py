@@ -5,9 +5,18 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from scripts.benchmarks.bench_intervals import RECORDED, loss_coverage, recorded_scores
+from scripts.benchmarks.bench_intervals import RECORDED, loss_coverage, recorded_scores, settled
 
-from accel_search.core.intervals import Estimate, Verdict, chance_within, judge, score_loss
+from accel_search.core.intervals import (
+    FEWEST_TO_PASS,
+    MOST_NEEDED,
+    Estimate,
+    Verdict,
+    chance_within,
+    judge,
+    prompts_needed,
+    score_loss,
+)
 from accel_search.errors import ConfigurationError
 
 
@@ -115,3 +124,25 @@ def test_the_confidence_refuses_what_the_loss_refuses():
         chance_within([-1.0, 0.5], [1.0, 1.0], 0.02)
     with pytest.raises(ConfigurationError, match="paired by prompt"):
         chance_within([30.0, 31.0], [30.0], 0.02)
+
+
+@pytest.mark.parametrize("table", ["tgate", "deepcache-tgate", "deepcache-tome"])
+def test_the_prompts_said_to_be_needed_settle_most_verdicts(table):
+    """About four in five; by their distance from the bound alone half were settled."""
+    assert 0.65 < settled(table, 32, candidates=50, draws=4) < 0.97
+
+
+def test_as_many_prompts_are_needed_as_a_loss_may_pass_on():
+    """All lose alike, so that nothing but their number is missing."""
+    assert prompts_needed([30.0] * 3, [29.7] * 3, 0.02) == FEWEST_TO_PASS
+    assert prompts_needed([30.0], [29.7], 0.02) is None
+
+
+def test_prompts_needed_grow_as_the_loss_nears_the_bound():
+    rng = np.random.default_rng(3)
+    before = rng.normal(30, 3, 64)
+    after = before * 0.99 + rng.normal(0, 1, 64)
+    loss = score_loss(before, after).value
+    needed = [prompts_needed(before, after, loss + distance) for distance in (0.0, 0.005, 0.01)]
+    assert MOST_NEEDED > needed[0] > needed[1] > 64 and needed[2] < needed[1] / 2
+    assert prompts_needed(before, after, loss + 0.1) == FEWEST_TO_PASS
