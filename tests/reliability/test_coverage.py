@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scripts.benchmarks.bench_intervals import RECORDED, loss_coverage
 
 from accel_search.core.assessment import assess
 from accel_search.core.early_stopping import FALSE_REJECTION, is_lost, stages
@@ -50,6 +51,8 @@ def losses(rng, kind, count):
         return rng.normal(0, 1, count)
     if kind == "skewed":
         return rng.exponential(1, count) - 1
+    if kind == "skewed to the left":
+        return 1 - rng.exponential(1, count)
     return np.where(rng.random(count) < 0.1, rng.normal(4, 1, count), 0) - 0.4
 
 
@@ -69,11 +72,10 @@ def scores(rng, kind, count, loss=BOUND):
         ("normal", 3, 0.93),
         ("normal", 4, 0.93),
         ("normal", 5, 0.93),
-        ("normal", 6, 0.92),
+        ("normal", 6, 0.93),
         ("normal", 16, 0.93),
         ("normal", 32, 0.93),
-        # Sixteen prompts seldom hold the long tail: 92.8 % of 2,500, the upper end missed 5.2 %.
-        ("skewed", 16, 0.92),
+        ("skewed", 16, 0.93),
         ("skewed", 32, 0.93),
         ("rare", 32, 0.93),
     ],
@@ -85,21 +87,34 @@ def test_the_interval_of_a_loss_holds_the_truth_95_times_in_100(runs, kind, prom
         found = score_loss(*scores(rng, kind, prompts))
         inside += found.low <= BOUND <= found.high
     print(f"loss, {kind}, {prompts} prompts: {100 * inside / runs:.1f} % of {runs}")
-    assert least - chance(0.95, runs) <= inside / runs <= 0.97 + chance(0.95, runs)
+    # Normal losses are held more often: the upper end allows for a tail that they have not.
+    assert least - chance(0.95, runs) <= inside / runs <= 0.985 + chance(0.97, runs)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("table", RECORDED)
+@pytest.mark.parametrize("prompts", [4, 8, 16, 32, 64])
+def test_the_interval_of_a_recorded_loss_holds_the_truth(table, prompts):
+    above, below, width = loss_coverage(table, prompts, candidates=200, draws=100)
+    print(f"loss, {table}, {prompts} prompts: above {above:.3f}, below {below:.3f}, {width:.4f}")
+    assert above + below < 0.07
+    assert above < 0.035
 
 
 @pytest.mark.parametrize("prompts", [2, 3, 4, 5, 8, 16, 32])
-def test_the_interval_of_a_normal_loss_is_as_wide_as_students_t(prompts):
+def test_the_interval_of_a_normal_loss_is_somewhat_wider_than_students_t(prompts):
     """Coverage takes thousands of sets to tell 92 % from 95; widths take a few."""
     rng = np.random.default_rng(prompts)
-    widths = []
+    below, above = [], []
     for _ in range(40):
         before, after = scores(rng, "normal", prompts)
-        found = score_loss(before, after)
-        each = (before * (1 - found.value) - after) / before.mean()
-        half = stats.t.ppf(0.975, prompts - 1) * each.std(ddof=1) / math.sqrt(prompts)
-        widths.append((found.high - found.low) / (2 * half))
-    assert np.mean(widths) == pytest.approx(1, abs=0.03)
+        loss = score_loss(before, after)
+        deviations = (before * (1 - loss.value) - after) / before.mean()
+        half = stats.t.ppf(0.975, prompts - 1) * deviations.std(ddof=1) / math.sqrt(prompts)
+        below.append((loss.value - loss.low) / half)
+        above.append((loss.high - loss.value) / half)
+    assert 1.1 < np.mean(below) < 1.4
+    assert 1.7 < np.mean(above) < 2
 
 
 def test_what_no_interval_can_know_is_known_here():
@@ -113,8 +128,8 @@ def test_what_no_interval_can_know_is_known_here():
         blind += is_blind
         missed += found.high < BOUND and not is_blind
     assert blind / runs == pytest.approx(0.9**16, abs=chance(0.9**16, runs))
-    # One that is among them is enough for the interval to reach beyond the truth.
-    assert missed == 0
+    # One that is among them is enough for the interval to reach beyond the truth, but for few.
+    assert missed / runs <= 0.025
 
 
 # The speedup
@@ -167,7 +182,7 @@ def given_up(before, after, prompts):
 
 
 @repeated(300, 20_000)
-@pytest.mark.parametrize("kind", ["normal", "skewed", "rare"])
+@pytest.mark.parametrize("kind", ["normal", "skewed", "skewed to the left", "rare"])
 @pytest.mark.parametrize("prompts", [16, 32, 64])
 def test_early_stopping_gives_up_what_is_within_the_bound_as_seldom_as_it_says(runs, kind, prompts):
     """The worst case, exactly at the bound over its own prompts: at most `FALSE_REJECTION`."""

@@ -113,7 +113,7 @@ def assess(
     before = baseline.scores[:count]
     loss = score_loss(before, measurement.scores)
     if is_complete:
-        verdict = judge(loss, bound)
+        verdict = judge(loss, bound, count)
     else:
         lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
         verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE

@@ -87,7 +87,7 @@ def _why(verification: Verification, settings: Settings) -> list[str]:
             Verdict.PASS: f"The score loss is within {bound}",
             Verdict.FAIL: f"The score loss is beyond {bound}",
             Verdict.INCONCLUSIVE: f"The score loss may be within {bound} or beyond",
-        }[judge(verification.score_loss, goal.max_score_loss)]
+        }[judge(verification.score_loss, goal.max_score_loss, verification.prompts)]
         lines.append(f"{message}, on {verification.prompts} prompts.")
         if verification.prompts_needed is not None:
             lines.append(
