@@ -313,12 +313,12 @@ def test_fewer_steps_are_measured_at_the_winners_speed():
     ]
     assert at_speed, "no rival is as fast as the winner"
     assert max(rival.steps for rival in at_speed) == 9
-    assert not any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+    assert outcome.rivals and outcome.as_well(Goal(0.02)) is None
 
 
 def test_a_rival_that_is_as_fast_and_better_is_said_to_beat_the_winner():
     outcome = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
-    assert any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+    assert outcome.as_well(Goal(0.02)) in outcome.rivals
 
 
 def test_a_rival_need_not_be_as_fast_as_the_winner_was_by_luck():
@@ -338,7 +338,7 @@ def test_a_rival_need_not_be_as_fast_as_the_winner_was_by_luck():
     assert after < told < lucky and told == pytest.approx((lucky * after) ** 0.5)
     # Rivals are sought at the speed by all timings, and one of them does as well as that.
     assert max(rival.assessment.speedup.value for rival in outcome.rivals) < lucky
-    assert any(rival.rivals(outcome.winner, outcome.held_out) for rival in outcome.rivals)
+    assert outcome.as_well(Goal(0.2)) in outcome.rivals
     assert speed_of(outcome.winner, None) == lucky
 
 

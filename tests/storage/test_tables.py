@@ -102,7 +102,8 @@ def test_a_result_file_is_a_table(tmp_path):
     assert (first.steps, first.targets, first.model) == (20, "deepcache", "demo")
     assert first.speedup == entry.speedup and first.speedup_low < first.speedup
     assert [first[name] for name in PARAMETERS] == [4, 3]
-    assert first.held_out_speedup == entry.evidence.held_out.speedup
+    assert first.held_out_speedup == entry.evidence.held_out.speedup == entry.speedup
+    assert first.in_search_speedup == entry.evidence.in_search.speedup != entry.speedup
 
 
 def test_the_committed_bounds_are_a_table():

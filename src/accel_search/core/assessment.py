@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,9 @@ from accel_search.core.early_stopping import is_lost
 from accel_search.core.intervals import Estimate, Verdict, judge, score_loss
 from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal, Measurement, Trial
+
+MOST_PROMPTS = 10**6
+"""Largest estimate of how many prompts would settle a verdict."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,21 @@ def assess(
         psnr=_mean(measurement.psnr),
         ssim=_mean(measurement.ssim),
     )
+
+
+def prompts_to_settle(loss: Estimate, prompts: int, bound: float) -> int | None:
+    """Estimate how many prompts would settle an inconclusive verdict; None if that is unknown.
+
+    The half-width of the loss's interval shrinks with the square root of their number, and must
+    fall below the distance of the loss from the bound.
+    """
+    if not loss.is_bounded:
+        return None
+    distance = abs(loss.value - bound)
+    if distance == 0:
+        return MOST_PROMPTS
+    ratio = (loss.high - loss.low) / 2 / distance
+    return min(MOST_PROMPTS, math.ceil(prompts * ratio**2))
 
 
 def retimed(assessment: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:

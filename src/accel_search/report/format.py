@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from accel_search.core.assessment import Assessment, verdict
+from accel_search.core.assessment import MOST_PROMPTS, Assessment, prompts_to_settle, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.schedulers import SCHEDULERS, scheduler_name
@@ -100,6 +100,17 @@ UNSTEADY = (
     "on the lower one, or search again with more --timing_pairs."
 )
 """For a winner whose two speedup intervals do not overlap."""
+
+
+def to_settle(loss: Estimate, prompts: int, bound: float) -> str:
+    """Return what would settle whether a winner's loss on held-out prompts is within the bound."""
+    needed = prompts_to_settle(loss, prompts, bound)
+    if needed is None or needed >= MOST_PROMPTS:
+        return "Its loss is too near the bound for any number of prompts to tell: move the bound."
+    return (
+        "More prompts would settle whether its loss is within the bound: --held_out_samples "
+        f"{max(needed, 2 * prompts)}."
+    )
 
 
 def settings_lines(candidate: Candidate) -> list[str]:

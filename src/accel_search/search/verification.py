@@ -268,7 +268,8 @@ def _stored_of(entry: SearchEntry | BoundEntry, settings: Settings) -> Stored:
     else:
         evidence, held_out = entry.evidence, entry.evidence.held_out
         fastest, value, searched = entry.settings, entry.speedup, evidence.search
-        timings = [evidence.speedup_interval, held_out.speedup_interval if held_out else None]
+        parts = [part.speedup_interval for part in (evidence.in_search, held_out) if part]
+        timings = [evidence.speedup_interval, *parts]
         if entry.score_loss is None:
             raise ConfigurationError(
                 f"{_file(settings)}: its entry does not say what is lost: search again with --force"

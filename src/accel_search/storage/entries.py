@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # They load NumPy, for which a worker should not wait.
     from accel_search.core.assessment import Assessment
     from accel_search.core.intervals import Estimate
     from accel_search.core.outcome import Outcome
+    from accel_search.core.trial import Goal
 
 Number = Annotated[float, Meta(gt=-1e300, lt=1e300)]
 """A finite number; JSON's true and false are refused."""
@@ -145,7 +146,7 @@ class FewerSteps(Figures, _Steps):
     """Figures of the baseline pipeline with fewer steps."""
 
     does_as_well: bool = False
-    """Whether it does as well as the winner, on these prompts."""
+    """Whether it does as well as the winner, by the rule that a candidate passes by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,11 @@ class SearchEvidence:
     verdict: str = ""
     prompts: int = 0
     held_out: Figures | None = None
+    """On held-out prompts: the entry's own figures, which earlier versions took from the search."""
+    chance_within_bound: Number | None = None
+    """Probability that the loss truly is within the bound, by held-out prompts."""
+    in_search: Figures | None = None
+    """On the search's prompts; None in files of earlier versions."""
     noise_floor: Number | None = None
     fewer_steps: tuple[FewerSteps, ...] = ()
     without: dict[str, Without] = field(default_factory=dict)
@@ -237,6 +243,8 @@ class Feasible:
     params: dict[str, Whole | Number] = field(default_factory=dict)
     settings: Params = field(default_factory=dict)
     held_out: Figures | None = None
+    chance_within_bound: Number | None = None
+    in_search: Figures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,13 +315,13 @@ def figures(assessment: Assessment) -> dict[str, Any]:
     }
 
 
-def fewer_steps(outcome: Outcome) -> tuple[FewerSteps, ...]:
+def fewer_steps(outcome: Outcome, goal: Goal) -> tuple[FewerSteps, ...]:
     """Return the figures of fewer steps, and whether they do as well as the winner."""
     winner = outcome.winner
     return tuple(
         FewerSteps(
             steps=rival.steps,
-            does_as_well=winner is not None and rival.rivals(winner, outcome.held_out),
+            does_as_well=winner is not None and rival.rivals(winner, outcome.held_out, goal),
             **figures(rival.assessment),
         )
         for rival in outcome.rivals

@@ -13,6 +13,7 @@ from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.workload import Prompt
+from accel_search.storage.entries import Figures, interval_of
 from accel_search.storage.run_folder import Asked, End, RunRecord
 
 DEFAULT_BOUND = 0.02
@@ -92,6 +93,22 @@ class Run:
     is_confirmed: bool = False
     """Whether the search named the winner; if not, it is only the fastest within the bound."""
     pictures: Pictures | None = None
+
+    @property
+    def headline(self) -> Figures | None:
+        """Return the winner's figures to quote: on held-out prompts, if there are any."""
+        held = self.record.end and self.record.end.held_out
+        row = self.winner
+        if row is None or row.speedup is None or row.score_loss is None:
+            return None
+        return held or Figures(
+            speedup=row.speedup.value,
+            score_loss=row.score_loss.value,
+            speedup_interval=interval_of(row.speedup),
+            score_loss_interval=interval_of(row.score_loss),
+            verdict=row.state,
+            prompts=row.prompts,
+        )
 
     @property
     def asked(self) -> Asked:

@@ -116,6 +116,8 @@ def _feasible(winner: SearchEntry) -> entries.Feasible:
         params=winner.candidate.flat(),
         settings=winner.settings,
         held_out=evidence.held_out,
+        chance_within_bound=evidence.chance_within_bound,
+        in_search=evidence.in_search,
     )
 
 

@@ -168,12 +168,14 @@ def _key(key: Key) -> dict[str, Any]:
 
 def _search_row(entry: SearchEntry) -> dict[str, Any]:
     evidence = entry.evidence
-    held_out = evidence.held_out
+    held_out, in_search = evidence.held_out, evidence.in_search
     return {
         **_where(entry.where),
         **_best(entry, evidence),
         "held_out_speedup": held_out and held_out.speedup,
         "held_out_score_loss": held_out and held_out.score_loss,
+        "in_search_speedup": in_search and in_search.speedup,
+        "in_search_score_loss": in_search and in_search.score_loss,
         "seconds": evidence.seconds,
     }
 

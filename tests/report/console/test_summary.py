@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
+from accel_search.core.intervals import Estimate, Verdict
 from accel_search.errors import TrialFailure
 from accel_search.report.console.color import takes_colour
 from accel_search.report.console.summary import summary
@@ -36,7 +36,8 @@ def test_the_winner_its_figures_and_its_use_are_said(found):
     said = text(found)
     assert "The largest speedup within 2 % of the baseline's score:" in said
     assert "  deepcache  cache_interval=4  cache_branch_id=3" in said
-    assert "on 32 prompts the search never saw: speedup: 1.90" in said
+    assert said.index("  speedup: 1.90") < said.index("32 held-out prompts")
+    assert "  in the search: speedup: 1.90" in said
     assert "16 points, 16 distinct; 16 measured, in " in said
     assert "Every distinct candidate was measured." in said
     assert said.endswith("\n\nUse it:\n  use\n  this")
@@ -50,9 +51,52 @@ def test_the_fastest_few_are_listed_with_the_winner_among_them(found):
 
 
 def test_the_rival_is_said_to_do_as_well_or_not(found):
-    assert "None is as fast without a lower score" in text(found)
+    assert "None is as fast within the bound" in text(found)
     worse = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
     assert "fewer steps do as well, with nothing to apply" in text(worse)
+
+
+def test_the_first_figures_are_of_the_held_out_prompts(found):
+    after = replace(
+        found.held_out, speedup=Estimate(1.7, 1.6, 1.8), score_loss=Estimate(0.017, 0.01, 0.03)
+    )
+    said = text(replace(found, held_out=after))
+    first, second, *_ = (line for line in said.splitlines() if "speedup: " in line)
+    assert first == "  speedup: 1.70 [1.60, 1.80]" and second.startswith("  in the search: ")
+    assert "  score loss: 1.7 % [1.0, 3.0]  pass, 32 held-out prompts" in said
+    alone = text(replace(found, held_out=None))
+    assert "held-out" not in alone and "in the search" not in alone
+    assert "  score loss: 1.6 % [1.6, 1.6]  pass, 32 prompts" in alone
+
+
+def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(found):
+    loss = Estimate(0.015, 0.005, 0.025)
+    unsure = replace(found.held_out, score_loss=loss, verdict=Verdict.INCONCLUSIVE)
+    said = " ".join(text(replace(found, held_out=unsure, chance=0.82)).split())
+    assert "The largest speedup likely (82 %) to be within 2 % of the baseline's score:" in said
+    # The half-width, 1 %, is twice the distance from the bound.
+    assert "--held_out_samples 128." in said
+    at_bound = replace(unsure, score_loss=Estimate(0.02, 0.01, 0.03))
+    assert "too near the bound" in text(replace(found, held_out=at_bound, chance=0.5))
+    assert "likely" not in text(replace(found, chance=0.99))
+    assert "likely" not in text(replace(found, held_out=unsure))  # Without a chance, as ever.
+
+
+def test_fewer_steps_on_too_few_prompts_are_not_said_to_do_as_well():
+    worse = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
+    wide = Estimate(-0.083, -0.68, 0.514)
+    rivals = tuple(
+        replace(
+            rival,
+            assessment=replace(
+                rival.assessment, score_loss=wide, verdict=Verdict.INCONCLUSIVE, prompts=2
+            ),
+        )
+        for rival in worse.rivals
+    )
+    said = " ".join(text(replace(worse, rivals=rivals)).split())
+    assert "do as well" not in said and "worth applying" not in said
+    assert "steps are as fast, but the prompts are too few to tell" in said
 
 
 def test_a_winner_that_others_were_timed_faster_than_is_explained(found):
