@@ -174,6 +174,23 @@ def test_bounds_on_likeness_hold_on_held_out_prompts_too():
     assert outcome.winner.trial.candidate == point(3, 1)
 
 
+def test_a_bound_on_the_worst_prompts_holds_on_held_out_prompts_too():
+    uneven = point(4, 3)
+
+    class Measured(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            if candidate != uneven or split != "held_out":
+                return measured
+            first, *others = measured.scores
+            return replace(measured, scores=(0.9 * first, *others))
+
+    assert run(Measured()).winner.trial.candidate == uneven
+    outcome = run(Measured(), max_tail_loss=0.02)
+    assert outcome.refuted == (uneven,)
+    assert outcome.winner.trial.candidate == point(3, 1)
+
+
 def test_a_failed_candidate_is_a_record_and_the_search_goes_on():
     broken = point(4, 3)
     outcome = run(FakeEvaluator(fails=frozenset({broken})))

@@ -90,6 +90,8 @@ def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
     assert (entry["speedup"], entry["score_loss"]) == (held_out["speedup"], held_out["score_loss"])
     assert in_search["speedup"] != held_out["speedup"] and in_search["verdict"] == "pass"
     assert evidence["chance_within_bound"] is None
+    assert evidence["tail_loss"] == pytest.approx(entry["score_loss"] * 1.1, rel=0.2)
+    assert evidence["fewer_steps"][0]["tail_loss"] > 0
     assert evidence["trials_measured"] == 16 and evidence["settled"]
     assert evidence["fewer_steps"] and evidence["noise_floor"] > 0
     assert entry["provenance"] == PROVENANCE.as_dict() | {"measured_batch_size": 4}

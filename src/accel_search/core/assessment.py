@@ -34,6 +34,8 @@ class Assessment:
     """Mean PSNR to the baseline's images in dB, higher is nearer; None where not measured."""
     ssim: float | None
     """Mean structural similarity to the baseline's images; None where not measured."""
+    tail_loss: float | None = None
+    """Mean loss over the worst tenth of prompts, from `tail_loss`; None where unknown."""
 
     @property
     def is_gain(self) -> bool:
@@ -41,17 +43,23 @@ class Assessment:
         return is_gain(self.speedup, self.noise_floor)
 
     def is_within(self, goal: Goal) -> bool:
-        """Return whether it keeps the goal's bounds on score and similarity."""
+        """Return whether it keeps the goal's bounds on score, its worst prompts and similarity."""
         return (
             self.score_loss.value <= goal.max_score_loss
             and _is_at_least(self.psnr, goal.min_psnr)
             and _is_at_least(self.ssim, goal.min_ssim)
+            and _is_at_most(self.tail_loss, goal.max_tail_loss)
         )
 
 
 def _is_at_least(value: float | None, least: float | None) -> bool:
     """Return whether a similarity keeps a bound, if there is one; an unknown one does not."""
     return least is None or (value is not None and value >= least)
+
+
+def _is_at_most(value: float | None, most: float | None) -> bool:
+    """Return whether a loss keeps a bound, if there is one; an unknown one does not."""
+    return most is None or (value is not None and value <= most)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,30 @@ def assess(
         is_complete=is_complete,
         psnr=_mean(measurement.psnr),
         ssim=_mean(measurement.ssim),
+        tail_loss=tail_loss(before, measurement.scores),
     )
+
+
+def tail_loss(baseline: Sequence[float], candidate: Sequence[float]) -> float:
+    """Return the mean loss over the worst tenth of prompts, a fraction.
+
+    A prompt's loss is its own baseline score minus its candidate's, as a fraction of the baseline's
+    mean over all prompts, not of its own score, which may be near 0. So the mean over all prompts
+    is the score loss, and the tail is never below it. The tenth is rounded up: one prompt of 10 or
+    fewer, four of 32. It has no interval: it is of these prompts.
+
+    Args:
+        baseline: Score of each prompt's baseline image, `[N]`.
+        candidate: Score of the candidate's image of the same prompt and noise, `[N]`.
+    """
+    losses = sorted((b - c for b, c in zip(baseline, candidate, strict=True)), reverse=True)
+    worst = losses[: tail_size(len(losses))]
+    return sum(worst) / len(worst) / (sum(baseline) / len(baseline))
+
+
+def tail_size(prompts: int) -> int:
+    """Return how many prompts are the worst tenth."""
+    return math.ceil(prompts / 10)
 
 
 def prompts_to_settle(loss: Estimate, prompts: int, bound: float) -> int | None:

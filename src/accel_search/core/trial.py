@@ -137,3 +137,5 @@ class Goal:
     """Least mean PSNR to the baseline's images, in dB; None is no bound."""
     min_ssim: float | None = None
     """Least mean structural similarity to the baseline's images; None is no bound."""
+    max_tail_loss: float | None = None
+    """Largest mean loss of score over the worst tenth of prompts, a fraction; None is no bound."""

@@ -129,6 +129,8 @@ class Figures:
     score_loss_interval: Interval | None = None
     verdict: str = ""
     prompts: int = 0
+    tail_loss: Number | None = None
+    """Mean loss over the worst tenth of prompts; None in files of earlier versions."""
 
     @classmethod
     def of(cls, assessment: Assessment) -> Figures:
@@ -168,6 +170,7 @@ class SearchEvidence:
     score_loss_interval: Interval | None = None
     verdict: str = ""
     prompts: int = 0
+    tail_loss: Number | None = None
     held_out: Figures | None = None
     """On held-out prompts: the entry's own figures, which earlier versions took from the search."""
     chance_within_bound: Number | None = None
@@ -240,6 +243,7 @@ class Feasible:
     score_loss: Number
     score_loss_interval: Interval | None
     verdict: str = ""
+    tail_loss: Number | None = None
     params: dict[str, Whole | Number] = field(default_factory=dict)
     settings: Params = field(default_factory=dict)
     held_out: Figures | None = None
@@ -312,6 +316,7 @@ def figures(assessment: Assessment) -> dict[str, Any]:
         "score_loss_interval": interval_of(assessment.score_loss),
         "verdict": str(assessment.verdict),
         "prompts": assessment.prompts,
+        "tail_loss": None if assessment.tail_loss is None else rounded(assessment.tail_loss),
     }
 
 

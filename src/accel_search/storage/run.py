@@ -38,6 +38,8 @@ class Row:
     """Whether no trial scored on all prompts is faster at a smaller loss."""
     seconds: float = 0.0
     """Wall seconds it took, a failed one until it failed."""
+    tail_loss: float | None = None
+    """Mean loss over the worst tenth of its prompts."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Run:
             score_loss_interval=interval_of(row.score_loss),
             verdict=row.state,
             prompts=row.prompts,
+            tail_loss=row.tail_loss,
         )
 
     @property
@@ -154,7 +157,7 @@ def build(
     """Return a run; trials that are assessed already are not assessed again."""
     asked, end = record.asked or Asked(), record.end
     limit = bound if asked.req_score_loss is None else asked.req_score_loss
-    goal = Goal(limit, asked.req_speedup, asked.min_psnr, asked.min_ssim)
+    goal = Goal(limit, asked.req_speedup, asked.min_psnr, asked.min_ssim, asked.max_tail_loss)
     known = [
         trial if isinstance(trial, AssessedTrial) else AssessedTrial(trial, None)
         for trial in trials
@@ -229,6 +232,7 @@ def _row(
         measured,
         None,
         seconds=seconds,
+        tail_loss=assessment.tail_loss,
     )
     return row, assessment
 

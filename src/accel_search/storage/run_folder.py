@@ -41,6 +41,7 @@ class Asked:
     req_speedup: Number | None = None
     min_psnr: Number | None = None
     min_ssim: Number | None = None
+    max_tail_loss: Number | None = None
     max_trials: int | None = None
     time_budget: Number | None = None
     prompts: str | None = None

@@ -113,6 +113,7 @@ def _feasible(winner: SearchEntry) -> entries.Feasible:
         score_loss=winner.score_loss,
         score_loss_interval=evidence.score_loss_interval,
         verdict=evidence.verdict,
+        tail_loss=evidence.tail_loss,
         params=winner.candidate.flat(),
         settings=winner.settings,
         held_out=evidence.held_out,

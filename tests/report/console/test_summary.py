@@ -64,6 +64,9 @@ def test_the_first_figures_are_of_the_held_out_prompts(found):
     first, second, *_ = (line for line in said.splitlines() if "speedup: " in line)
     assert first == "  speedup: 1.70 [1.60, 1.80]" and second.startswith("  in the search: ")
     assert "  score loss: 1.7 % [1.0, 3.0]  pass, 32 held-out prompts" in said
+    tail = f"  worst tenth of prompts: {100 * after.tail_loss:.1f} %"
+    assert f"{tail}\n" in said
+    assert f"{tail}, allowed 20 %\n" in text(replace(found, held_out=after), max_tail_loss=0.2)
     alone = text(replace(found, held_out=None))
     assert "held-out" not in alone and "in the search" not in alone
     assert "  score loss: 1.6 % [1.6, 1.6]  pass, 32 prompts" in alone

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accel_search.cli.program import in_one_line
-from accel_search.core.assessment import AssessedTrial, verdict
+from accel_search.core.assessment import AssessedTrial, Assessment, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
@@ -97,6 +97,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
         f"  speedup: {factor(headline.speedup)}",
         f"  score loss: {percent(headline.score_loss)}  {headline.verdict}, "
         f"{headline.prompts} {kind}",
+        *_worst(headline, settings),
     ]
     if outcome.held_out is not None:
         lines += [
@@ -118,6 +119,15 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             subsequent_indent="    ",
         )
     return "\n".join(lines)
+
+
+def _worst(headline: Assessment, settings: Settings) -> list[str]:
+    """Return the loss of the worst tenth of prompts, with its bound if there is one."""
+    if headline.tail_loss is None:
+        return []
+    most = settings.max_tail_loss
+    allowed = "" if most is None else f", allowed {100 * most:g} %"
+    return [f"  worst tenth of prompts: {100 * headline.tail_loss + 0.0:.1f} %{allowed}"]
 
 
 def _indented(text: str) -> list[str]:

@@ -114,6 +114,7 @@ def headline(run: Run) -> dict[str, Any]:
         "state": STATES.get(shown.verdict, shown.verdict),
         "prompts": f"{shown.prompts} {'held-out ' if is_held_out else ''}prompts",
         "in_search": _in_search(winner) if is_held_out else None,
+        "tail_loss": None if shown.tail_loss is None else f"{100 * shown.tail_loss + 0.0:.1f} %",
         "to_settle": None
         if end is None or end.is_sure
         else to_settle(loss, shown.prompts, run.goal.max_score_loss),
@@ -184,6 +185,7 @@ def _chart_row(run: Run, row: Row) -> dict[str, Any]:
         "l": _three(row.score_loss, 5),
         "n": row.prompts,
         "sec": _finite(sum(seconds) / len(seconds), 5) if seconds else None,
+        "tail": None if row.tail_loss is None else _finite(row.tail_loss, 5),
         "psnr": _mean(measured.psnr, 2) if measured else None,
         "ssim": _mean(measured.ssim, 4) if measured else None,
         "mem": measured.peak_memory_bytes if measured else None,

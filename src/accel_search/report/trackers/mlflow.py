@@ -264,8 +264,8 @@ class MLflow(Tracker):
 def _figures(assessment: Assessment) -> dict[str, float]:
     figures = _ends("speedup", assessment.speedup) | _ends("score_loss", assessment.score_loss)
     figures["prompts"] = assessment.prompts
-    for name, value in (("psnr", assessment.psnr), ("ssim", assessment.ssim)):
-        if value is not None:
+    for name in ("psnr", "ssim", "tail_loss"):
+        if (value := getattr(assessment, name)) is not None:
             figures[name] = value
     return figures
 
