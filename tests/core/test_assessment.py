@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from accel_search.core.assessment import assess, retimed, tail_loss
+from accel_search.core.assessment import assess, retimed, tail_loss, usable_range
 from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed, score_loss
 from accel_search.core.timing_noise import (
     TimingNoise,
@@ -284,6 +284,17 @@ def test_a_bound_on_the_worst_prompts_refuses_what_the_mean_hides():
     assert found.tail_loss == pytest.approx(0.1)  # 40 % on one of the worst four.
     assert found.is_within(Goal(0.02)) and found.is_within(Goal(0.02, max_tail_loss=0.101))
     assert not found.is_within(Goal(0.02, max_tail_loss=0.099))
+
+
+def test_a_loss_is_also_told_of_the_scores_usable_range():
+    before = replace(timing([1.0]), scores=(30.0, 32.0), shuffled_scores=(20.0, 22.0))
+    found = assess(replace(timing([1.5]), scores=(30.0, 31.0)), before, 0.02)
+    assert found.score_loss.value == pytest.approx(0.5 / 31)
+    assert usable_range(before) == 10.0 and found.range_loss == pytest.approx(0.5 / 10)
+    # Unknown in files of earlier versions, and where the captions make no difference.
+    for shuffled in ((), (31.0, 31.0), (40.0, 40.0)):
+        flat = replace(before, shuffled_scores=shuffled)
+        assert assess(timing([1.5]), flat, 0.02).range_loss is None
 
 
 @pytest.mark.parametrize("unknown", ["psnr", "ssim", "tail_loss"])

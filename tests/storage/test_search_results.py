@@ -74,6 +74,24 @@ def test_an_inconclusive_winner_says_how_many_prompts_would_settle_it(tmp_path):
     assert evidence.prompts_needed == pytest.approx(32 * ratio**2, abs=1)
 
 
+def test_a_loss_is_stored_as_a_part_of_the_usable_range_too(tmp_path):
+    class Ranged(FakeEvaluator):
+        """Its baseline scores 20 against other captions."""
+
+        def baseline(self, split="search"):
+            measured = super().baseline(split)
+            return replace(measured, shuffled_scores=(20.0,) * len(measured.scores))
+
+    evidence = searched(tmp_path / "f.json", GRID(), evaluator=Ranged()).evidence
+    assert evidence.shuffled_score == 20.0
+    share = evidence.baseline_score / (evidence.baseline_score - 20)
+    found = evidence.in_search
+    assert found.range_loss == pytest.approx(found.score_loss * share, abs=1e-4)
+    assert evidence.range_loss == evidence.held_out.range_loss > 2 * evidence.held_out.score_loss
+    bare = searched(tmp_path / "g.json", GRID()).evidence
+    assert bare.range_loss is None and bare.shuffled_score is None
+
+
 def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
     searched(tmp_path / "f.json", GRID())
     entry = next(iter(json.loads((tmp_path / "f.json").read_text()).values()))

@@ -36,6 +36,8 @@ class Assessment:
     """Mean structural similarity to the baseline's images; None where not measured."""
     tail_loss: float | None = None
     """Mean loss over the worst tenth of prompts, from `tail_loss`; None where unknown."""
+    range_loss: float | None = None
+    """Loss as a fraction of the score's usable range, from `usable_range`; None where unknown."""
 
     @property
     def is_gain(self) -> bool:
@@ -129,6 +131,8 @@ def assess(
     else:
         lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
         verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
+    usable = usable_range(baseline)
+    points_lost = (sum(before) - sum(measurement.scores)) / count
     return Assessment(
         speedup=speedup(measurement, known),
         score_loss=loss,
@@ -139,7 +143,24 @@ def assess(
         psnr=_mean(measurement.psnr),
         ssim=_mean(measurement.ssim),
         tail_loss=tail_loss(before, measurement.scores),
+        range_loss=None if usable is None else points_lost / usable,
     )
+
+
+def usable_range(baseline: Measurement) -> float | None:
+    """Return the points of score between a baseline's images and images of something else.
+
+    CLIP gives some score to any image: the mean score of the same images against another prompt
+    of the set each is its floor.
+
+    Returns:
+        Mean score minus that floor; None where the floor is unknown or not below the score.
+    """
+    if not baseline.shuffled_scores:
+        return None
+    floor = sum(baseline.shuffled_scores) / len(baseline.shuffled_scores)
+    usable = sum(baseline.scores) / len(baseline.scores) - floor
+    return usable if usable > 0 else None
 
 
 def tail_loss(baseline: Sequence[float], candidate: Sequence[float]) -> float:

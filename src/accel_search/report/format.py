@@ -24,10 +24,15 @@ def factor(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
+def points(fraction: float) -> str:
+    """Write a fraction in percent: `0.7 %`."""
+    # Adding zero turns -0.0 into 0.0.
+    return f"{round(100 * fraction, 1) + 0.0:.1f} %"
+
+
 def percent(estimate: Estimate) -> str:
     """Write a loss with its interval: `0.7 % [0.1, 1.4]`, or `0.7 % [unknown]`."""
-    # Adding zero turns -0.0 into 0.0.
-    value = f"{round(100 * estimate.value, 1) + 0.0:.1f} %"
+    value = points(estimate.value)
     if not estimate.is_bounded:
         return f"{value} {UNKNOWN}"
     low, high = (round(100 * end, 1) + 0.0 for end in estimate.as_list())

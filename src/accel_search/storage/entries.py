@@ -131,6 +131,8 @@ class Figures:
     prompts: int = 0
     tail_loss: Number | None = None
     """Mean loss over the worst tenth of prompts; None in files of earlier versions."""
+    range_loss: Number | None = None
+    """Loss as a fraction of the score's usable range; None where that is unknown."""
 
     @classmethod
     def of(cls, assessment: Assessment) -> Figures:
@@ -171,6 +173,7 @@ class SearchEvidence:
     verdict: str = ""
     prompts: int = 0
     tail_loss: Number | None = None
+    range_loss: Number | None = None
     held_out: Figures | None = None
     """On held-out prompts: the entry's own figures, which earlier versions took from the search."""
     chance_within_bound: Number | None = None
@@ -182,6 +185,8 @@ class SearchEvidence:
     without: dict[str, Without] = field(default_factory=dict)
     """Target -> speedup without it."""
     baseline_score: Number | None = None
+    shuffled_score: Number | None = None
+    """Mean score of the baseline's images against other prompts, the floor of the usable range."""
     refuted_on_held_out: tuple[Params, ...] = ()
     strategy: str | None = None
     search: dict[str, Any] = field(default_factory=dict)
@@ -244,6 +249,7 @@ class Feasible:
     score_loss_interval: Interval | None
     verdict: str = ""
     tail_loss: Number | None = None
+    range_loss: Number | None = None
     params: dict[str, Whole | Number] = field(default_factory=dict)
     settings: Params = field(default_factory=dict)
     held_out: Figures | None = None
@@ -316,7 +322,8 @@ def figures(assessment: Assessment) -> dict[str, Any]:
         "score_loss_interval": interval_of(assessment.score_loss),
         "verdict": str(assessment.verdict),
         "prompts": assessment.prompts,
-        "tail_loss": None if assessment.tail_loss is None else rounded(assessment.tail_loss),
+        "tail_loss": _rounded(assessment.tail_loss),
+        "range_loss": _rounded(assessment.range_loss),
     }
 
 
@@ -348,3 +355,7 @@ def estimate_of(value: float | None, interval: tuple[float, float] | None) -> Es
 def rounded(value: float) -> float:
     """Round to five places: more than any interval here is worth, and short to read."""
     return round(float(value), 5)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else rounded(value)

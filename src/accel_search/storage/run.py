@@ -40,6 +40,8 @@ class Row:
     """Wall seconds it took, a failed one until it failed."""
     tail_loss: float | None = None
     """Mean loss over the worst tenth of its prompts."""
+    range_loss: float | None = None
+    """Loss as a fraction of the score's usable range."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Run:
             verdict=row.state,
             prompts=row.prompts,
             tail_loss=row.tail_loss,
+            range_loss=row.range_loss,
         )
 
     @property
@@ -233,6 +236,7 @@ def _row(
         None,
         seconds=seconds,
         tail_loss=assessment.tail_loss,
+        range_loss=assessment.range_loss,
     )
     return row, assessment
 

@@ -72,7 +72,8 @@ def entry_of(
                 )
                 for ablation in outcome.ablations
             },
-            baseline_score=rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
+            baseline_score=_mean(outcome.baseline.scores),
+            shuffled_score=_mean(outcome.baseline.shuffled_scores),
             refuted_on_held_out=tuple(candidate.as_dict() for candidate in outcome.refuted),
             strategy=settings.strategy,
             search=search_identity(settings, space.values),
@@ -91,6 +92,10 @@ def entry_of(
         ),
         provenance=where,
     )
+
+
+def _mean(scores: Sequence[float]) -> float | None:
+    return rounded(sum(scores) / len(scores)) if scores else None
 
 
 def _needed(headline: Assessment, bound: float) -> int | UnsetType | None:

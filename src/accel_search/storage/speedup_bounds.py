@@ -114,6 +114,7 @@ def _feasible(winner: SearchEntry) -> entries.Feasible:
         score_loss_interval=evidence.score_loss_interval,
         verdict=evidence.verdict,
         tail_loss=evidence.tail_loss,
+        range_loss=evidence.range_loss,
         params=winner.candidate.flat(),
         settings=winner.settings,
         held_out=evidence.held_out,

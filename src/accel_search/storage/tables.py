@@ -208,6 +208,7 @@ def _best(entry: SearchEntry | Feasible, evidence: SearchEvidence | Feasible) ->
         **_ends("speedup", estimate_of(entry.speedup, evidence.speedup_interval)),
         **_ends("score_loss", estimate_of(entry.score_loss, evidence.score_loss_interval)),
         "tail_loss": evidence.tail_loss,
+        "range_loss": evidence.range_loss,
         "verdict": evidence.verdict or None,
         **_params(Candidate(entry.settings)),
     }

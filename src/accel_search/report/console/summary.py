@@ -24,6 +24,7 @@ from accel_search.report.format import (
     factor,
     literal,
     percent,
+    points,
     python_lines,
     scheduler_option,
     settings_lines,
@@ -97,7 +98,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
         f"  speedup: {factor(headline.speedup)}",
         f"  score loss: {percent(headline.score_loss)}  {headline.verdict}, "
         f"{headline.prompts} {kind}",
-        *_worst(headline, settings),
+        *_in_other_terms(headline, settings),
     ]
     if outcome.held_out is not None:
         lines += [
@@ -121,13 +122,19 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def _worst(headline: Assessment, settings: Settings) -> list[str]:
-    """Return the loss of the worst tenth of prompts, with its bound if there is one."""
-    if headline.tail_loss is None:
-        return []
-    most = settings.max_tail_loss
-    allowed = "" if most is None else f", allowed {100 * most:g} %"
-    return [f"  worst tenth of prompts: {100 * headline.tail_loss + 0.0:.1f} %{allowed}"]
+def _in_other_terms(headline: Assessment, settings: Settings) -> list[str]:
+    """Return the loss of the worst tenth of prompts, and the loss of the score's usable range."""
+    lines = []
+    if headline.tail_loss is not None:
+        most = settings.max_tail_loss
+        allowed = "" if most is None else f", allowed {100 * most:g} %"
+        lines.append(f"  worst tenth of prompts: {points(headline.tail_loss)}{allowed}")
+    if headline.range_loss is not None:
+        lines.append(
+            f"  {points(headline.score_loss.value)} of the score, "
+            f"{points(headline.range_loss)} of its usable range"
+        )
+    return lines
 
 
 def _indented(text: str) -> list[str]:

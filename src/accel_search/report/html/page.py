@@ -15,7 +15,15 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.extras import Kind
 from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement
-from accel_search.report.format import UNSTEADY, duration, factor, percent, short, to_settle
+from accel_search.report.format import (
+    UNSTEADY,
+    duration,
+    factor,
+    percent,
+    points,
+    short,
+    to_settle,
+)
 from accel_search.report.html.render import render
 from accel_search.report.html.script import direct_lines, file_lines
 from accel_search.storage.entries import estimate_of
@@ -105,7 +113,7 @@ def headline(run: Run) -> dict[str, Any]:
         "title": _title(run),
         "speedup": f"{shown.speedup:.2f}×",
         "speedup_interval": _ends(speedup, 1, 2, ""),
-        "loss": f"{100 * shown.score_loss + 0.0:.1f} %",
+        "loss": points(shown.score_loss),
         "loss_interval": _ends(loss, 100, 1, " %"),
         "settings": [
             (name, [f"{key} = {value}" for key, value in params.items()], run.without.get(name))
@@ -114,7 +122,8 @@ def headline(run: Run) -> dict[str, Any]:
         "state": STATES.get(shown.verdict, shown.verdict),
         "prompts": f"{shown.prompts} {'held-out ' if is_held_out else ''}prompts",
         "in_search": _in_search(winner) if is_held_out else None,
-        "tail_loss": None if shown.tail_loss is None else f"{100 * shown.tail_loss + 0.0:.1f} %",
+        "tail_loss": None if shown.tail_loss is None else points(shown.tail_loss),
+        "range_loss": None if shown.range_loss is None else points(shown.range_loss),
         "to_settle": None
         if end is None or end.is_sure
         else to_settle(loss, shown.prompts, run.goal.max_score_loss),
