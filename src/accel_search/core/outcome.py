@@ -95,9 +95,7 @@ class Outcome:
     @property
     def is_sure(self) -> bool:
         """Return whether the winner is validated, and not only likely to be within the bound."""
-        return self.chance is None or (
-            self.held_out is not None and self.held_out.verdict is Verdict.PASS
-        )
+        return is_sure(self.chance, None if self.held_out is None else self.held_out.verdict)
 
     def as_well(self, goal: Goal) -> Rival | None:
         """Return the fewer-steps baseline that does as well as the winner, if one does.
@@ -108,6 +106,16 @@ class Outcome:
             return None
         equal = [rival for rival in self.rivals if rival.rivals(self.winner, self.held_out, goal)]
         return max(equal, key=lambda rival: rival.steps, default=None)
+
+
+def is_sure(chance: float | None, verdict: str | None) -> bool:
+    """Return whether a winner is validated, and not only likely to be within the bound.
+
+    Args:
+        chance: Probability that it is within, by held-out prompts; None without any.
+        verdict: On held-out prompts.
+    """
+    return chance is None or verdict == Verdict.PASS
 
 
 def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Verdict
-from accel_search.core.outcome import Outcome
+from accel_search.core.outcome import Outcome, is_sure
 from accel_search.core.trial import Goal
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.errors import ConfigurationError, LoadError
@@ -79,9 +79,8 @@ class End:
     @property
     def is_sure(self) -> bool:
         """Return whether the winner is validated, and not only likely to be within the bound."""
-        return self.chance_within_bound is None or (
-            self.held_out is not None and self.held_out.verdict == Verdict.PASS
-        )
+        verdict = None if self.held_out is None else self.held_out.verdict
+        return is_sure(self.chance_within_bound, verdict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.errors import TrialFailure
 from accel_search.report.console.color import takes_colour
-from accel_search.report.console.summary import summary
+from accel_search.report.console.summary import stored_summary, summary
 from accel_search.report.format import factor
 from accel_search.search.loop import Budget
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from tests.support.fakes import WORKLOAD, FakeEvaluator
+from accel_search.storage.search_results import entry_of
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.joint import ALWAYS, jointly
 from tests.support.searches import point, run
 
@@ -84,8 +85,15 @@ def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(f
     assert "--held_out_samples 128." in said
     at_bound = replace(unsure, score_loss=Estimate(0.02, 0.01, 0.03))
     assert "too near the bound" in text(replace(found, held_out=at_bound, chance=0.5))
+    space = SPACE.summary()
+    unsure = replace(found, held_out=unsure, chance=0.82)
+    entry = entry_of(unsure, Settings(), space, PROVENANCE, "study", None)
+    assert entry.evidence.chance_within_bound == 0.82
+    assert "likely (82 %) to be within the bound" in stored_summary(entry, Settings())
+    sure = entry_of(replace(found, chance=0.99), Settings(), space, PROVENANCE, "study", None)
+    assert "likely" not in stored_summary(sure, Settings())
     assert "likely" not in text(replace(found, chance=0.99))
-    assert "likely" not in text(replace(found, held_out=unsure))  # Without a chance, as ever.
+    assert "likely" not in text(replace(unsure, chance=None))  # As ever.
 
 
 def test_fewer_steps_on_too_few_prompts_are_not_said_to_do_as_well():

@@ -11,7 +11,7 @@ from pathlib import Path
 from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, Assessment, verdict
 from accel_search.core.candidate import Candidate
-from accel_search.core.outcome import Outcome
+from accel_search.core.outcome import Outcome, is_sure
 from accel_search.core.secrets import without_secrets
 from accel_search.core.trial import describe_failures
 from accel_search.core.workload import Workload
@@ -325,12 +325,21 @@ def stored_summary(entry: SearchEntry, settings: Settings, use: Sequence[str] = 
         "",
         f"  speedup: {entry.speedup:.2f}",
         f"  score loss: {loss}  {evidence.verdict}",
+        *_likely(entry),
         "",
         *_paragraph(entry.no_gain),
         *([_use(use), ""] if use else []),
         "--verify measures it again, --force searches again.",
     ]
     return "\n".join(lines)
+
+
+def _likely(entry: SearchEntry) -> list[str]:
+    """Return how likely a stored winner that is not validated is within the bound."""
+    chance = entry.evidence.chance_within_bound
+    if chance is None or is_sure(chance, entry.evidence.verdict):
+        return []
+    return [f"  likely ({100 * chance:.0f} %) to be within the bound, not validated"]
 
 
 def _paragraph(text: str | None) -> list[str]:
