@@ -118,13 +118,13 @@ def test_the_card_quotes_the_held_out_figures_and_keeps_the_searchs():
 
 def test_the_card_says_how_likely_a_winner_is():
     outcome, _ = search()
-    unsure = replace(outcome.held_out, verdict=Verdict.INCONCLUSIVE)
+    unsure = replace(outcome.held_out, verdict=Verdict.INCONCLUSIVE, prompts_needed=100)
     unsure = replace(outcome, held_out=unsure, chance=0.82)
     space = JointSpace(("deepcache",), WORKLOAD).summary()
     record = ended_record(unsure, Settings(), space, WORKLOAD, PROVENANCE, "study", None)
     assert record.end.chance_within_bound == 0.82
     page = search_page(of_outcome(unsure, record, {}, None))
-    assert "likely (82 %) within the bound" in page and "--held_out_samples" in page
+    assert "likely (82 %) within the bound" in page and "--held_out_samples 100." in page
 
 
 def test_a_folder_without_a_record_is_reported_without_one(tmp_path):

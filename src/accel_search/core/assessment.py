@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from accel_search.core.early_stopping import is_lost
-from accel_search.core.intervals import Estimate, Verdict, judge, score_loss
+from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed, score_loss
 from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal, Measurement, Trial
-
-MOST_PROMPTS = 10**6
-"""Largest estimate of how many prompts would settle a verdict."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class Assessment:
     """Mean loss over the worst tenth of prompts, from `tail_loss`; None where unknown."""
     range_loss: float | None = None
     """Loss as a fraction of the score's usable range, from `usable_range`; None where unknown."""
+    prompts_needed: int | None = None
+    """Prompts that would settle an inconclusive verdict; None of others, and where unknown."""
 
     @property
     def is_gain(self) -> bool:
@@ -126,8 +125,11 @@ def assess(
     is_complete = count == len(baseline.scores)
     before = baseline.scores[:count]
     loss = score_loss(before, measurement.scores)
+    needed = None
     if is_complete:
         verdict = judge(loss, bound)
+        if verdict is Verdict.INCONCLUSIVE:
+            needed = prompts_needed(before, measurement.scores, bound)
     else:
         lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
         verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
@@ -144,6 +146,7 @@ def assess(
         ssim=_mean(measurement.ssim),
         tail_loss=tail_loss(before, measurement.scores),
         range_loss=None if usable is None else points_lost / usable,
+        prompts_needed=needed,
     )
 
 
@@ -183,21 +186,6 @@ def tail_loss(baseline: Sequence[float], candidate: Sequence[float]) -> float:
 def tail_size(prompts: int) -> int:
     """Return how many prompts are the worst tenth."""
     return math.ceil(prompts / 10)
-
-
-def prompts_to_settle(loss: Estimate, prompts: int, bound: float) -> int | None:
-    """Estimate how many prompts would settle an inconclusive verdict; None if that is unknown.
-
-    The half-width of the loss's interval shrinks with the square root of their number, and must
-    fall below the distance of the loss from the bound.
-    """
-    if not loss.is_bounded:
-        return None
-    distance = abs(loss.value - bound)
-    if distance == 0:
-        return MOST_PROMPTS
-    ratio = (loss.high - loss.low) / 2 / distance
-    return min(MOST_PROMPTS, math.ceil(prompts * ratio**2))
 
 
 def retimed(assessment: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:

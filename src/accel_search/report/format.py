@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from accel_search.core.assessment import MOST_PROMPTS, Assessment, prompts_to_settle, verdict
+from accel_search.core.assessment import Assessment, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.schedulers import SCHEDULERS, scheduler_name
@@ -15,6 +15,8 @@ UNKNOWN = "[unknown]"
 """In place of an unknown interval: one prompt, or no timed pairs."""
 CODE_WIDTH = 78
 """Columns of a line of Python; a longer call gets a line per argument."""
+MOST_PROMPTS = 5_000
+"""Prompts of the largest set that comes with a name, COCO's; more are not asked for."""
 
 
 def factor(estimate: Estimate) -> str:
@@ -107,14 +109,18 @@ UNSTEADY = (
 """For a winner whose two speedup intervals do not overlap."""
 
 
-def to_settle(loss: Estimate, prompts: int, bound: float) -> str:
-    """Return what would settle whether a winner's loss on held-out prompts is within the bound."""
-    needed = prompts_to_settle(loss, prompts, bound)
-    if needed is None or needed >= MOST_PROMPTS:
+def to_settle(needed: int | None, prompts: int) -> str:
+    """Return what would settle whether a winner's loss on held-out prompts is within the bound.
+
+    Args:
+        needed: Prompts that would; None if that is unknown.
+        prompts: Prompts that did not.
+    """
+    if needed is None or needed > MOST_PROMPTS:
         return "Its loss is too near the bound for any number of prompts to tell: move the bound."
     return (
         "More prompts would settle whether its loss is within the bound: --held_out_samples "
-        f"{max(needed, 2 * prompts)}."
+        f"{max(needed, prompts + 1)}."
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from accel_search.core.assessment import assess
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed
+from accel_search.core.intervals import Estimate, Verdict, judge
 from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal
 from accel_search.core.workload import Provenance, Workload, counting_versions
@@ -177,8 +177,7 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
             )
             score_verdict = judge(loss, stored.goal.max_score_loss) if is_similar else Verdict.FAIL
             if score_verdict is Verdict.INCONCLUSIVE:
-                bound = stored.goal.max_score_loss
-                needed = prompts_needed(baseline.scores, measured.scores, bound)
+                needed = assessment.prompts_needed
     return Verification(
         stored=stored,
         speedup=new_speedup,

@@ -133,6 +133,8 @@ class Figures:
     """Mean loss over the worst tenth of prompts; None in files of earlier versions."""
     range_loss: Number | None = None
     """Loss as a fraction of the score's usable range; None where that is unknown."""
+    prompts_needed: int | None = None
+    """Prompts that would settle an inconclusive verdict; None of others."""
 
     @classmethod
     def of(cls, assessment: Assessment) -> Figures:
@@ -324,6 +326,7 @@ def figures(assessment: Assessment) -> dict[str, Any]:
         "prompts": assessment.prompts,
         "tail_loss": _rounded(assessment.tail_loss),
         "range_loss": _rounded(assessment.range_loss),
+        "prompts_needed": assessment.prompts_needed,
     }
 
 

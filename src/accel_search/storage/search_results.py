@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
-from accel_search.core.assessment import Assessment, prompts_to_settle
 from accel_search.core.candidate import Value
 from accel_search.core.intervals import Verdict
 from accel_search.core.outcome import Outcome
@@ -51,6 +50,7 @@ def entry_of(
         known = provenance.as_dict() | {"batch_size": settings.batch_size}
         where = entries.SearchProvenance(**known, measured_batch_size=size)
     measured = entries.figures(headline)
+    needed = measured.pop("prompts_needed")
     return SearchEntry(
         speedup=measured.pop("speedup"),
         score_loss=measured.pop("score_loss"),
@@ -88,7 +88,7 @@ def entry_of(
             seconds=round(outcome.seconds, 1),
             peak_memory_bytes=measurement.peak_memory_bytes,
             study=study,
-            prompts_needed=_needed(headline, settings.req_score_loss),
+            prompts_needed=needed if headline.verdict is Verdict.INCONCLUSIVE else UNSET,
         ),
         provenance=where,
     )
@@ -96,13 +96,6 @@ def entry_of(
 
 def _mean(scores: Sequence[float]) -> float | None:
     return rounded(sum(scores) / len(scores)) if scores else None
-
-
-def _needed(headline: Assessment, bound: float) -> int | UnsetType | None:
-    """Return the prompts that would settle an inconclusive winner; unset for others."""
-    if headline.verdict is not Verdict.INCONCLUSIVE:
-        return UNSET
-    return prompts_to_settle(headline.score_loss, headline.prompts, bound)
 
 
 def save(path: Path, workload: Workload, settings: Settings, entry: SearchEntry) -> list[str]:

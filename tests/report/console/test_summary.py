@@ -77,14 +77,13 @@ def test_the_first_figures_are_of_the_held_out_prompts(found):
 
 
 def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(found):
-    loss = Estimate(0.015, 0.005, 0.025)
-    unsure = replace(found.held_out, score_loss=loss, verdict=Verdict.INCONCLUSIVE)
+    unsure = replace(found.held_out, verdict=Verdict.INCONCLUSIVE, prompts_needed=128)
     said = " ".join(text(replace(found, held_out=unsure, chance=0.82)).split())
     assert "The largest speedup likely (82 %) to be within 2 % of the baseline's score:" in said
-    # The half-width, 1 %, is twice the distance from the bound.
     assert "--held_out_samples 128." in said
-    at_bound = replace(unsure, score_loss=Estimate(0.02, 0.01, 0.03))
-    assert "too near the bound" in text(replace(found, held_out=at_bound, chance=0.5))
+    for needed in (None, 10**6):
+        at_bound = replace(unsure, prompts_needed=needed)
+        assert "too near the bound" in text(replace(found, held_out=at_bound, chance=0.5))
     space = SPACE.summary()
     unsure = replace(found, held_out=unsure, chance=0.82)
     entry = entry_of(unsure, Settings(), space, PROVENANCE, "study", None)

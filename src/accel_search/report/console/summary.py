@@ -107,9 +107,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"{winner.prompts} prompts",
         ]
         if not outcome.is_sure:
-            lines += _indented(
-                to_settle(headline.score_loss, headline.prompts, settings.req_score_loss)
-            )
+            lines += _indented(to_settle(headline.prompts_needed, headline.prompts))
         if not outcome.held_out.speedup.agrees_with(winner.speedup):
             lines += _indented(UNSTEADY)
     for candidate in outcome.refuted:

@@ -126,7 +126,7 @@ def headline(run: Run) -> dict[str, Any]:
         "range_loss": None if shown.range_loss is None else points(shown.range_loss),
         "to_settle": None
         if end is None or end.is_sure
-        else to_settle(loss, shown.prompts, run.goal.max_score_loss),
+        else to_settle(shown.prompts_needed, shown.prompts),
         "unsteady": None if speedup.agrees_with(winner.speedup) else UNSTEADY,
         "rival": max(as_well, key=lambda rival: rival.steps, default=None),
         "rivals": run.rivals,
