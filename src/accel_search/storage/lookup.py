@@ -93,6 +93,8 @@ class StoredEntry(Generic[E]):
 
 def in_a_line(stored: StoredEntry[SearchEntry]) -> str:
     """Return a result in one line: settings, expected figures, and where it was measured."""
+    from accel_search.core.outcome import is_sure  # It loads SciPy.
+
     entry, key = stored.entry, stored.key
     evidence, where = entry.evidence, entry.where
     # Preferably on prompts by which the search did not choose.
@@ -107,6 +109,9 @@ def in_a_line(stored: StoredEntry[SearchEntry]) -> str:
     if not math.isnan(figures.score_loss):
         loss = _with_interval(figures.score_loss, figures.score_loss_interval, 1, 100, " %")
         expected.append(f"score loss {loss}")
+    if not is_sure(evidence.chance_within_bound, evidence.verdict):
+        chance = 100 * (evidence.chance_within_bound or 0.0)
+        expected.append(f"likely ({chance:.0f} %) to be within {100 * key.req_score_loss:g} %")
     measured = [name for name in (where.device_name, where.date) if name]
     workload = [entry.model_id] if entry.model_id else []
     workload += [key.pipeline_class, scheduler_name(key.scheduler_class), f"{key.steps} steps"]
