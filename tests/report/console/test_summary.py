@@ -69,7 +69,7 @@ def test_the_first_figures_are_of_the_held_out_prompts(found):
     assert f"{tail}\n" in said
     assert f"{tail}, allowed 20 %\n" in text(replace(found, held_out=after), max_tail_loss=0.2)
     ranged = text(replace(found, held_out=replace(after, range_loss=0.041)))
-    assert "  1.7 % of the score, 4.1 % of its usable range\n" in ranged
+    assert "  lost: 1.7 % of the score, 4.1 % of its usable range\n" in ranged
     assert "usable range" not in said
     alone = text(replace(found, held_out=None))
     assert "held-out" not in alone and "in the search" not in alone

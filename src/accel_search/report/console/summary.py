@@ -129,7 +129,7 @@ def _in_other_terms(headline: Assessment, settings: Settings) -> list[str]:
         lines.append(f"  worst tenth of prompts: {points(headline.tail_loss)}{allowed}")
     if headline.range_loss is not None:
         lines.append(
-            f"  {points(headline.score_loss.value)} of the score, "
+            f"  lost: {points(headline.score_loss.value)} of the score, "
             f"{points(headline.range_loss)} of its usable range"
         )
     return lines
