@@ -79,6 +79,7 @@ def test_the_original_scripts_spellings_are_understood():
         (["--targets", ","], ["--targets", "deepcache"]),
         (["--min_psnr", "-3"], ["--min_psnr", "decibels"]),
         (["--min_ssim", "2"], ["--min_ssim", "similarity"]),
+        (["--max_tail_loss", "-1"], ["--max_tail_loss", "fraction", "0.2 for 20 %"]),
         (["--log_level", "LOUD"], ["--log_level", "INFO"]),
         (["--json", "--quiet"], ["--json", "--quiet"]),
         (["--revision", "v1"], ["--revision v1", "--pipe demo", "leave it out"]),
@@ -165,6 +166,7 @@ def test_a_mistake_in_a_toml_file_is_one_line(tmp_path, text, names):
 def test_a_whole_number_in_a_file_asks_for_what_the_flag_asks_for(tmp_path):
     config = tmp_path / "c.toml"
     reals = {"req_score_loss": 1, "req_speedup": 2, "min_psnr": 20, "min_ssim": 1}
+    reals |= {"max_tail_loss": 1}
     reals |= {"guidance_scale": 7, "memory_limit": 8, "time_budget": 90, "trial_timeout": 0}
     config.write_text("".join(f"{name} = {value}\n" for name, value in reals.items()))
     from_file = parse("--config", str(config))

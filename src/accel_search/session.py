@@ -405,7 +405,7 @@ class Session:
 
             evaluator = cast("PipelineEvaluator", self.evaluator)
             folder = pictures_path(settings.run_dir, self.store.name)
-            count, shown = settings.pictured, to_picture(outcome)
+            count, shown = settings.pictured, to_picture(outcome, settings.goal)
             try:
                 pictures.write_pictures(evaluator, shown, count, folder, self.logger)
             except Exception as error:  # The result is saved, and worth more than its images.

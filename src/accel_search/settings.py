@@ -121,6 +121,9 @@ class Settings:
     min_ssim: float | None = declare(None,
         "least structural similarity to them, 0 to 1 (default: none)", parse=float,
         affects="search", least=-1.0, most=1.0, expected="a similarity up to 1, e.g. 0.9")
+    max_tail_loss: float | None = declare(None,
+        "largest loss over the worst tenth of prompts, as a fraction (default: none)", parse=float,
+        affects="search", least=0.0, most=10.0, expected="a fraction, e.g. 0.2 for 20 %")
     max_trials: int | None = declare(None, "begin no more than this many candidates", parse=int,
         affects="search", least=1)
     time_budget: float | None = declare(None, "stop after this long, e.g. 90s, 30m, 2h",
@@ -216,7 +219,13 @@ class Settings:
     @property
     def goal(self) -> Goal:
         """Return what the search looks for."""
-        return Goal(self.req_score_loss, self.req_speedup, self.min_psnr, self.min_ssim)
+        return Goal(
+            self.req_score_loss,
+            self.req_speedup,
+            self.min_psnr,
+            self.min_ssim,
+            self.max_tail_loss,
+        )
 
     @property
     def goal_key(self) -> str | float:

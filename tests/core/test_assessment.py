@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from accel_search.core.assessment import assess, retimed
+from accel_search.core.assessment import assess, retimed, tail_loss, usable_range
 from accel_search.core.intervals import (
     FEWEST_TO_PASS,
     Estimate,
@@ -284,10 +284,44 @@ def test_noise_is_pooled_by_batch_size_and_counts_nothing_twice():
     assert speedup(timing([2.0]), TimingNoise([])).high == np.inf
 
 
-@pytest.mark.parametrize("unknown", ["psnr", "ssim"])
+@pytest.mark.parametrize("count, worst", [(1, 1), (10, 1), (11, 2), (32, 4), (64, 7)])
+def test_the_tail_is_the_worst_tenth_of_prompts_of_the_baselines_mean(count, worst):
+    # Half of the prompts have a baseline score of 10, half of 30: a loss of 2 is 10 % of the mean.
+    before = np.resize([10.0, 30.0], count)
+    lost = np.zeros(count)
+    lost[:worst], lost[worst:] = 2.0, -1.0
+    order = np.random.default_rng(count).permutation(count)
+    after = (before - lost)[order]
+    assert tail_loss(before[order], after) == pytest.approx(2.0 / before.mean())
+    assert tail_loss(before, before) == 0.0
+    assert tail_loss(before[order], after) >= score_loss(before[order], after).value
+
+
+def test_a_bound_on_the_worst_prompts_refuses_what_the_mean_hides():
+    before = replace(timing([1.0]), scores=(30.0,) * 32)
+    few = replace(timing([1.5]), scores=(18.0,) + (30.0,) * 31)
+    found = assess(few, before, 0.02)
+    assert found.score_loss.value == pytest.approx(0.0125)
+    assert found.tail_loss == pytest.approx(0.1)  # 40 % on one of the worst four.
+    assert found.is_within(Goal(0.02)) and found.is_within(Goal(0.02, max_tail_loss=0.101))
+    assert not found.is_within(Goal(0.02, max_tail_loss=0.099))
+
+
+def test_a_loss_is_also_told_of_the_scores_usable_range():
+    before = replace(timing([1.0]), scores=(30.0, 32.0), shuffled_scores=(20.0, 22.0))
+    found = assess(replace(timing([1.5]), scores=(30.0, 31.0)), before, 0.02)
+    assert found.score_loss.value == pytest.approx(0.5 / 31)
+    assert usable_range(before) == 10.0 and found.range_loss == pytest.approx(0.5 / 10)
+    # Unknown in files of earlier versions, and where the captions make no difference.
+    for shuffled in ((), (31.0, 31.0), (40.0, 40.0)):
+        flat = replace(before, shuffled_scores=shuffled)
+        assert assess(timing([1.5]), flat, 0.02).range_loss is None
+
+
+@pytest.mark.parametrize("unknown", ["psnr", "ssim", "tail_loss"])
 def test_a_likeness_that_is_unknown_keeps_no_bound(unknown):
     known = replace(assess(timing([1.5]), timing([1.0]), 0.02), psnr=30.0, ssim=0.9)
-    goal = Goal(0.02, min_psnr=-1.0, min_ssim=-1.0)
+    goal = Goal(0.02, min_psnr=-1.0, min_ssim=-1.0, max_tail_loss=1.0)
     assert known.is_within(goal)
     assert not replace(known, **{unknown: None}).is_within(goal)
     assert replace(known, **{unknown: None}).is_within(Goal(0.02))

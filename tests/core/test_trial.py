@@ -1,6 +1,6 @@
 """Candidates and records."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -25,8 +25,13 @@ def test_candidates_are_equal_however_they_are_written():
 
 
 def test_a_measurement_comes_back_from_plain_json_types():
-    measured = Measurement((0.5, 0.6), (1.0,), (30.0, 31.0), 4, None, 3.0)
-    assert Measurement.from_dict(asdict(measured)) == measured
+    measured = Measurement(
+        (0.5, 0.6), (1.0,), (30.0, 31.0), 4, None, 3.0, shuffled_scores=(12.0, 15.0)
+    )
+    plain = asdict(measured)
+    assert Measurement.from_dict(plain) == measured
+    del plain["shuffled_scores"]  # As earlier versions stored it.
+    assert Measurement.from_dict(plain) == replace(measured, shuffled_scores=())
 
 
 def test_a_trial_is_measured_or_failed_never_both_nor_neither():
@@ -65,12 +70,14 @@ def looked(first, count, pairs, batch_size=4):
         seconds=2.0,
         psnr=scores,
         ssim=scores,
+        shuffled_scores=scores,
     )
 
 
 def test_two_looks_are_joined_in_prompt_order_and_pairs_stay_pairs():
     joined = looked(0, 4, 2).joined(looked(4, 4, 1))
     assert joined.scores == joined.psnr == joined.ssim == tuple(map(float, range(8)))
+    assert joined.shuffled_scores == joined.scores
     assert joined.baseline_seconds_per_image == (0.0, 1.0, 4.0)
     # Each paired call lies beside the baseline call that was timed next to it.
     assert joined.seconds_per_image[:3] == pytest.approx((0.0, 0.1, 0.4))

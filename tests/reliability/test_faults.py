@@ -52,6 +52,9 @@ class Positive:
     def score(self, images, texts):
         return [50 + each for each in self._scorer.score(images, texts)]
 
+    def score_shuffled(self, captions, positions):
+        return self._scorer.score_shuffled(captions, positions)
+
 
 @pytest.fixture(scope="session")
 def scorer(settings_for):
@@ -292,6 +295,9 @@ class FaultyScorer:
 
     def park(self):
         return False
+
+    def score_shuffled(self, captions, positions):
+        return self._scorer.score_shuffled(captions, positions)
 
     def score(self, images, texts):
         self.calls += 1

@@ -177,6 +177,27 @@ def test_a_bound_on_likeness_is_held_the_stored_one_or_the_one_given(tmp_path):
     assert verified(None, settings, Like()).score_verdict == "fail"
 
 
+def test_a_bound_on_the_worst_prompts_is_held_the_stored_one_or_the_one_given(tmp_path):
+    class Uneven(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            first, *others = self._scores[split]
+            return replace(measured, scores=(0.9 * first, *others))
+
+    settings = GRID(output=str(tmp_path / "f.json"))
+    searched(tmp_path / "f.json", settings)
+    assert verified(None, settings, Uneven()).verdict == "pass"
+    found = verified(None, replace(settings, max_tail_loss=0.01), Uneven())
+    assert found.score_verdict == "fail" and 0.01 < found.tail_loss < 0.1
+    assert "The worst tenth of prompts loses 2." in verified_text(found, settings)
+    assert verified_json(found)["score_loss"]["max_tail_loss"] == 0.01
+    content = json.loads((tmp_path / "f.json").read_text())
+    for entry in content.values():
+        entry["evidence"]["search"]["max_tail_loss"] = 0.01
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    assert verified(None, settings, Uneven()).score_verdict == "fail"
+
+
 def test_in_what_the_machine_differs_is_said_version_by_version(stored):
     here = replace(PROVENANCE, driver="590", versions={"torch": "2.16.0"}, date="2027-01-01")
     found = verified(None, stored, provenance=here)
@@ -392,7 +413,7 @@ def test_the_demo_is_verified_on_the_machine_that_searched_it(tmp_path, monkeypa
     content = json.loads(before)
     for entry in content.values():
         entry["evidence"]["speedup_interval"] = [49.0, 51.0]
-        entry["evidence"]["held_out"] = None
+        entry["evidence"]["held_out"] = entry["evidence"]["in_search"] = None
         entry["speedup"] = 50.0
         entry["provenance"]["versions"]["torch"] = "1.13"
     (tmp_path / "search_params.json").write_text(json.dumps(content))

@@ -45,6 +45,7 @@ DIFFERENCES = {
     ),
     "a package that was not used": ({}, {"versions": {"torch": "2.15.0", "tomesd": "0"}}, set()),
     "min_ssim": ({"min_ssim": 0.9}, {}, HERE),
+    "max_tail_loss": ({"max_tail_loss": 0.9}, {}, HERE),
     "more pairs": ({"timing_pairs": 5}, {}, HERE),
     "fewer pairs": ({"timing_pairs": 2}, {}, set()),
     "grid": ({"strategy": "grid"}, {}, HERE),

@@ -16,13 +16,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from accel_search.core import extras
 from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Estimate, Verdict
+from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError, LoadError
+from accel_search.report.console.summary import summary
 from accel_search.report.format import factor
 from accel_search.report.html import script as export
-from accel_search.report.html.page import search_page
+from accel_search.report.html.page import headline, search_page
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from accel_search.storage.entries import StoredProvenance
+from accel_search.storage.entries import Figures, StoredProvenance
 from accel_search.storage.run_folder import (
     ended_record,
     read_record,
@@ -60,12 +65,66 @@ def test_a_run_folder_holds_the_winner_its_rivals_and_why_it_stopped(folder):
 
 def test_what_is_pictured_are_baseline_winner_fastest_refused_and_rival():
     outcome, _ = search()
-    found = to_picture(outcome)
+    found = to_picture(outcome, Goal(0.02))
     assert found["baseline"] == Candidate() and found["winner"] == WINNER
     failed = [each for each in outcome.trials if each.assessment.verdict == "fail"]
     fastest = max(failed, key=lambda each: each.assessment.speedup.value)
     assert found["refused"] == fastest.trial.candidate
-    assert found["rival"]["steps"]["num_inference_steps"] in {r.steps for r in outcome.rivals}
+    # None does as well: the fastest is shown.
+    fastest = max(outcome.rivals, key=lambda rival: rival.assessment.speedup.value)
+    assert found["rival"]["steps"]["num_inference_steps"] == fastest.steps
+
+
+def test_message_card_and_pictures_show_the_same_fewer_steps():
+    outcome, record = search(FakeEvaluator(lambda candidate: (1.2, 0.019)))
+    first = outcome.rivals[0]
+    faster = replace(first.assessment.speedup, value=9.0)
+    fewer = replace(first, steps=3, assessment=replace(first.assessment, speedup=faster))
+    outcome = replace(outcome, rivals=(fewer, *outcome.rivals))
+    named = outcome.as_well(Goal(0.02)).steps
+    assert named > fewer.steps
+    assert f"{named} steps are at least as fast" in summary(
+        outcome, Settings(), JointSpace(("deepcache",), WORKLOAD)
+    )
+    shown = to_picture(outcome, Goal(0.02))["rival"]
+    assert shown["steps"]["num_inference_steps"] == named
+    beside = {extras.fewer_steps(rival.steps): rival.measurement for rival in outcome.rivals}
+    assert f"{named} steps do as well" in search_page(of_outcome(outcome, record, beside, None))
+
+
+def test_the_card_quotes_the_held_out_figures_and_keeps_the_searchs():
+    outcome, record = search()
+    held_out = replace(
+        outcome.held_out, speedup=Estimate(1.7, 1.6, 1.8), score_loss=Estimate(0.017, 0.01, 0.03)
+    )
+    end = replace(record.end, held_out=Figures.of(held_out))
+    run = of_outcome(outcome, replace(record, end=end), {}, None)
+    shown = headline(run)
+    assert (shown["speedup"], shown["loss"]) == ("1.70×", "1.7 %")
+    assert shown["prompts"] == "32 held-out prompts" and shown["title"] == "Speedup"
+    assert shown["tail_loss"] == f"{100 * held_out.tail_loss:.1f} %"
+    assert "<br>worst tenth of prompts " in search_page(run)
+    assert "usable range" not in search_page(run)
+    ranged = replace(end, held_out=replace(end.held_out, range_loss=0.041))
+    page = search_page(of_outcome(outcome, replace(record, end=ranged), {}, None))
+    assert "<br>1.7 % of the score, 4.1 % of its usable range</p>" in page
+    assert shown["in_search"]["speedup"] == f"{run.winner.speedup.value:.2f}×" != "1.70×"
+    assert "speedup 1.70 [1.60, 1.80], score loss 1.7 %" in export.script(run)
+    # Without held-out prompts they are the search's.
+    bare = of_outcome(outcome, replace(record, end=replace(end, held_out=None)), {}, None)
+    assert headline(bare)["speedup"] == shown["in_search"]["speedup"]
+    assert "On held-out prompts" in search_page(bare) and headline(bare)["prompts"] == "32 prompts"
+
+
+def test_the_card_says_how_likely_a_winner_is():
+    outcome, _ = search()
+    unsure = replace(outcome.held_out, verdict=Verdict.INCONCLUSIVE, prompts_needed=100)
+    unsure = replace(outcome, held_out=unsure, chance=0.82)
+    space = JointSpace(("deepcache",), WORKLOAD).summary()
+    record = ended_record(unsure, Settings(), space, WORKLOAD, PROVENANCE, "study", None)
+    assert record.end.chance_within_bound == 0.82
+    page = search_page(of_outcome(unsure, record, {}, None))
+    assert "likely (82 %) within the bound" in page and "--held_out_samples 100." in page
 
 
 def test_a_folder_without_a_record_is_reported_without_one(tmp_path):
@@ -108,7 +167,9 @@ def test_one_held_out_prompt_is_told_without_an_interval(tmp_path):
     assert not outcome.held_out.score_loss.is_bounded
     write_record(tmp_path, record)  # JSON has no infinity.
     assert record.end.held_out.score_loss_interval is None
-    assert "loss 1.6 % [unknown]" in search_page(of_outcome(outcome, record, {}, None))
+    assert '1.6 %</p>\n      <p class="sub">unknown, allowed' in search_page(
+        of_outcome(outcome, record, {}, None)
+    )
 
 
 def test_what_gains_nothing_is_said_on_the_page_as_text():

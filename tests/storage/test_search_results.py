@@ -16,8 +16,8 @@ from accel_search.storage.answers import stored_answer
 from accel_search.storage.json_files import Unreadable, as_type
 from accel_search.storage.keys import parse_key
 from accel_search.storage.lookup import Wanted, bounds, find_result, results
-from accel_search.storage.search_results import save_winner
-from tests.support.fakes import PROVENANCE, WORKLOAD
+from accel_search.storage.search_results import save, save_winner
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.results import GRID, Halved, searched
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,53 @@ def test_a_requirement_is_stored_under_the_speedup_it_reached(tmp_path):
     assert goals == [round(entry.speedup, 2)]
 
 
+def test_a_requirement_that_held_out_timings_just_miss_answers_the_same_again(tmp_path):
+    # It was met: the search's value reached it, and the held-out interval does.
+    path, required = tmp_path / "f.json", GRID(req_speedup=1.5)
+    entry = replace(searched(path, required), speedup=1.49)
+    path.unlink()
+    assert entry.evidence.in_search.speedup > 1.5
+    assert [parse_key(key).goal for key in save(path, WORKLOAD, required, entry)] == [1.49]
+    assert answer(path, required)[0] == entry
+    assert answer(path, GRID(req_speedup=1.4))[0] == entry
+    assert answer(path, GRID(req_speedup=1.51))[0] is None
+
+
+def test_an_inconclusive_winner_says_how_many_prompts_would_settle_it(tmp_path):
+    class Noisy(FakeEvaluator):
+        """Loses more on some prompts than on others."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            measured = super().measure(candidate, split, prompts, pairs)
+            shifts = [1.0, -1.0] * 16
+            scores = (score + shift for score, shift in zip(measured.scores, shifts, strict=False))
+            return replace(measured, scores=tuple(scores))
+
+    entry = searched(tmp_path / "f.json", GRID(), evaluator=Noisy())
+    evidence = entry.evidence
+    assert evidence.held_out.verdict == evidence.verdict == "inconclusive"
+    assert evidence.prompts_needed == evidence.held_out.prompts_needed > 32
+    assert evidence.prompts_needed != evidence.in_search.prompts_needed
+
+
+def test_a_loss_is_stored_as_a_part_of_the_usable_range_too(tmp_path):
+    class Ranged(FakeEvaluator):
+        """Its baseline scores 20 against other captions."""
+
+        def baseline(self, split="search"):
+            measured = super().baseline(split)
+            return replace(measured, shuffled_scores=(20.0,) * len(measured.scores))
+
+    evidence = searched(tmp_path / "f.json", GRID(), evaluator=Ranged()).evidence
+    assert evidence.shuffled_score == 20.0
+    share = evidence.baseline_score / (evidence.baseline_score - 20)
+    found = evidence.in_search
+    assert found.range_loss == pytest.approx(found.score_loss * share, abs=1e-4)
+    assert evidence.range_loss == evidence.held_out.range_loss > 2 * evidence.held_out.score_loss
+    bare = searched(tmp_path / "g.json", GRID()).evidence
+    assert bare.range_loss is None and bare.shuffled_score is None
+
+
 def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
     searched(tmp_path / "f.json", GRID())
     entry = next(iter(json.loads((tmp_path / "f.json").read_text()).values()))
@@ -52,7 +99,16 @@ def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
     evidence = entry["evidence"]
     low, high = evidence["speedup_interval"]
     assert low <= entry["speedup"] <= high
-    assert evidence["held_out"]["prompts"] == 32
+    # The entry's own figures are those on held-out prompts, and the search's are kept.
+    held_out, in_search = evidence["held_out"], evidence["in_search"]
+    names = ("speedup_interval", "score_loss_interval", "verdict", "prompts")
+    assert held_out["prompts"] == 32
+    assert [evidence[name] for name in names] == [held_out[name] for name in names]
+    assert (entry["speedup"], entry["score_loss"]) == (held_out["speedup"], held_out["score_loss"])
+    assert in_search["speedup"] != held_out["speedup"] and in_search["verdict"] == "pass"
+    assert evidence["chance_within_bound"] is None
+    assert evidence["tail_loss"] == pytest.approx(entry["score_loss"] * 1.1, rel=0.2)
+    assert evidence["fewer_steps"][0]["tail_loss"] > 0
     assert evidence["trials_measured"] == 16 and evidence["settled"]
     assert evidence["fewer_steps"] and evidence["noise_floor"] > 0
     assert entry["provenance"] == PROVENANCE.as_dict() | {"measured_batch_size": 4}

@@ -48,6 +48,7 @@ def test_a_run_is_a_table_with_the_figures_of_its_report(folder):
         assert row["speedup_low"] == said.speedup.low < row["speedup"] < row["speedup_high"]
         assert row["score_loss_high"] == said.score_loss.high
         assert row["prompts"] == 32 and row["seconds"] == pytest.approx(10)
+        assert row["tail_loss"] == said.tail_loss > row["score_loss"]
         assert pd.isna(row["failure"])
     assert table[PARAMETERS].dtypes.astype(str).tolist() == ["Int64", "Int64"]
     assert table.attrs["workload"]["steps"] == 20 and table.attrs["is_confirmed"]
@@ -102,7 +103,9 @@ def test_a_result_file_is_a_table(tmp_path):
     assert (first.steps, first.targets, first.model) == (20, "deepcache", "demo")
     assert first.speedup == entry.speedup and first.speedup_low < first.speedup
     assert [first[name] for name in PARAMETERS] == [4, 3]
-    assert first.held_out_speedup == entry.evidence.held_out.speedup
+    assert first.held_out_speedup == entry.evidence.held_out.speedup == entry.speedup
+    assert first.tail_loss == entry.evidence.tail_loss > entry.score_loss
+    assert first.in_search_speedup == entry.evidence.in_search.speedup != entry.speedup
 
 
 def test_the_committed_bounds_are_a_table():

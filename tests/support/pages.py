@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.trial import Failure, Trial
+from accel_search.core.trial import Failure, Goal, Trial
 from accel_search.search.explain import of_search
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
@@ -54,7 +54,7 @@ def make_run_dir(folder, model="demo", prompt="a red ring", pictures=True, recor
         place = pictures_path(folder, name)
         place.mkdir(parents=True)
         columns = []
-        for part, candidate in to_picture(outcome).items():
+        for part, candidate in to_picture(outcome, Goal(0.02)).items():
             files = [f"{part}-{number}.png" for number in range(2)]
             for file in files:
                 pixels = np.random.default_rng(len(part)).integers(0, 255, (16, 16, 3), np.uint8)

@@ -26,12 +26,13 @@ def run(
     strategy="grid",
     targets=("deepcache",),
     min_psnr=None,
+    max_tail_loss=None,
     watchdog=None,
     space=None,
 ):
     space = JointSpace(targets, evaluator.workload, space)
     store = TrialStore(url, "study", space.values())
-    goal = Goal(bound, speedup, min_psnr)
+    goal = Goal(bound, speedup, min_psnr, max_tail_loss=max_tail_loss)
     cls = get(strategy)
     task = Task(
         space, goal, evaluator.prompt_count, evaluator.chunk, 0, next(iter(cls.samplers), "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from accel_search.core.early_stopping import is_lost
-from accel_search.core.intervals import Estimate, Verdict, judge, score_loss
+from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed, score_loss
 from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal, Measurement, Trial
 
@@ -30,6 +31,12 @@ class Assessment:
     """Mean PSNR to the baseline's images in dB, higher is nearer; None where not measured."""
     ssim: float | None
     """Mean structural similarity to the baseline's images; None where not measured."""
+    tail_loss: float | None = None
+    """Mean loss over the worst tenth of prompts, from `tail_loss`; None where unknown."""
+    range_loss: float | None = None
+    """Loss as a fraction of the score's usable range, from `usable_range`; None where unknown."""
+    prompts_needed: int | None = None
+    """Prompts that would settle an inconclusive verdict; None of others, and where unknown."""
 
     @property
     def is_gain(self) -> bool:
@@ -37,17 +44,23 @@ class Assessment:
         return is_gain(self.speedup, self.noise_floor)
 
     def is_within(self, goal: Goal) -> bool:
-        """Return whether it keeps the goal's bounds on score and similarity."""
+        """Return whether it keeps the goal's bounds on score, its worst prompts and similarity."""
         return (
             self.score_loss.value <= goal.max_score_loss
             and _is_at_least(self.psnr, goal.min_psnr)
             and _is_at_least(self.ssim, goal.min_ssim)
+            and _is_at_most(self.tail_loss, goal.max_tail_loss)
         )
 
 
 def _is_at_least(value: float | None, least: float | None) -> bool:
     """Return whether a similarity keeps a bound, if there is one; an unknown one does not."""
     return least is None or (value is not None and value >= least)
+
+
+def _is_at_most(value: float | None, most: float | None) -> bool:
+    """Return whether a loss keeps a bound, if there is one; an unknown one does not."""
+    return most is None or (value is not None and value <= most)
 
 
 @dataclass(frozen=True)
@@ -112,11 +125,16 @@ def assess(
     is_complete = count == len(baseline.scores)
     before = baseline.scores[:count]
     loss = score_loss(before, measurement.scores)
+    needed = None
     if is_complete:
         verdict = judge(loss, bound, count)
+        if verdict is Verdict.INCONCLUSIVE:
+            needed = prompts_needed(before, measurement.scores, bound)
     else:
         lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
         verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
+    usable = usable_range(baseline)
+    points_lost = (sum(before) - sum(measurement.scores)) / count
     return Assessment(
         speedup=speedup(measurement, known),
         score_loss=loss,
@@ -126,7 +144,48 @@ def assess(
         is_complete=is_complete,
         psnr=_mean(measurement.psnr),
         ssim=_mean(measurement.ssim),
+        tail_loss=tail_loss(before, measurement.scores),
+        range_loss=None if usable is None else points_lost / usable,
+        prompts_needed=needed,
     )
+
+
+def usable_range(baseline: Measurement) -> float | None:
+    """Return the points of score between a baseline's images and images of something else.
+
+    CLIP gives some score to any image: the mean score of the same images against another prompt
+    of the set each is its floor.
+
+    Returns:
+        Mean score minus that floor; None where the floor is unknown or not below the score.
+    """
+    if not baseline.shuffled_scores:
+        return None
+    floor = sum(baseline.shuffled_scores) / len(baseline.shuffled_scores)
+    usable = sum(baseline.scores) / len(baseline.scores) - floor
+    return usable if usable > 0 else None
+
+
+def tail_loss(baseline: Sequence[float], candidate: Sequence[float]) -> float:
+    """Return the mean loss over the worst tenth of prompts, a fraction.
+
+    A prompt's loss is its own baseline score minus its candidate's, as a fraction of the baseline's
+    mean over all prompts, not of its own score, which may be near 0. So the mean over all prompts
+    is the score loss, and the tail is never below it. The tenth is rounded up: one prompt of 10 or
+    fewer, four of 32. It has no interval: it is of these prompts.
+
+    Args:
+        baseline: Score of each prompt's baseline image, `[N]`.
+        candidate: Score of the candidate's image of the same prompt and noise, `[N]`.
+    """
+    losses = sorted((b - c for b, c in zip(baseline, candidate, strict=True)), reverse=True)
+    worst = losses[: tail_size(len(losses))]
+    return sum(worst) / len(worst) / (sum(baseline) / len(baseline))
+
+
+def tail_size(prompts: int) -> int:
+    """Return how many prompts are the worst tenth."""
+    return math.ceil(prompts / 10)
 
 
 def retimed(assessment: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:

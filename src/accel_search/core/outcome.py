@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate, score_loss
+from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.timing_noise import is_gain
-from accel_search.core.trial import Measurement
+from accel_search.core.trial import Goal, Measurement
+from accel_search.core.validation import SURE
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,24 @@ class Rival:
     measurement: Measurement
     assessment: Assessment
 
-    def rivals(self, winner: AssessedTrial, held_out: Assessment | None) -> bool:
-        """Return whether it does as well as the winner, as far as these prompts can tell.
+    def rivals(self, winner: AssessedTrial, held_out: Assessment | None, goal: Goal) -> bool:
+        """Return whether it does as well as the winner, by the rule that a candidate passes by.
 
-        It does if it is as fast within the noise floor, and the paired interval of its scores
-        includes the winner's.
+        It does if it is as fast within the noise floor, keeps the goal's bounds, and its loss is
+        shown to: few prompts, on which anything is possible, show nothing.
 
         Args:
             winner: The search's.
             held_out: The winner on held-out prompts; None if there were none.
+            goal: The search's.
         """
-        assert winner.assessment is not None and winner.trial.measurement is not None
+        return self.may_rival(winner, held_out, goal) and self.assessment.verdict is Verdict.PASS
+
+    def may_rival(self, winner: AssessedTrial, held_out: Assessment | None, goal: Goal) -> bool:
+        """Return the same by its measured loss alone, whatever the loss's interval."""
+        assert winner.assessment is not None
         least = speed_of(winner, held_out) / (1 + winner.assessment.noise_floor)
-        if self.assessment.speedup.value < least:
-            return False
-        return score_loss(winner.trial.measurement.scores, self.measurement.scores).low <= 0
+        return self.assessment.speedup.value >= least and self.assessment.is_within(goal)
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,42 @@ class Outcome:
     """What each target of a joint search is worth; without those that change nothing in the winner
     or could not be measured."""
     chance: float | None = None
-    """Probability that the winner truly is within the bound, by its held-out prompts; None without
+    """Probability that the winner truly is within the bound, by held-out prompts; None without
     any."""
+
+    @property
+    def headline(self) -> Assessment | None:
+        """Return the winner's figures to quote: on held-out prompts, if there are any.
+
+        Those of the search are biased: of several near-equal candidates the luckiest wins.
+        """
+        if self.held_out is not None or self.winner is None:
+            return self.held_out
+        return self.winner.assessment
+
+    @property
+    def is_sure(self) -> bool:
+        """Return whether the winner is validated, and not only likely to be within the bound."""
+        return is_sure(self.chance)
+
+    def as_well(self, goal: Goal) -> Rival | None:
+        """Return the fewer-steps baseline that does as well as the winner, if one does.
+
+        Of several it is that of the most steps, which differs least from the baseline.
+        """
+        if self.winner is None:
+            return None
+        equal = [rival for rival in self.rivals if rival.rivals(self.winner, self.held_out, goal)]
+        return max(equal, key=lambda rival: rival.steps, default=None)
+
+
+def is_sure(chance: float | None) -> bool:
+    """Return whether a winner is validated, and not only likely to be within the bound.
+
+    Args:
+        chance: Probability that it is within, by held-out prompts; None without any.
+    """
+    return chance is None or chance >= SURE
 
 
 def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:

@@ -31,6 +31,9 @@ class Measurement:
     for the baseline itself and where it was not measured."""
     ssim: tuple[float, ...] = ()
     """Structural similarity of the same pairs, at most 1."""
+    shuffled_scores: tuple[float, ...] = ()
+    """Scores of a baseline's images against another prompt of the set each, in prompt order: what
+    a score is worth that says nothing of the image. Empty where they were not taken."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -48,6 +51,7 @@ class Measurement:
             seconds=float(data.get("seconds", 0.0)),
             psnr=tuple(float(x) for x in data.get("psnr", ())),
             ssim=tuple(float(x) for x in data.get("ssim", ())),
+            shuffled_scores=tuple(float(x) for x in data.get("shuffled_scores", ())),
         )
 
     def joined(self, further: Measurement) -> Measurement:
@@ -75,6 +79,7 @@ class Measurement:
             seconds=self.seconds + further.seconds,
             psnr=self.psnr + further.psnr,
             ssim=self.ssim + further.ssim,
+            shuffled_scores=self.shuffled_scores + further.shuffled_scores,
         )
 
 
@@ -137,3 +142,5 @@ class Goal:
     """Least mean PSNR to the baseline's images, in dB; None is no bound."""
     min_ssim: float | None = None
     """Least mean structural similarity to the baseline's images; None is no bound."""
+    max_tail_loss: float | None = None
+    """Largest mean loss of score over the worst tenth of prompts, a fraction; None is no bound."""

@@ -8,13 +8,12 @@ a winner once it is within the bound with a probability of `SURE`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -43,32 +42,6 @@ def stages(first: int, most: int) -> tuple[int, ...]:
     while counts and counts[-1] < most:
         counts.append(min(2 * counts[-1], most))
     return tuple(counts)
-
-
-def chance_within(baseline: Sequence[float], candidate: Sequence[float], bound: float) -> float:
-    """Return the probability that a mean loss over prompts like these is within a bound.
-
-    Args:
-        baseline: Score of each prompt's baseline image, `[N]`.
-        candidate: Score of the candidate's image of the same prompt and noise, `[N]`.
-        bound: Largest loss of score allowed, a fraction.
-
-    Source:
-        One minus the p-value of the one-sided t test that the loss is at least the bound, corrected
-        for skewness by Hall, "On the removal of skewness by transformation" (1992), which unlike
-        Johnson's (1978) rises with t. A few prompts lose much, and the plain t takes their absence
-        for certainty.
-    """
-    loss, deviations = _linearised(baseline, candidate)
-    count, distance = len(deviations), loss - bound
-    spread = float(deviations.std(ddof=1)) if count > 1 else math.nan
-    if not spread > 0:
-        within = 1.0 if distance <= 0 else 0.0
-        return within if count > 1 else min(within, LIKELY)
-    a = float((deviations**3).mean()) / spread**3 / math.sqrt(count)
-    t = math.sqrt(count) * distance / spread
-    corrected = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
-    return float(stats.t.cdf(-corrected, count - 1))
 
 
 @dataclass(frozen=True)

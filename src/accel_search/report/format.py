@@ -15,6 +15,8 @@ UNKNOWN = "[unknown]"
 """In place of an unknown interval: one prompt, or no timed pairs."""
 CODE_WIDTH = 78
 """Columns of a line of Python; a longer call gets a line per argument."""
+MOST_PROMPTS = 5_000
+"""Prompts of the largest set that comes with a name, COCO's; more are not asked for."""
 
 
 def factor(estimate: Estimate) -> str:
@@ -24,10 +26,15 @@ def factor(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
+def points(fraction: float) -> str:
+    """Write a fraction in percent: `0.7 %`."""
+    # Adding zero turns -0.0 into 0.0.
+    return f"{round(100 * fraction, 1) + 0.0:.1f} %"
+
+
 def percent(estimate: Estimate) -> str:
     """Write a loss with its interval: `0.7 % [0.1, 1.4]`, or `0.7 % [unknown]`."""
-    # Adding zero turns -0.0 into 0.0.
-    value = f"{round(100 * estimate.value, 1) + 0.0:.1f} %"
+    value = points(estimate.value)
     if not estimate.is_bounded:
         return f"{value} {UNKNOWN}"
     low, high = (round(100 * end, 1) + 0.0 for end in estimate.as_list())
@@ -100,6 +107,21 @@ UNSTEADY = (
     "on the lower one, or search again with more --timing_pairs."
 )
 """For a winner whose two speedup intervals do not overlap."""
+
+
+def to_settle(needed: int | None, prompts: int) -> str:
+    """Return what would settle whether a winner's loss on held-out prompts is within the bound.
+
+    Args:
+        needed: Prompts that would; None if that is unknown.
+        prompts: Prompts that did not.
+    """
+    if needed is None or needed > MOST_PROMPTS:
+        return "Its loss is too near the bound for any number of prompts to tell: move the bound."
+    return (
+        "More prompts would settle whether its loss is within the bound: --held_out_samples "
+        f"{max(needed, prompts + 1)}."
+    )
 
 
 def settings_lines(candidate: Candidate) -> list[str]:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import chance_within
 from accel_search.core.trial import Goal, Measurement
-from accel_search.core.validation import HOPELESS, SURE, Scores, Tried, chance_within, log_chances
+from accel_search.core.validation import HOPELESS, SURE, Scores, Tried, log_chances
 from accel_search.errors import TrialFailure
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.stored_evaluator import StoredEvaluator

@@ -20,13 +20,13 @@ a slower one is detected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accel_search.core.assessment import assess
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate, Verdict, prompts_needed
+from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
 from accel_search.core.trial import Goal
 from accel_search.core.workload import Provenance, Workload, counting_versions
@@ -76,9 +76,10 @@ class Verification:
     score_loss: Estimate | None
     """None where the candidate failed or nothing is scored."""
     score_verdict: Verdict | None
-    """None where nothing is scored; includes the bounds on similarity, if any."""
+    """None where nothing is scored; includes the bounds on similarity and worst prompts, if any."""
     psnr: float | None
     ssim: float | None
+    tail_loss: float | None
     prompts: int
     noise_floor: float
     """Relative difference that two copies of the baseline pipeline may show here."""
@@ -160,7 +161,7 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
     is_scored = bool(baseline.scores)
     new_speedup: Estimate | None = None
     loss: Estimate | None = None
-    similarity: tuple[float | None, float | None] = (None, None)
+    psnr = ssim = tail_loss = None
     speed_verdict, needed = Verdict.FAIL, None
     score_verdict = Verdict.FAIL if is_scored else None
     if measured is not None:
@@ -168,23 +169,24 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
         speed_verdict = judge_speedup(new_speedup, floor, stored)
         if is_scored:
             assessment = assess(measured, baseline, stored.goal.max_score_loss, noise)
-            loss, similarity = assessment.score_loss, (assessment.psnr, assessment.ssim)
-            # A mean similarity has no interval: it is within its bound or not.
+            loss, tail_loss = assessment.score_loss, assessment.tail_loss
+            psnr, ssim = assessment.psnr, assessment.ssim
+            # These have no interval: they are within their bounds or not.
             is_similar = assessment.is_within(
-                Goal(1.0, None, stored.goal.min_psnr, stored.goal.min_ssim)
+                replace(stored.goal, max_score_loss=1.0, min_speedup=None)
             )
             score_verdict = assessment.verdict if is_similar else Verdict.FAIL
             if score_verdict is Verdict.INCONCLUSIVE:
-                bound = stored.goal.max_score_loss
-                needed = prompts_needed(baseline.scores, measured.scores, bound)
+                needed = assessment.prompts_needed
     return Verification(
         stored=stored,
         speedup=new_speedup,
         speedup_verdict=speed_verdict,
         score_loss=loss,
         score_verdict=score_verdict,
-        psnr=similarity[0],
-        ssim=similarity[1],
+        psnr=psnr,
+        ssim=ssim,
+        tail_loss=tail_loss,
         prompts=len(baseline.scores),
         noise_floor=floor,
         baseline_seconds_per_image=_mean(baseline.seconds_per_image),
@@ -268,7 +270,8 @@ def _stored_of(entry: SearchEntry | BoundEntry, settings: Settings) -> Stored:
     else:
         evidence, held_out = entry.evidence, entry.evidence.held_out
         fastest, value, searched = entry.settings, entry.speedup, evidence.search
-        timings = [evidence.speedup_interval, held_out.speedup_interval if held_out else None]
+        parts = [part.speedup_interval for part in (evidence.in_search, held_out) if part]
+        timings = [evidence.speedup_interval, *parts]
         if entry.score_loss is None:
             raise ConfigurationError(
                 f"{_file(settings)}: its entry does not say what is lost: search again with --force"
@@ -286,8 +289,10 @@ def _stored_of(entry: SearchEntry | BoundEntry, settings: Settings) -> Stored:
         goal=Goal(
             settings.req_score_loss,
             settings.req_speedup,
-            searched.get("min_psnr") if settings.min_psnr is None else settings.min_psnr,
-            searched.get("min_ssim") if settings.min_ssim is None else settings.min_ssim,
+            *(
+                searched.get(name) if getattr(settings, name) is None else getattr(settings, name)
+                for name in ("min_psnr", "min_ssim", "max_tail_loss")
+            ),
         ),
     )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # They load NumPy, for which a worker should not wait.
     from accel_search.core.assessment import Assessment
     from accel_search.core.intervals import Estimate
     from accel_search.core.outcome import Outcome
+    from accel_search.core.trial import Goal
 
 Number = Annotated[float, Meta(gt=-1e300, lt=1e300)]
 """A finite number; JSON's true and false are refused."""
@@ -128,6 +129,12 @@ class Figures:
     score_loss_interval: Interval | None = None
     verdict: str = ""
     prompts: int = 0
+    tail_loss: Number | None = None
+    """Mean loss over the worst tenth of prompts; None in files of earlier versions."""
+    range_loss: Number | None = None
+    """Loss as a fraction of the score's usable range; None where that is unknown."""
+    prompts_needed: int | None = None
+    """Prompts that would settle an inconclusive verdict; None of others."""
 
     @classmethod
     def of(cls, assessment: Assessment) -> Figures:
@@ -145,7 +152,7 @@ class FewerSteps(Figures, _Steps):
     """Figures of the baseline pipeline with fewer steps."""
 
     does_as_well: bool = False
-    """Whether it does as well as the winner, on these prompts."""
+    """Whether it does as well as the winner, by the rule that a candidate passes by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +174,21 @@ class SearchEvidence:
     score_loss_interval: Interval | None = None
     verdict: str = ""
     prompts: int = 0
+    tail_loss: Number | None = None
+    range_loss: Number | None = None
     held_out: Figures | None = None
+    """On held-out prompts: the entry's own figures, which earlier versions took from the search."""
+    chance_within_bound: Number | None = None
+    """Probability that the loss truly is within the bound, by held-out prompts."""
+    in_search: Figures | None = None
+    """On the search's prompts; None in files of earlier versions."""
     noise_floor: Number | None = None
     fewer_steps: tuple[FewerSteps, ...] = ()
     without: dict[str, Without] = field(default_factory=dict)
     """Target -> speedup without it."""
     baseline_score: Number | None = None
+    shuffled_score: Number | None = None
+    """Mean score of the baseline's images against other prompts, the floor of the usable range."""
     refuted_on_held_out: tuple[Params, ...] = ()
     strategy: str | None = None
     search: dict[str, Any] = field(default_factory=dict)
@@ -234,9 +250,13 @@ class Feasible:
     score_loss: Number
     score_loss_interval: Interval | None
     verdict: str = ""
+    tail_loss: Number | None = None
+    range_loss: Number | None = None
     params: dict[str, Whole | Number] = field(default_factory=dict)
     settings: Params = field(default_factory=dict)
     held_out: Figures | None = None
+    chance_within_bound: Number | None = None
+    in_search: Figures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,16 +324,19 @@ def figures(assessment: Assessment) -> dict[str, Any]:
         "score_loss_interval": interval_of(assessment.score_loss),
         "verdict": str(assessment.verdict),
         "prompts": assessment.prompts,
+        "tail_loss": _rounded(assessment.tail_loss),
+        "range_loss": _rounded(assessment.range_loss),
+        "prompts_needed": assessment.prompts_needed,
     }
 
 
-def fewer_steps(outcome: Outcome) -> tuple[FewerSteps, ...]:
+def fewer_steps(outcome: Outcome, goal: Goal) -> tuple[FewerSteps, ...]:
     """Return the figures of fewer steps, and whether they do as well as the winner."""
     winner = outcome.winner
     return tuple(
         FewerSteps(
             steps=rival.steps,
-            does_as_well=winner is not None and rival.rivals(winner, outcome.held_out),
+            does_as_well=winner is not None and rival.rivals(winner, outcome.held_out, goal),
             **figures(rival.assessment),
         )
         for rival in outcome.rivals
@@ -335,3 +358,7 @@ def estimate_of(value: float | None, interval: tuple[float, float] | None) -> Es
 def rounded(value: float) -> float:
     """Round to five places: more than any interval here is worth, and short to read."""
     return round(float(value), 5)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else rounded(value)

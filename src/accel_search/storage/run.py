@@ -13,6 +13,7 @@ from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.workload import Prompt
+from accel_search.storage.entries import Figures, interval_of
 from accel_search.storage.run_folder import Asked, End, RunRecord
 
 DEFAULT_BOUND = 0.02
@@ -37,6 +38,10 @@ class Row:
     """Whether no trial scored on all prompts is faster at a smaller loss."""
     seconds: float = 0.0
     """Wall seconds it took, a failed one until it failed."""
+    tail_loss: float | None = None
+    """Mean loss over the worst tenth of its prompts."""
+    range_loss: float | None = None
+    """Loss as a fraction of the score's usable range."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,24 @@ class Run:
     pictures: Pictures | None = None
 
     @property
+    def headline(self) -> Figures | None:
+        """Return the winner's figures to quote: on held-out prompts, if there are any."""
+        held = self.record.end and self.record.end.held_out
+        row = self.winner
+        if row is None or row.speedup is None or row.score_loss is None:
+            return None
+        return held or Figures(
+            speedup=row.speedup.value,
+            score_loss=row.score_loss.value,
+            speedup_interval=interval_of(row.speedup),
+            score_loss_interval=interval_of(row.score_loss),
+            verdict=row.state,
+            prompts=row.prompts,
+            tail_loss=row.tail_loss,
+            range_loss=row.range_loss,
+        )
+
+    @property
     def asked(self) -> Asked:
         """Return the options, as far as they are known."""
         return self.record.asked or Asked()
@@ -137,7 +160,7 @@ def build(
     """Return a run; trials that are assessed already are not assessed again."""
     asked, end = record.asked or Asked(), record.end
     limit = bound if asked.req_score_loss is None else asked.req_score_loss
-    goal = Goal(limit, asked.req_speedup, asked.min_psnr, asked.min_ssim)
+    goal = Goal(limit, asked.req_speedup, asked.min_psnr, asked.min_ssim, asked.max_tail_loss)
     known = [
         trial if isinstance(trial, AssessedTrial) else AssessedTrial(trial, None)
         for trial in trials
@@ -212,6 +235,8 @@ def _row(
         measured,
         None,
         seconds=seconds,
+        tail_loss=assessment.tail_loss,
+        range_loss=assessment.range_loss,
     )
     return row, assessment
 

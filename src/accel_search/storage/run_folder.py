@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Verdict
-from accel_search.core.outcome import Outcome
+from accel_search.core.outcome import Outcome, is_sure
+from accel_search.core.trial import Goal
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.settings import Settings
@@ -40,6 +41,7 @@ class Asked:
     req_speedup: Number | None = None
     min_psnr: Number | None = None
     min_ssim: Number | None = None
+    max_tail_loss: Number | None = None
     max_trials: int | None = None
     time_budget: Number | None = None
     prompts: str | None = None
@@ -63,6 +65,7 @@ class End:
 
     winner: Params | None = None
     held_out: entries.Figures | None = None
+    chance_within_bound: Number | None = None
     rivals: tuple[entries.FewerSteps, ...] = ()
     refuted: tuple[Params, ...] = ()
     """Faster candidates that failed on held-out prompts."""
@@ -72,6 +75,11 @@ class End:
     settled: bool = False
     could_win: int | None = None
     seconds: Number | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """Return whether the winner is validated, and not only likely to be within the bound."""
+        return is_sure(self.chance_within_bound)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +139,8 @@ def ended_record(
     end = End(
         winner=None if winner is None else winner.trial.candidate.as_dict(),
         held_out=None if outcome.held_out is None else entries.Figures.of(outcome.held_out),
-        rivals=entries.fewer_steps(outcome),
+        chance_within_bound=None if outcome.chance is None else entries.rounded(outcome.chance),
+        rivals=entries.fewer_steps(outcome, settings.goal),
         refuted=tuple(candidate.as_dict() for candidate in outcome.refuted),
         no_gain=no_gain,
         resumed=outcome.resumed,
@@ -202,10 +211,11 @@ def reopen_record(run_dir: str | Path, begun: RunRecord) -> None:
         write_record(run_dir, begun)
 
 
-def to_picture(outcome: Outcome) -> dict[str, Candidate]:
+def to_picture(outcome: Outcome, goal: Goal) -> dict[str, Candidate]:
     """Return the candidates to show side by side, by their part.
 
-    The baseline, the winner, the fastest candidate refused for its quality, and fewer steps.
+    The baseline, the winner, the fastest candidate refused for its quality, and fewer steps: those
+    that do as well as the winner or, where none do, the fastest.
     """
     shown = {"baseline": Candidate()}
     if outcome.winner is not None:
@@ -220,6 +230,7 @@ def to_picture(outcome: Outcome) -> dict[str, Candidate]:
         fastest = max(refused, key=lambda trial: trial.assessment.speedup.value)  # type: ignore[union-attr]
         shown["refused"] = fastest.trial.candidate
     if outcome.rivals:
-        rival = max(outcome.rivals, key=lambda steps: steps.assessment.speedup.value)
+        fastest_steps = max(outcome.rivals, key=lambda steps: steps.assessment.speedup.value)
+        rival = outcome.as_well(goal) or fastest_steps
         shown["rival"] = Candidate({"steps": {"num_inference_steps": rival.steps}})
     return shown

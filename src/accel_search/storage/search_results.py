@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from accel_search.core.candidate import Value
-from accel_search.core.intervals import Verdict, prompts_needed
+from accel_search.core.intervals import Verdict
 from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
@@ -40,15 +40,17 @@ def entry_of(
         study: Name of the trials' study.
         no_gain: Explains targets that gain nothing, from `explain.of_search`.
     """
-    winner = outcome.winner
+    winner, headline = outcome.winner, outcome.headline
     assert winner is not None and winner.assessment is not None and winner.trial.measurement
+    assert headline is not None
     measurement = winner.trial.measurement
     where = None
     if provenance is not None:
         size = measurement.batch_size
         known = provenance.as_dict() | {"batch_size": settings.batch_size}
         where = entries.SearchProvenance(**known, measured_batch_size=size)
-    measured = entries.figures(winner.assessment)
+    measured = entries.figures(headline)
+    needed = measured.pop("prompts_needed")
     return SearchEntry(
         speedup=measured.pop("speedup"),
         score_loss=measured.pop("score_loss"),
@@ -59,8 +61,10 @@ def entry_of(
             req_score_loss=settings.req_score_loss,
             **measured,
             held_out=None if outcome.held_out is None else entries.Figures.of(outcome.held_out),
-            noise_floor=rounded(winner.assessment.noise_floor),
-            fewer_steps=entries.fewer_steps(outcome),
+            chance_within_bound=None if outcome.chance is None else rounded(outcome.chance),
+            in_search=entries.Figures.of(winner.assessment),
+            noise_floor=rounded(headline.noise_floor),
+            fewer_steps=entries.fewer_steps(outcome, settings.goal),
             without={
                 ablation.target: entries.Without(
                     speedup=rounded(ablation.assessment.speedup.value),
@@ -68,7 +72,8 @@ def entry_of(
                 )
                 for ablation in outcome.ablations
             },
-            baseline_score=rounded(sum(outcome.baseline.scores) / len(outcome.baseline.scores)),
+            baseline_score=_mean(outcome.baseline.scores),
+            shuffled_score=_mean(outcome.baseline.shuffled_scores),
             refuted_on_held_out=tuple(candidate.as_dict() for candidate in outcome.refuted),
             strategy=settings.strategy,
             search=search_identity(settings, space.values),
@@ -83,20 +88,14 @@ def entry_of(
             seconds=round(outcome.seconds, 1),
             peak_memory_bytes=measurement.peak_memory_bytes,
             study=study,
-            prompts_needed=_needed(outcome, settings.req_score_loss),
+            prompts_needed=needed if headline.verdict is Verdict.INCONCLUSIVE else UNSET,
         ),
         provenance=where,
     )
 
 
-def _needed(outcome: Outcome, bound: float) -> int | UnsetType | None:
-    """Return the prompts that would settle an inconclusive winner; unset for others."""
-    winner = outcome.winner
-    assert winner is not None and winner.assessment is not None and winner.trial.measurement
-    if winner.assessment.verdict is not Verdict.INCONCLUSIVE:
-        return UNSET
-    scores = winner.trial.measurement.scores
-    return prompts_needed(outcome.baseline.scores, scores, bound)
+def _mean(scores: Sequence[float]) -> float | None:
+    return rounded(sum(scores) / len(scores)) if scores else None
 
 
 def save(path: Path, workload: Workload, settings: Settings, entry: SearchEntry) -> list[str]:

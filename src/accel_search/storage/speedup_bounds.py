@@ -113,9 +113,13 @@ def _feasible(winner: SearchEntry) -> entries.Feasible:
         score_loss=winner.score_loss,
         score_loss_interval=evidence.score_loss_interval,
         verdict=evidence.verdict,
+        tail_loss=evidence.tail_loss,
+        range_loss=evidence.range_loss,
         params=winner.candidate.flat(),
         settings=winner.settings,
         held_out=evidence.held_out,
+        chance_within_bound=evidence.chance_within_bound,
+        in_search=evidence.in_search,
     )
 
 

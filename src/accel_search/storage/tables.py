@@ -47,8 +47,9 @@ def load_trials(
         `deepcache.cache_interval` and so on; `speedup` and `score_loss` (a fraction) with their
         95 % intervals in `…_low` and `…_high`; `verdict` (`pass`, `fail`, `inconclusive`; `open`
         or `dropped` at an early look; `timed`; `failed`); `is_winner`; `prompts`; seconds an image,
-        mean similarity, memory, the seconds it took, and `failure`. What is not known is missing
-        (NA). `attrs` holds the workload, the bound and where it was read from.
+        mean similarity, the loss over the worst tenth of prompts (`tail_loss`), memory, the
+        seconds it took, and `failure`. What is not known is missing (NA). `attrs` holds the
+        workload, the bound and where it was read from.
 
     Raises:
         ConfigurationError: There is no such study, or nothing in it.
@@ -137,6 +138,7 @@ def _row(row: Row, run: Run) -> dict[str, Any]:
         "batch_size": None if measured is None else measured.batch_size,
         "psnr": None if measured is None else _mean(measured.psnr),
         "ssim": None if measured is None else _mean(measured.ssim),
+        "tail_loss": row.tail_loss,
         "peak_memory_bytes": None if measured is None else measured.peak_memory_bytes,
         "seconds": row.seconds,
         "failure": row.failure,
@@ -168,12 +170,14 @@ def _key(key: Key) -> dict[str, Any]:
 
 def _search_row(entry: SearchEntry) -> dict[str, Any]:
     evidence = entry.evidence
-    held_out = evidence.held_out
+    held_out, in_search = evidence.held_out, evidence.in_search
     return {
         **_where(entry.where),
         **_best(entry, evidence),
         "held_out_speedup": held_out and held_out.speedup,
         "held_out_score_loss": held_out and held_out.score_loss,
+        "in_search_speedup": in_search and in_search.speedup,
+        "in_search_score_loss": in_search and in_search.score_loss,
         "seconds": evidence.seconds,
     }
 
@@ -203,6 +207,8 @@ def _best(entry: SearchEntry | Feasible, evidence: SearchEvidence | Feasible) ->
     return {
         **_ends("speedup", estimate_of(entry.speedup, evidence.speedup_interval)),
         **_ends("score_loss", estimate_of(entry.score_loss, evidence.score_loss_interval)),
+        "tail_loss": evidence.tail_loss,
+        "range_loss": evidence.range_loss,
         "verdict": evidence.verdict or None,
         **_params(Candidate(entry.settings)),
     }

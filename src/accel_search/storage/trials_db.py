@@ -271,8 +271,8 @@ def _shown(trial: Trial, assessment: Assessment | None) -> dict[str, Any]:
                 shown |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         shown |= {
             name: value
-            for name, value in (("psnr", assessment.psnr), ("ssim", assessment.ssim))
-            if value is not None
+            for name in ("psnr", "ssim", "tail_loss")
+            if (value := getattr(assessment, name)) is not None
         }
     if trial.failure is not None:
         shown["failure"] = f"{trial.failure.kind}: {trial.failure.message}"

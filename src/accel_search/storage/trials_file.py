@@ -135,6 +135,7 @@ class _Samples:
     seconds: Annotated[float, Meta(ge=0, lt=1e12)] | None = None
     psnr: tuple[Number, ...] = ()
     ssim: tuple[Number, ...] = ()
+    shuffled_scores: tuple[Number, ...] = ()
 
     def measurement(
         self, name: object, batch_size: int = 1, pairs: tuple[float, ...] | None = None
@@ -161,6 +162,7 @@ class _Samples:
             sum(own) * batch_size if self.seconds is None else self.seconds,
             self.psnr,
             self.ssim,
+            self.shuffled_scores,
         )
 
 

@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
+from accel_search.core.intervals import Estimate, Verdict
 from accel_search.errors import TrialFailure
 from accel_search.report.console.color import takes_colour
-from accel_search.report.console.summary import summary
+from accel_search.report.console.summary import stored_summary, summary
 from accel_search.report.format import factor
 from accel_search.search.loop import Budget
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
-from tests.support.fakes import WORKLOAD, FakeEvaluator
+from accel_search.storage.search_results import entry_of
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.joint import ALWAYS, jointly
 from tests.support.searches import point, run
 
@@ -36,7 +37,8 @@ def test_the_winner_its_figures_and_its_use_are_said(found):
     said = text(found)
     assert "The largest speedup within 2 % of the baseline's score:" in said
     assert "  deepcache  cache_interval=4  cache_branch_id=3" in said
-    assert "on 32 prompts the search never saw: speedup: 1.90" in said
+    assert said.index("  speedup: 1.90") < said.index("32 held-out prompts")
+    assert "  in the search: speedup: 1.90" in said
     assert "16 points, 16 distinct; 16 measured, in " in said
     assert "Every distinct candidate was measured." in said
     assert said.endswith("\n\nUse it:\n  use\n  this")
@@ -50,9 +52,64 @@ def test_the_fastest_few_are_listed_with_the_winner_among_them(found):
 
 
 def test_the_rival_is_said_to_do_as_well_or_not(found):
-    assert "None is as fast without a lower score" in text(found)
+    assert "None is as fast within the bound" in text(found)
     worse = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
     assert "fewer steps do as well, with nothing to apply" in text(worse)
+
+
+def test_the_first_figures_are_of_the_held_out_prompts(found):
+    after = replace(
+        found.held_out, speedup=Estimate(1.7, 1.6, 1.8), score_loss=Estimate(0.017, 0.01, 0.03)
+    )
+    said = text(replace(found, held_out=after))
+    first, second, *_ = (line for line in said.splitlines() if "speedup: " in line)
+    assert first == "  speedup: 1.70 [1.60, 1.80]" and second.startswith("  in the search: ")
+    assert "  score loss: 1.7 % [1.0, 3.0]  pass, 32 held-out prompts" in said
+    tail = f"  worst tenth of prompts: {100 * after.tail_loss:.1f} %"
+    assert f"{tail}\n" in said
+    assert f"{tail}, allowed 20 %\n" in text(replace(found, held_out=after), max_tail_loss=0.2)
+    ranged = text(replace(found, held_out=replace(after, range_loss=0.041)))
+    assert "  lost: 1.7 % of the score, 4.1 % of its usable range\n" in ranged
+    assert "usable range" not in said
+    alone = text(replace(found, held_out=None))
+    assert "held-out" not in alone and "in the search" not in alone
+    assert "  score loss: 1.6 % [1.6, 1.6]  pass, 32 prompts" in alone
+
+
+def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(found):
+    unsure = replace(found.held_out, verdict=Verdict.INCONCLUSIVE, prompts_needed=128)
+    said = " ".join(text(replace(found, held_out=unsure, chance=0.82)).split())
+    assert "The largest speedup likely (82 %) to be within 2 % of the baseline's score:" in said
+    assert "--held_out_samples 128." in said
+    for needed in (None, 10**6):
+        at_bound = replace(unsure, prompts_needed=needed)
+        assert "too near the bound" in text(replace(found, held_out=at_bound, chance=0.5))
+    space = SPACE.summary()
+    unsure = replace(found, held_out=unsure, chance=0.82)
+    entry = entry_of(unsure, Settings(), space, PROVENANCE, "study", None)
+    assert entry.evidence.chance_within_bound == 0.82
+    assert "likely (82 %) to be within the bound" in stored_summary(entry, Settings())
+    sure = entry_of(replace(found, chance=0.99), Settings(), space, PROVENANCE, "study", None)
+    assert "likely" not in stored_summary(sure, Settings())
+    assert "likely" not in text(replace(found, chance=0.99))
+    assert "likely" not in text(replace(unsure, chance=None))  # As ever.
+
+
+def test_fewer_steps_on_too_few_prompts_are_not_said_to_do_as_well():
+    worse = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
+    wide = Estimate(-0.083, -0.68, 0.514)
+    rivals = tuple(
+        replace(
+            rival,
+            assessment=replace(
+                rival.assessment, score_loss=wide, verdict=Verdict.INCONCLUSIVE, prompts=2
+            ),
+        )
+        for rival in worse.rivals
+    )
+    said = " ".join(text(replace(worse, rivals=rivals)).split())
+    assert "do as well" not in said and "worth applying" not in said
+    assert "steps are as fast, but the prompts are too few to tell" in said
 
 
 def test_a_winner_that_others_were_timed_faster_than_is_explained(found):

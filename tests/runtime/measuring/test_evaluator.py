@@ -41,6 +41,9 @@ class Scorer:
     def park(self):
         return False
 
+    def score_shuffled(self, captions, positions):
+        return []
+
 
 @contextmanager
 def nothing(pipe, candidate):
@@ -183,6 +186,24 @@ def test_scores_are_in_prompt_order_and_independent_of_the_batch(evaluator_for, 
     assert evaluator_for(search=5, batch_size=2).baseline().scores == pytest.approx(
         expected, abs=0.05
     )
+
+
+def test_the_baselines_images_are_also_scored_against_other_captions(evaluator_for, scorer):
+    whole = evaluator_for(search=4, batch_size=4).baseline()
+    evaluator = evaluator_for(search=4, batch_size=4)
+    images = evaluator.pictures(Candidate(), 4)
+    texts = [prompt.text for prompt in evaluator.prompts.search]
+    expected = scorer.score(images.float() / 255, [texts[-1], *texts[:-1]])
+    assert whole.shuffled_scores == pytest.approx(expected, abs=0.02)
+    assert whole.shuffled_scores != whole.scores
+    # Whatever the batch, with one left over or of one image.
+    for batch_size in (3, 1):
+        evaluator = evaluator_for(search=4, batch_size=batch_size)
+        assert evaluator.baseline().shuffled_scores == pytest.approx(expected, abs=0.02)
+        assert evaluator.measure(TOME).shuffled_scores == ()
+    # Two of four go round to fill a batch, and one alone has no other caption.
+    assert len(evaluator_for(search=2, batch_size=2).baseline().shuffled_scores) == 2
+    assert evaluator_for(search=1, batch_size=1).baseline().shuffled_scores == ()
 
 
 def test_a_part_without_prompts_has_no_samples(evaluator_for):

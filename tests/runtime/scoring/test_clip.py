@@ -549,6 +549,19 @@ def test_a_pretrained_file_is_taken(made, settings_for, tmp_path):
     assert len(scorer.score(_images(32, 32)[:1], TEXTS[:1])) == 1
 
 
+def test_the_images_scored_last_are_scored_against_the_caption_before_their_own(scorer):
+    images, captions = _images(32, 32), [*TEXTS, "x"]
+    scorer.score(images, TEXTS)
+    shuffled = scorer.score_shuffled(captions, range(len(TEXTS)))
+    others = ["x", *TEXTS[:-1]]
+    assert shuffled == pytest.approx(scorer.score(images, others), abs=1e-4)
+    scorer.score(images[2:], TEXTS[2:])
+    assert scorer.score_shuffled(captions, [2]) == pytest.approx(shuffled[2:], abs=1e-4)
+    assert scorer.score_shuffled(["x"], [0]) == []
+    with pytest.raises(ValueError, match="not as many images"):
+        scorer.score_shuffled(captions, [0, 1])
+
+
 def test_texts_are_encoded_once(scorer, monkeypatch):
     fresh = ClipScorer(scorer._model, Compose([]), scorer._tokenizer, "fresh")
     fresh.preprocess = scorer.preprocess

@@ -103,6 +103,30 @@ def test_bounds_on_likeness_are_heeded(strategy):
     assert best.trial.candidate["deepcache"] == {"cache_interval": 3, "cache_branch_id": 0}
 
 
+def test_a_bound_on_the_worst_prompts_is_heeded(strategy):
+    class Uneven(FakeEvaluator):
+        """Loses on one prompt of eight alone, by more with a longer interval."""
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None):
+            found = super().measure(candidate, split, prompts, pairs)
+            wanted = range(self.prompt_count) if prompts is None else prompts
+            lost = 1.5 * candidate["deepcache"]["cache_interval"]
+            scores = (
+                score - lost * (place % 8 == 0)
+                for place, score in zip(wanted, found.scores, strict=True)
+            )
+            return replace(found, scores=tuple(scores))
+
+    run = Run(strategy, SPACES["deepcache"], goal=Goal(0.5, max_tail_loss=0.17))
+    run.evaluator = Uneven(truth)
+    run.go()
+    best = max(
+        (each for each in run.trials.values() if each.is_feasible(run.goal)),
+        key=lambda each: each.assessment.speedup.value,
+    )
+    assert best.trial.candidate["deepcache"] == {"cache_interval": 3, "cache_branch_id": 0}
+
+
 def test_a_point_that_coincides_with_a_measured_one_counts_as_measured(strategy):
     space = SPACES["tome"]
     twin = Candidate({"tome": {"ratio": 0.5, "max_downsample": 3}})

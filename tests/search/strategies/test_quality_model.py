@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from accel_search.core.assessment import tail_loss
 from accel_search.core.trial import Goal, Measurement
 from accel_search.search.replay import replay_space
 from accel_search.search.space import JointSpace
@@ -52,6 +53,15 @@ def test_bounds_on_likeness_are_used_up_the_farther_from_the_baselines_images():
     own = measured([30.0] * 3, psnr=(50.0, 20.0, 5.0), ssim=(1.0, 0.9, 0.8))
     assert psnr(own, own) == pytest.approx([0.0, 1.0, 1.5])
     assert ssim(own, own) == pytest.approx([0.0, 1.0, 2.0])
+
+
+def test_a_bound_on_the_worst_prompts_is_used_up_by_them_alone():
+    _, used = bounds_of(Goal(0.02, max_tail_loss=0.2))
+    baseline = measured([30.0] * 20)
+    own = measured([30.0, 24.0, 18.0, *[30.0] * 17])
+    assert used(own, baseline).mean() == pytest.approx(1.5)  # 20 and 40 %, of 20 % allowed.
+    assert used(own, baseline).mean() == pytest.approx(tail_loss(baseline.scores, own.scores) / 0.2)
+    assert used(baseline, baseline).mean() == pytest.approx(0.0)
 
 
 def test_a_bound_of_nothing_can_be_told_apart_from_a_loss():

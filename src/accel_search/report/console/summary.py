@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accel_search.cli.program import in_one_line
-from accel_search.core.assessment import AssessedTrial, verdict
+from accel_search.core.assessment import AssessedTrial, Assessment, verdict
 from accel_search.core.candidate import Candidate
-from accel_search.core.outcome import Outcome
+from accel_search.core.outcome import Outcome, is_sure
 from accel_search.core.secrets import without_secrets
 from accel_search.core.trial import describe_failures
 from accel_search.core.workload import Workload
@@ -24,10 +24,12 @@ from accel_search.report.format import (
     factor,
     literal,
     percent,
+    points,
     python_lines,
     scheduler_option,
     settings_lines,
     short,
+    to_settle,
 )
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
@@ -64,7 +66,7 @@ def summary(
             _refused_for_noise(outcome, settings, bool(no_gain) and len(space.targets) == 1),
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
-            _fewer_steps(outcome),
+            _fewer_steps(outcome, settings),
             _failures(outcome),
             _coverage(outcome, space),
             _use(use),
@@ -80,25 +82,34 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
         if settings.req_speedup is None
         else f"first speedup of {settings.req_speedup:g} or more"
     )
-    if outcome.winner is None or outcome.winner.assessment is None:
+    headline = outcome.headline
+    if outcome.winner is None or outcome.winner.assessment is None or headline is None:
         return f"No candidate meets the goal: {goal} within {bound} of the baseline's score."
     winner = outcome.winner.assessment
+    within = f"within {bound} of the baseline's score"
+    if not outcome.is_sure:
+        within = f"likely ({100 * (outcome.chance or 0.0):.0f} %) to be {within}"
+    kind = "prompts" if outcome.held_out is None else "held-out prompts"
     lines = [
-        f"The {goal} within {bound} of the baseline's score:",
+        f"The {goal} {within}:",
         "",
         *(f"  {line}" for line in settings_lines(outcome.winner.trial.candidate)),
         "",
-        f"  speedup: {factor(winner.speedup)}",
-        f"  score loss: {percent(winner.score_loss)}  {winner.verdict}, {winner.prompts} prompts",
+        f"  speedup: {factor(headline.speedup)}",
+        f"  score loss: {percent(headline.score_loss)}  {headline.verdict}, "
+        f"{headline.prompts} {kind}",
+        *_in_other_terms(headline, settings),
     ]
     if outcome.held_out is not None:
-        held = outcome.held_out
         lines += [
-            f"  on {held.prompts} prompts the search never saw: speedup: {factor(held.speedup)}",
-            f"    score loss: {percent(held.score_loss)}  {held.verdict}",
+            f"  in the search: speedup: {factor(winner.speedup)}",
+            f"    score loss: {percent(winner.score_loss)}  {winner.verdict}, "
+            f"{winner.prompts} prompts",
         ]
-        if not held.speedup.agrees_with(winner.speedup):
-            lines += textwrap.wrap(UNSTEADY, WIDTH, initial_indent="  ", subsequent_indent="  ")
+        if not outcome.is_sure:
+            lines += _indented(to_settle(headline.prompts_needed, headline.prompts))
+        if not outcome.held_out.speedup.agrees_with(winner.speedup):
+            lines += _indented(UNSTEADY)
     for candidate in outcome.refuted:
         lines += textwrap.wrap(
             f"faster, but not confirmed on those: {candidate}",
@@ -107,6 +118,25 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             subsequent_indent="    ",
         )
     return "\n".join(lines)
+
+
+def _in_other_terms(headline: Assessment, settings: Settings) -> list[str]:
+    """Return the loss of the worst tenth of prompts, and the loss of the score's usable range."""
+    lines = []
+    if headline.tail_loss is not None:
+        most = settings.max_tail_loss
+        allowed = "" if most is None else f", allowed {100 * most:g} %"
+        lines.append(f"  worst tenth of prompts: {points(headline.tail_loss)}{allowed}")
+    if headline.range_loss is not None:
+        lines.append(
+            f"  lost: {points(headline.score_loss.value)} of the score, "
+            f"{points(headline.range_loss)} of its usable range"
+        )
+    return lines
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
 def _best_few(outcome: Outcome, settings: Settings, colour: bool) -> str:
@@ -216,7 +246,7 @@ def _ablations(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _fewer_steps(outcome: Outcome) -> str:
+def _fewer_steps(outcome: Outcome, settings: Settings) -> str:
     """Compare the winner with the baseline pipeline at fewer steps, which costs nothing."""
     if outcome.winner is None or outcome.winner.assessment is None or not outcome.rivals:
         return ""
@@ -226,18 +256,25 @@ def _fewer_steps(outcome: Outcome) -> str:
             f"  {rival.steps} steps: speedup: {factor(rival.assessment.speedup)}  "
             f"score loss: {percent(rival.assessment.score_loss)}"
         )
-    equal = [
-        rival.steps for rival in outcome.rivals if rival.rivals(outcome.winner, outcome.held_out)
+    goal, equal = settings.goal, outcome.as_well(settings.goal)
+    open_ones = [
+        rival.steps
+        for rival in outcome.rivals
+        if rival.may_rival(outcome.winner, outcome.held_out, goal)
     ]
-    if equal:
-        lines.append(
-            f"  {max(equal)} steps are at least as fast within the timing noise, and their score "
-            "is not\n  shown to be lower: on these prompts fewer steps do as well, with nothing "
-            "to apply."
+    if equal is not None:
+        verdict = (
+            f"{equal.steps} steps are at least as fast within the timing noise, and pass as a "
+            "candidate does: on these prompts fewer steps do as well, with nothing to apply."
+        )
+    elif open_ones:
+        verdict = (
+            f"{max(open_ones)} steps are as fast, but the prompts are too few to tell whether "
+            "their loss is within the bound: score on more (--num_samples)."
         )
     else:
-        lines.append("  None is as fast without a lower score: the winner is worth applying.")
-    return "\n".join(lines)
+        verdict = "None is as fast within the bound: the winner is worth applying."
+    return "\n".join([*lines, *_indented(verdict)])
 
 
 def _failures(outcome: Outcome) -> str:
@@ -286,12 +323,21 @@ def stored_summary(entry: SearchEntry, settings: Settings, use: Sequence[str] = 
         "",
         f"  speedup: {entry.speedup:.2f}",
         f"  score loss: {loss}  {evidence.verdict}",
+        *_likely(entry),
         "",
         *_paragraph(entry.no_gain),
         *([_use(use), ""] if use else []),
         "--verify measures it again, --force searches again.",
     ]
     return "\n".join(lines)
+
+
+def _likely(entry: SearchEntry) -> list[str]:
+    """Return how likely a stored winner that is not validated is within the bound."""
+    chance = entry.evidence.chance_within_bound
+    if chance is None or is_sure(chance):
+        return []
+    return [f"  likely ({100 * chance:.0f} %) to be within the bound, not validated"]
 
 
 def _paragraph(text: str | None) -> list[str]:

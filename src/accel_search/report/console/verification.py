@@ -100,6 +100,11 @@ def _why(verification: Verification, settings: Settings) -> list[str]:
             if least is not None:
                 has = "not measured" if value is None else f"{value:.2f} on average"
                 lines.append(f"{name} to the baseline's images: {has}; the bound is {least:g}.")
+        if goal.max_tail_loss is not None and verification.tail_loss is not None:
+            lines.append(
+                f"The worst tenth of prompts loses {100 * verification.tail_loss:.1f} %; allowed "
+                f"are {100 * goal.max_tail_loss:g} %."
+            )
     return [text for line in lines for text in textwrap.wrap(line, WIDTH)]
 
 
@@ -146,6 +151,8 @@ def verified_json(verification: Verification) -> dict[str, Any]:
             "min_psnr": stored.goal.min_psnr,
             "ssim": _rounded(verification.ssim),
             "min_ssim": stored.goal.min_ssim,
+            "tail_loss": _rounded(verification.tail_loss),
+            "max_tail_loss": stored.goal.max_tail_loss,
         },
         "failure": verification.failure,
         "differences": {

@@ -15,10 +15,18 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.extras import Kind
 from accel_search.core.intervals import Estimate
 from accel_search.core.trial import Measurement
-from accel_search.report.format import UNSTEADY, duration, factor, percent, short
+from accel_search.report.format import (
+    UNSTEADY,
+    duration,
+    factor,
+    percent,
+    points,
+    short,
+    to_settle,
+)
 from accel_search.report.html.render import render
 from accel_search.report.html.script import direct_lines, file_lines
-from accel_search.storage.entries import Figures, estimate_of
+from accel_search.storage.entries import estimate_of
 from accel_search.storage.run import Column, Row, Run
 
 LARGEST_PNG = 300_000
@@ -87,44 +95,62 @@ def title_of(run: Run) -> str:
 def headline(run: Run) -> dict[str, Any]:
     """Return the texts at the top of the page."""
     bound = f"{100 * run.goal.max_score_loss:g} %"
-    winner = run.winner
-    if winner is None or winner.speedup is None or winner.score_loss is None:
+    winner, shown = run.winner, run.headline
+    if winner is None or winner.speedup is None or shown is None:
         fastest = max((row.speedup.value for row in run.rows if row.speedup), default=None)
         scored = any(row.score_loss for row in run.rows)
         message = f"No candidate meets the goal: faster, within {bound} of the baseline's score."
         if not scored and fastest is not None:
             message = "Speed alone: nothing was scored, so this does not say what to use."
         return {"found": False, "message": message, "fastest": fastest}
-    held = run.record.end and run.record.end.held_out
+    end = run.record.end
+    is_held_out = end is not None and end.held_out is not None
     as_well = [rival for rival in run.rivals if rival.does_as_well]
+    speedup = estimate_of(shown.speedup, shown.speedup_interval)
+    loss = estimate_of(shown.score_loss, shown.score_loss_interval)
     return {
         "found": True,
-        "speedup": f"{winner.speedup.value:.2f}×",
-        "speedup_interval": _ends(winner.speedup, 1, 2, ""),
-        "loss": f"{100 * winner.score_loss.value + 0.0:.1f} %",
-        "loss_interval": _ends(winner.score_loss, 100, 1, " %"),
+        "title": _title(run),
+        "speedup": f"{shown.speedup:.2f}×",
+        "speedup_interval": _ends(speedup, 1, 2, ""),
+        "loss": points(shown.score_loss),
+        "loss_interval": _ends(loss, 100, 1, " %"),
         "settings": [
             (name, [f"{key} = {value}" for key, value in params.items()], run.without.get(name))
             for name, params in winner.candidate.items()
         ],
-        "state": STATES[winner.state],
-        "held_out": held and _held_out(held, winner.speedup),
+        "state": STATES.get(shown.verdict, shown.verdict),
+        "prompts": f"{shown.prompts} {'held-out ' if is_held_out else ''}prompts",
+        "in_search": _in_search(winner) if is_held_out else None,
+        "tail_loss": None if shown.tail_loss is None else points(shown.tail_loss),
+        "range_loss": None if shown.range_loss is None else points(shown.range_loss),
+        "to_settle": None
+        if end is None or end.is_sure
+        else to_settle(shown.prompts_needed, shown.prompts),
+        "unsteady": None if speedup.agrees_with(winner.speedup) else UNSTEADY,
         "rival": max(as_well, key=lambda rival: rival.steps, default=None),
         "rivals": run.rivals,
-        "is_confirmed": run.is_confirmed,
-        "prompts": winner.prompts,
     }
 
 
-def _held_out(held: Figures, searched: Estimate) -> dict[str, Any]:
-    speedup = estimate_of(held.speedup, held.speedup_interval)
+def _title(run: Run) -> str:
+    """Return the title of the winner's speedup: how surely it is within the bound."""
+    end = run.record.end
+    if not run.is_confirmed:
+        return "Fastest within the bound, not confirmed"
+    if end is None or end.is_sure:
+        return "Speedup"
+    return f"Speedup, likely ({100 * (end.chance_within_bound or 0.0):.0f} %) within the bound"
+
+
+def _in_search(winner: Row) -> dict[str, Any]:
+    assert winner.speedup is not None and winner.score_loss is not None
     return {
-        "speedup": f"{held.speedup:.2f}× as fast",
-        "interval": f"95 % interval {_ends(speedup, 1, 2, '')}",
-        "loss": percent(estimate_of(held.score_loss, held.score_loss_interval)),
-        "verdict": held.verdict,
-        "prompts": held.prompts,
-        "unsteady": None if speedup.agrees_with(searched) else UNSTEADY,
+        "speedup": f"{winner.speedup.value:.2f}×",
+        "interval": f"95 % interval {_ends(winner.speedup, 1, 2, '')}",
+        "loss": percent(winner.score_loss),
+        "state": STATES[winner.state],
+        "prompts": winner.prompts,
     }
 
 
@@ -168,6 +194,7 @@ def _chart_row(run: Run, row: Row) -> dict[str, Any]:
         "l": _three(row.score_loss, 5),
         "n": row.prompts,
         "sec": _finite(sum(seconds) / len(seconds), 5) if seconds else None,
+        "tail": None if row.tail_loss is None else _finite(row.tail_loss, 5),
         "psnr": _mean(measured.psnr, 2) if measured else None,
         "ssim": _mean(measured.ssim, 4) if measured else None,
         "mem": measured.peak_memory_bytes if measured else None,

@@ -21,6 +21,7 @@ from accel_search.report.format import (
     scheduler_option,
 )
 from accel_search.report.html.render import render_text
+from accel_search.storage.entries import estimate_of
 from accel_search.storage.json_files import write_atomically
 from accel_search.storage.run import Run
 
@@ -101,7 +102,8 @@ def write_script(run: Run, path: Path) -> None:
 def script(run: Run) -> str:
     """Return the text of such a script; raises as `write_script`."""
     load, winner, where = run.record.workload, run.winner, run.record.where
-    if winner is None or winner.speedup is None or winner.score_loss is None:
+    figures = run.headline
+    if winner is None or figures is None:
         raise ConfigurationError("--export: no candidate meets the goal, so there is none to use")
     known = ("pipeline", "pipeline_class", "scheduler_class", "steps")
     if any(getattr(load, name) in ("", 0, "unknown") for name in known):
@@ -133,9 +135,9 @@ def script(run: Run) -> str:
         width=load.width or 512,
         prompt=repr(DEMO_PROMPT if is_demo else PROMPT),
         settings=literal(winner.candidate),
-        speedup=factor(winner.speedup),
-        loss=percent(winner.score_loss),
-        prompts=winner.prompts,
+        speedup=factor(estimate_of(figures.speedup, figures.speedup_interval)),
+        loss=percent(estimate_of(figures.score_loss, figures.score_loss_interval)),
+        prompts=figures.prompts,
         is_compiled=_is_compiled(run),
         is_offloaded=bool(where.offload),
         vae=" ".join(where.vae.split()) if where.vae else None,

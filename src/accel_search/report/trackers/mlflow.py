@@ -158,13 +158,15 @@ class MLflow(Tracker):
         if entry is not None:
             content |= entry.as_dict()
             fastest = entry.candidate
-            evidence, held_out = entry.evidence, entry.evidence.held_out
+            evidence = entry.evidence
             loss = estimate_of(entry.score_loss, evidence.score_loss_interval)
             result |= _ends("speedup", estimate_of(entry.speedup, evidence.speedup_interval))
             result |= _ends("score_loss", loss)
-            if held_out is not None:
-                result["held_out_speedup"] = held_out.speedup
-                result["held_out_score_loss"] = held_out.score_loss
+            parts = {"held_out": evidence.held_out, "in_search": evidence.in_search}
+            for name, part in parts.items():
+                if part is not None:
+                    result[f"{name}_speedup"] = part.speedup
+                    result[f"{name}_score_loss"] = part.score_loss
         tags = {
             "result": str(fastest) if fastest else "none",
             "verdict": "" if entry is None else entry.evidence.verdict,
@@ -262,8 +264,8 @@ class MLflow(Tracker):
 def _figures(assessment: Assessment) -> dict[str, float]:
     figures = _ends("speedup", assessment.speedup) | _ends("score_loss", assessment.score_loss)
     figures["prompts"] = assessment.prompts
-    for name, value in (("psnr", assessment.psnr), ("ssim", assessment.ssim)):
-        if value is not None:
+    for name in ("psnr", "ssim", "tail_loss"):
+        if (value := getattr(assessment, name)) is not None:
             figures[name] = value
     return figures
 

@@ -17,8 +17,8 @@ from accel_search.storage.entries import BoundEntry, SearchEntry
 
 ASKED = (
     *("pipe", "sched", "steps", "targets", "strategy", "sampler", "req_score_loss", "req_speedup"),
-    *("min_psnr", "min_ssim", "max_trials", "time_budget", "seed", "prompts", "num_samples"),
-    *("held_out_samples", "timing_pairs", "latency_only", "compile", "attention"),
+    *("min_psnr", "min_ssim", "max_tail_loss", "max_trials", "time_budget", "seed", "prompts"),
+    *("num_samples", "held_out_samples", "timing_pairs", "latency_only", "compile", "attention"),
 )
 """Options that trackers write."""
 

@@ -84,6 +84,7 @@ class Samples:
     scores: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
+    shuffled_scores: list[float] = field(default_factory=list)
 
     def measurement(self, batch_size: int, seconds: float) -> Measurement:
         """Return the finished measurement.
@@ -101,6 +102,7 @@ class Samples:
             seconds=seconds,
             psnr=tuple(self.psnr),
             ssim=tuple(self.ssim),
+            shuffled_scores=tuple(self.shuffled_scores),
         )
 
 

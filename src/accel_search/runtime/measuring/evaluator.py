@@ -323,6 +323,10 @@ class PipelineEvaluator:
             if step.is_new and self._scorer is not None:
                 self._check_baseline(split, step.batch, images)
                 samples.scores += self._score(split, step.batch, images, BASELINE)
+                captions = [prompt.text for prompt in self._part(split)]
+                samples.shuffled_scores += self._scorer.score_shuffled(
+                    captions, step.batch.prompts[: step.batch.scored]
+                )
         result = samples.measurement(self.batch_size, self.accounting.elapsed())
         known = self.baselines.get(split)
         if not prompts.start:

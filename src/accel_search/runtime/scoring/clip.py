@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,8 @@ class ClipScorer:
         self._is_parked = next(model.parameters()).device != self._device
         # Every trial scores the same prompts.
         self._text_features: dict[str, torch.Tensor] = {}
+        # Of the images scored last, `[B, D]`.
+        self._image_features: torch.Tensor | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -116,15 +119,47 @@ class ClipScorer:
             images: `[B, 3, H, W]`, 0..1.
             texts: One for each image.
         """
+        with self._on_device():
+            features = self._model.encode_image(self.preprocess(images), normalize=True)
+            self._image_features = features
+            return self._cosines(features, texts)
+
+    @torch.no_grad()
+    def score_shuffled(self, captions: Sequence[str], positions: Sequence[int]) -> list[float]:
+        """Return the scores of the images scored last, each against another caption of the set.
+
+        It is the one before the image's own, for the first image the last: the same at every batch
+        size, of 1 too. Only texts that are not encoded yet cost anything.
+
+        Args:
+            captions: The whole set.
+            positions: Each image's own caption in it.
+
+        Returns:
+            A score an image; nothing for a set of one caption, which has no other.
+        """
+        if len(captions) < 2:
+            return []
+        features = self._image_features
+        if features is None or len(features) != len(positions):
+            raise ValueError(f"{len(positions)} captions, but not as many images scored last")
+        with self._on_device():
+            return self._cosines(features, [captions[position - 1] for position in positions])
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Keep the weights on the device, and float32 whole, for the length of a `with` block."""
         try:
             self._model.to(self._device)
             with whole_float32():
-                features = self._model.encode_image(self.preprocess(images), normalize=True)
-                cosines = (features * self._encode(texts)).sum(dim=1)
-                return [float(cosine) for cosine in (100.0 * cosines).tolist()]
+                yield
         finally:
             if self._is_parked:
                 self._model.to("cpu")
+
+    def _cosines(self, features: torch.Tensor, texts: Sequence[str]) -> list[float]:
+        cosines = (features * self._encode(texts)).sum(dim=1)
+        return [float(cosine) for cosine in (100.0 * cosines).tolist()]
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Return images preprocessed by the model's own steps.

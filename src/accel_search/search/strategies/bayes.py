@@ -134,6 +134,8 @@ class Bayes(Strategy):
             broken["psnr"] = goal.min_psnr - (assessment.psnr or 0.0)
         if goal.min_ssim is not None:
             broken["ssim"] = goal.min_ssim - (assessment.ssim or 0.0)
+        if goal.max_tail_loss is not None:
+            broken["tail_loss"] = (assessment.tail_loss or 0.0) - goal.max_tail_loss
         return broken
 
     def _candidate(self, places: dict[str, Any]) -> Candidate:

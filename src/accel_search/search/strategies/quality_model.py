@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, optimize, stats
 
+from accel_search.core.assessment import tail_size
 from accel_search.core.trial import Goal, Measurement
 from accel_search.search.step_plans import StepPlans
 
@@ -56,12 +57,10 @@ class Scored:
 
 
 def bounds_of(goal: Goal) -> list[Used]:
-    """Return the loss function of each bound of a goal: score, and PSNR and SSIM if bounded."""
+    """Return the loss function of each bound of a goal: score, and others that are bounded."""
 
     def loss(own: Measurement, baseline: Measurement) -> Array:
-        before = np.asarray(baseline.scores[: len(own.scores)])
-        lost = (before - np.asarray(own.scores)) / before.mean()
-        return np.asarray(_used(lost, goal.max_score_loss, LEAST_ROOM))
+        return _used(_lost(own, baseline), goal.max_score_loss, LEAST_ROOM)
 
     bounds: list[Used] = [loss]
     if goal.min_psnr is not None:
@@ -70,7 +69,24 @@ def bounds_of(goal: Goal) -> list[Used]:
     if goal.min_ssim is not None:
         room = 1 - goal.min_ssim
         bounds.append(lambda own, _: _used(1 - np.asarray(own.ssim), room, LEAST_ROOM))
+    if goal.max_tail_loss is not None:
+        allowed = goal.max_tail_loss
+        bounds.append(lambda own, base: _used(_tail(_lost(own, base)), allowed, LEAST_ROOM))
     return bounds
+
+
+def _lost(own: Measurement, baseline: Measurement) -> Array:
+    """Return the loss on each prompt; its mean is the score loss."""
+    before = np.asarray(baseline.scores[: len(own.scores)])
+    return np.asarray((before - np.asarray(own.scores)) / before.mean())
+
+
+def _tail(lost: Array) -> Array:
+    """Return each prompt's part of the loss over the worst tenth; its mean is the tail loss."""
+    worst = np.argsort(-lost, kind="stable")[: tail_size(len(lost))]
+    tail = np.zeros_like(lost)
+    tail[worst] = lost[worst] * len(lost) / len(worst)
+    return tail
 
 
 def _used(lost: Array, most: float, least_room: float) -> Array:

@@ -141,6 +141,7 @@
       chosen = row;
       const facts = [
         ["Speedup", withInterval(row.s, 1, 2, " ×")], ["Loss of score", withInterval(row.l, 100, 1, " %")],
+        ["Worst tenth of prompts", row.tail == null ? "–" : `${number(100 * row.tail, 1)} %`],
         ["Verdict", states[row.st] || "rival"], ["Prompts scored", row.n || "–"], ["Seconds an image", number(row.sec, 4)],
         ["PSNR", row.psnr === null ? "–" : `${number(row.psnr, 1)} dB`], ["SSIM", number(row.ssim, 3)],
         ["Peak memory", row.mem ? `${number(row.mem / 2 ** 30, 2)} GiB` : "–"], ["Seconds to measure", number(row.spent, 1)],
