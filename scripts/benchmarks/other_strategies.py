@@ -36,7 +36,10 @@ class Halving(Strategy):
     def ask(self, history: History) -> Proposal | None:
         """Return the next candidate of a bracket that lacks its stage."""
         trials = {assessed.trial.candidate: assessed for assessed in history.trials}
+        # In a small space, brackets are smaller, so that the first ends within a small budget.
         size = 3 ** (len(self._ends) - 1)
+        while size > 3 and 3 * size > len(self._order):
+            size //= 3
         for begins in range(self._done, len(self._order), size):
             if proposal := self._in_bracket(self._order[begins : begins + size], trials):
                 return proposal

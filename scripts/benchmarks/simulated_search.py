@@ -217,6 +217,8 @@ class SimulatedEvaluator:
         self.held_out_stages = world.parts.stages
         self.charged: Counter[str] = Counter()
         """What was charged, by what it was for."""
+        self.searching = 0.0
+        """What of it was for the search: the baseline on its prompts, and the trials."""
 
     def baseline(self, split: Split = "search", prompts: range | None = None) -> Measurement:
         """Measure the baseline, the first batches twice."""
@@ -226,7 +228,12 @@ class SimulatedEvaluator:
         began = 1 + self._warm_up(frozenset({0}), 1.0)  # An image checks the pipeline first.
         scores = self._scores(None, split)
         return self._measured(
-            "baseline", 1.0, scores, prompts or range(len(part)), max(PAIRS, NOISE_PAIRS), began
+            f"baseline {split}",
+            1.0,
+            scores,
+            prompts or range(len(part)),
+            max(PAIRS, NOISE_PAIRS),
+            began,
         )
 
     def measure(
@@ -279,6 +286,7 @@ class SimulatedEvaluator:
     def _measured(
         self, purpose: str, time: float, scores: Array, prompts: range, pairs: int, began: float
     ) -> Measurement:
+        """Charge a measurement and return it; `began` was charged before its first call."""
         own: list[float] = []
         charge, paired = began, 0
         for step in plan_steps(plan_batches(prompts, BATCH), pairs):
@@ -288,6 +296,8 @@ class SimulatedEvaluator:
             if step.batch.timed:
                 own.append(time * math.exp(self._rng.choice(self._world.table.errors)))
         self.charged[purpose] += charge
+        if purpose in ("baseline search", "search"):
+            self.searching += charge
         return Measurement(
             tuple(own),
             (1.0,) * paired,
