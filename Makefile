@@ -56,15 +56,15 @@ notebook: $(READY)  ## Run the docs' notebook anew, and keep its outputs: minute
 bench: $(READY)  ## Measure what the harness adds to the bare pipeline and scoring calls
 	$(BIN)/python scripts/benchmarks/bench_harness.py
 
-bench-strategies: $(READY)  ## Replay the recorded tables with every strategy: hours
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group bench
+SEARCHES ?= 100
+STRATEGIES = OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/bench_strategies.py \
+  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tgate)) \
+  --seconds tests/data/latency_sdxl_h200.json --searches $(SEARCHES) --processes 2
+
+bench-strategies: $(READY)  ## Search the recorded tables with every strategy: an hour, or SEARCHES=10
 	mkdir -p build
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/bench_strategies.py \
-	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tome deepcache-tgate)) \
-	  --out build/strategies_demo.json
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmarks/bench_strategies.py \
-	  --table $(addprefix $(TABLES)/,$(addsuffix .json.gz,deepcache tgate deepcache-tgate)) \
-	  --seconds tests/data/latency_sdxl_h200.json --out build/strategies_sdxl.json
+	$(STRATEGIES) --prompts drawn --out build/strategies_drawn.json
+	$(STRATEGIES) --prompts split --out build/strategies_split.json
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -13,7 +13,6 @@ TABLES = ROOT / "tests" / "data" / "tables"
 sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import bench_latency  # noqa: E402
-import bench_strategies  # noqa: E402
 import record_tables  # noqa: E402
 from accel_search.storage.trials_file import read_trials  # noqa: E402
 
@@ -21,47 +20,6 @@ from accel_search.storage.trials_file import read_trials  # noqa: E402
 def run(monkeypatch, script, *arguments):
     monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
     script.main()
-
-
-def test_every_strategy_is_replayed_and_what_it_found_at_what_cost_is_written(
-    monkeypatch, tmp_path
-):
-    out = tmp_path / "strategies.json"
-    strategies = ["guided", "random", "tpe", "grid"]
-    options = ["--bounds", "0.02", "--seeds", "3", "--processes", "1", "--out", out]
-    table = TABLES / "deepcache.json.gz"
-    run(monkeypatch, bench_strategies, "--table", table, *options, "--strategies", *strategies)
-    found = {each["strategy"]: each for each in json.loads(out.read_text())}
-    assert list(found) == strategies
-    assert found["guided"]["meets_bound"] == 1 and found["guided"]["share"] > 0.85
-    assert found["guided"]["found_cost"] <= found["guided"]["cost"] < 0.5
-    assert all(0 < each["found_cost"] <= 1.1 for each in found.values())
-
-
-def test_a_seed_shuffles_prompts_and_redraws_times_and_touches_no_score():
-    table = bench_strategies.load(TABLES / "deepcache.json.gz", None)
-    one, again, other = (bench_strategies.shuffled(table, seed) for seed in (0, 0, 1))
-    assert one == again and one != other
-    for shuffled, recorded in zip(one.trials, table.recorded.trials, strict=True):
-        assert sorted(shuffled.measurement.scores) == sorted(recorded.measurement.scores)
-    assert one.baseline.scores != other.baseline.scores
-
-
-def test_the_times_of_another_pipeline_are_taken_where_they_are_given():
-    sdxl = ROOT / "tests" / "data" / "latency_sdxl_h200.json"
-    own, other = (
-        bench_strategies.load(TABLES / "deepcache.json.gz", path) for path in (None, sdxl)
-    )
-    assert own.loss == other.loss and own.log_speedup != other.log_speedup
-    measured = {
-        json.dumps(row["candidate"]): row["speedup"]
-        for row in json.loads(sdxl.read_text())["measured"]
-    }
-    fastest = own.space.candidate_at(max(other.log_speedup, key=other.log_speedup.get))
-    assert fastest.as_dict() == {"deepcache": {"cache_interval": 5, "cache_branch_id": 0}}
-    assert bench_strategies.math.exp(max(other.log_speedup.values())) == pytest.approx(
-        measured[json.dumps(fastest.as_dict())], rel=0.05
-    )
 
 
 def test_recorded_runs_are_predicted_and_reported(monkeypatch, capsys):
