@@ -145,11 +145,7 @@ class PipelineEvaluator:
         return stages(len(self.prompts.held_out), len(self._part("held_out")))
 
     def baseline(self, split: Split = "search", prompts: range | None = None) -> Measurement:
-        """Measure the baseline pipeline on prompts of a part, and against itself.
-
-        Args:
-            split: Part of the prompts.
-            prompts: Which of the part's prompts; None is all.
+        """Measure the baseline pipeline on prompts of a part (None is all), and against itself.
 
         Returns:
             A score per prompt and a timing per full batch. Of prompts from the first on, the first
@@ -175,14 +171,7 @@ class PipelineEvaluator:
         pairs: int | None = None,
         turn: int = 0,
     ) -> Measurement:
-        """Measure a candidate beside the baseline.
-
-        Args:
-            candidate: Settings to apply.
-            split: Part of the prompts.
-            prompts: Which of the part's prompts; None is all.
-            pairs: Baseline calls to time beside the candidate's; None is `self.pairs`.
-            turn: Pairs that it was timed in before.
+        """Measure a candidate beside the baseline; the arguments are those of `Evaluator.measure`.
 
         Raises:
             TrialFailure: The candidate cannot be measured; others can.
@@ -324,9 +313,8 @@ class PipelineEvaluator:
                 self._check_baseline(split, step.batch, images)
                 samples.scores += self._score(split, step.batch, images, BASELINE)
                 captions = [prompt.text for prompt in self._part(split)]
-                samples.shuffled_scores += self._scorer.score_shuffled(
-                    captions, step.batch.prompts[: step.batch.scored]
-                )
+                scored = step.batch.prompts[: step.batch.scored]
+                samples.shuffled_scores += self._scorer.score_shuffled(captions, scored)
         result = samples.measurement(self.batch_size, self.accounting.elapsed())
         known = self.baselines.get(split)
         if not prompts.start:
