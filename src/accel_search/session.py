@@ -386,10 +386,17 @@ class Session:
 
     def bound_speed(self) -> SpeedBound:
         """Find the fastest candidate, whatever its quality."""
-        pairs = 1 if self.settings.latency_only else self.evaluator.pairs
+        settings = self.settings
+        pairs = 1 if settings.latency_only else self.evaluator.pairs
         with self._observers() as observers:
             timing = SpeedBoundSearch(
-                self.evaluator, self.space, self.store, observers, pairs, self.watchdog
+                self.evaluator,
+                self.space,
+                self.store,
+                observers,
+                pairs,
+                self.watchdog,
+                settings.max_trials,
             )
             try:
                 return timing.run()

@@ -121,7 +121,7 @@ class Settings:
     min_ssim: float | None = declare(None,
         "least structural similarity to them, 0 to 1 (default: none)", parse=float,
         affects="search", least=-1.0, most=1.0, expected="a similarity up to 1, e.g. 0.9")
-    max_trials: int | None = declare(None, "begin no more than this many candidates", parse=int,
+    max_trials: int | None = declare(None, "measure no more than this many candidates", parse=int,
         affects="search", least=1)
     time_budget: float | None = declare(None, "stop after this long, e.g. 90s, 30m, 2h",
         parse=parse_seconds, metavar="TIME", affects="search", least=0.0, most=MAX_SECONDS,

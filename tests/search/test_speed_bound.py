@@ -29,11 +29,11 @@ class Listener(Observer):
         self.timed.append((trial, speedup))
 
 
-def search(evaluator, targets=("deepcache",), store=None, pairs=1):
+def search(evaluator, targets=("deepcache",), store=None, pairs=1, max_trials=None):
     space = JointSpace(targets, WORKLOAD)
     store = store or TrialStore(None, "test", space.values())
     listener = Listener()
-    bound = SpeedBoundSearch(evaluator, space, store, listener, pairs).run()
+    bound = SpeedBoundSearch(evaluator, space, store, listener, pairs, max_trials=max_trials).run()
     return bound, listener, space
 
 
@@ -63,6 +63,26 @@ def test_what_is_stored_is_not_timed_again():
     again, listener, _ = search(evaluator, store=store)
     assert evaluator.calls == [] and listener.timed == []
     assert again.candidate == first.candidate and again.speedup == first.speedup
+
+
+def test_no_more_candidates_are_timed_than_asked_for_those_stored_included():
+    store = TrialStore(None, "test", JointSpace(("deepcache",), WORKLOAD).values())
+    two, _, _ = search(Timer(), store=store, max_trials=2)
+    assert two.timed == len(store.trials()) == 2 and not two.settled
+    # The faster one is still timed as often as it should be.
+    assert len(two.measurement.baseline_seconds_per_image) == Timer().pairs
+    three, listener, _ = search(Timer(), store=store, max_trials=3)
+    assert three.timed == len(store.trials()) == 3
+    evaluator = Timer()
+    assert search(evaluator, store=store, max_trials=3)[0].timed == 3 and evaluator.calls == []
+    assert search(Timer(), store=store)[0].settled
+
+
+def test_a_candidate_timed_before_the_batch_was_halved_is_not_another_one():
+    store = TrialStore(None, "test", JointSpace(("deepcache",), WORKLOAD).values())
+    bound, _, _ = search(Timer(halve_after=1), store=store, max_trials=2)
+    assert len(store.trials()) == 2 and bound.timed == 2
+    assert {trial.measurement.batch_size for trial in store.trials()} == {2}
 
 
 def test_what_is_stored_of_another_batch_size_does_not_count():

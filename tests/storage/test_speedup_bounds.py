@@ -13,7 +13,8 @@ from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.entries import BoundEntry, FailedEntry
 from accel_search.storage.json_files import as_type
-from accel_search.storage.lookup import other_options
+from accel_search.storage.keys import parse_key
+from accel_search.storage.lookup import StoredEntry, other_options
 from tests.support.entries import bound_entry
 from tests.support.fakes import FakeEvaluator
 from tests.support.timer import Timer
@@ -68,6 +69,20 @@ def test_without_scoring_the_entry_says_so_everywhere(settings):
     assert not slow.is_gain and "deepcache does not pay" in slow.entry.no_gain
     assert slow.entry.no_gain in " ".join(bound_summary(slow.entry, chosen).split())
     assert found.entry.no_gain is None
+
+
+@pytest.mark.parametrize("latency_only", [True, False], ids=["speed alone", "scored too"])
+def test_no_exploration_measures_more_candidates_than_asked_for(settings, latency_only):
+    options = {"latency_only": latency_only, "strategy": "random"}
+    chosen = settings(**options, max_trials=2)
+    found = explore(chosen, Timer() if latency_only else FakeEvaluator(), LOG)
+    evidence = found.entry.evidence
+    assert evidence.trials_measured == 2 and not evidence.speed_settled
+    assert "Others may still be faster" in bound_summary(found.entry, chosen)
+    stored = StoredEntry(parse_key(found.key), found.entry, found.label)
+    # It bounds nothing that asks for all candidates.
+    wanted = speedup_bounds.asked(settings(**options))
+    assert other_options(stored.options, wanted, settled=stored.is_settled) == ["max_trials"]
 
 
 def test_an_exploration_goes_on_from_its_last_trial(settings):

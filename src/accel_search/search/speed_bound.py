@@ -54,6 +54,7 @@ class SpeedBoundSearch:
         pairs: Baseline calls beside a candidate's first timing; the fastest gets `evaluator.pairs`
             in the end, unless its images are scored.
         watchdog: Ends a measurement that hangs; None waits for it.
+        max_trials: Most candidates to begin, those stored included; None is no limit.
 
     Source:
         Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
@@ -68,6 +69,7 @@ class SpeedBoundSearch:
         observer: Observer,
         pairs: int,
         watchdog: Watchdog | None = None,
+        max_trials: int | None = None,
     ) -> None:
         self._evaluator = evaluator
         self._space = space
@@ -75,6 +77,7 @@ class SpeedBoundSearch:
         self._observer = observer
         self._pairs = pairs
         self._measuring = StoredEvaluator(evaluator, store, watchdog)
+        self._max_trials = max_trials
         self._standing = _Standing(len(space))
 
     def run(self) -> SpeedBound:
@@ -97,15 +100,17 @@ class SpeedBoundSearch:
         for trial in self._store.trials():
             standing.take(self._space.position(trial.candidate), trial)
         standing.forget_other_sizes(baseline.batch_size)
-        runs = 0
-        while (position := self._most_promising(baseline)) is not None and runs < MAX_RUNS:
-            runs += 1
+        for _ in range(MAX_RUNS):
+            position = self._most_promising(baseline, standing.may_be_timed(self._max_trials))
+            if position is None:
+                break
             baseline = self._time(position, self._pairs, baseline)
+        settled = self._most_promising(baseline, ~standing.is_known) is None
         # The fastest by a few calls may not be the fastest by all of them.
         while (best := self._to_be_timed_again(baseline)) is not None:
             baseline = self._time(*best, baseline)
         self._measuring.check()
-        return self._outcome(baseline, settled=position is None)
+        return self._outcome(baseline, settled)
 
     @cached_property
     def _model(self) -> LatencyModel:
@@ -133,10 +138,14 @@ class SpeedBoundSearch:
             seconds=baseline.seconds + sum(spent),
         )
 
-    def _most_promising(self, baseline: Measurement) -> int | None:
-        """Return the position of the candidate to time next, None if none is worth it."""
+    def _most_promising(self, baseline: Measurement, fresh: NDArray[np.bool_]) -> int | None:
+        """Return the position of the candidate to time next, None if none is worth it.
+
+        Args:
+            baseline: The baseline's.
+            fresh: Whether each candidate may be chosen, `[N]`.
+        """
         standing = self._standing
-        fresh = ~standing.is_known
         if not fresh.any():
             return None
         log_speedup, sd = self._speeds(baseline)
@@ -201,17 +210,24 @@ class _Standing:
 
     def __post_init__(self) -> None:
         self.is_known = np.zeros(self.size, dtype=bool)
+        self.is_begun = np.zeros(self.size, dtype=bool)
+        """Also those whose timing was dropped since."""
 
     def take(self, position: int | None, trial: Trial) -> None:
         """Take a trial into account, unless it is outside this space."""
         if position is None:
             return
-        self.is_known[position] = True
+        self.is_known[position] = self.is_begun[position] = True
         if trial.failure is not None:
             self.failures.append(trial.failure)
             self.measured.pop(position, None)
         elif trial.measurement is not None and trial.measurement.baseline_seconds_per_image:
             self.measured[position] = trial.measurement
+
+    def may_be_timed(self, most: int | None) -> NDArray[np.bool_]:
+        """Return whether each candidate may be timed next, where at most so many may begin."""
+        fresh = ~self.is_known
+        return fresh if most is None or self.is_begun.sum() < most else fresh & self.is_begun
 
     def timing_noise(self, baseline: Measurement) -> TimingNoise:
         """Return the timing noise by all pairs of the baseline's batch size."""

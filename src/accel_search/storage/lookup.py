@@ -87,7 +87,8 @@ class StoredEntry(Generic[E]):
     def is_settled(self) -> bool:
         """Return whether no candidate that its search left out could win."""
         if isinstance(self.entry, BoundEntry):
-            return bool(self.entry.evidence.search_settled)
+            evidence = self.entry.evidence
+            return evidence.speed_settled and evidence.search_settled is not False
         return self.entry.evidence.settled
 
 

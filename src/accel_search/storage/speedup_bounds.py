@@ -41,7 +41,7 @@ def asked(settings: Settings) -> dict[str, Any]:
     values = {
         name: getattr(settings, name)
         for name, affected in AFFECTING.items()
-        if affected == "timing" or not settings.latency_only
+        if affected == "timing" or name == "max_trials" or not settings.latency_only
     }
     space = {
         target: {name: list(searched) for name, searched in settings.space[target].items()}
