@@ -188,6 +188,25 @@ def test_it_says_of_those_left_why_they_cannot_win():
     assert run.strategy.could_win(history) == 0
 
 
+def test_intervals_that_are_recomputed_are_judged_again():
+    run = finished()
+    history = run.history()
+    best = max(
+        (each for each in history.trials if each.is_feasible(run.goal)),
+        key=lambda each: run.strategy.speedup_of(each, history),
+    )
+    assert run.strategy.could_win(history) == 0
+    # By further pairs, no trial is a gain: what was too slow to beat the best may win now.
+    noisy = [
+        replace(each, assessment=replace(each.assessment, noise_floor=10.0))
+        for each in history.trials
+    ]
+    again = replace(history, trials=tuple(noisy))
+    assert not any(each.is_feasible(run.goal) for each in noisy) and best in history.trials
+    assert run.strategy.could_win(again) > 0
+    assert run.strategy.could_win(history) == 0
+
+
 def test_what_is_too_slow_even_at_the_optimistic_end_is_never_run():
     run = finished()
     speeds = [each.assessment.speedup.value for each in run.trials.values()]

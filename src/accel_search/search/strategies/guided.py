@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -93,7 +93,7 @@ class Guided(Strategy):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._known: dict[Candidate, int | None] = {}
-        self._latest: tuple[tuple[int, int, int], Standing] | None = None
+        self._latest: tuple[History, Standing] | None = None
 
     def ask(self, history: History) -> Proposal | None:
         """Return the next stage of the candidate that is worth most, None if none is worth it."""
@@ -178,8 +178,8 @@ class Guided(Strategy):
         return self._known[candidate]
 
     def _standing(self, history: History) -> Standing:
-        prompts = sum(trial.assessment.prompts for trial in history.trials if trial.assessment)
-        state = (len(history.trials), prompts, len(history.refuted))
+        # A tuple: a caller may go on with its list.
+        state = replace(history, trials=tuple(history.trials))
         if self._latest is None or self._latest[0] != state:
             self._latest = state, self._judge(history)
         return self._latest[1]
