@@ -109,6 +109,16 @@ def test_one_disturbed_call_of_the_baseline_sets_the_noise_floor_until_trials_co
     assert TimingNoise([]).floor(3) == np.inf
 
 
+def test_pairs_that_agree_exactly_show_no_gain_that_no_clock_could():
+    """A clock that repeats itself has no spread: 0.01 % was a gain for certain."""
+    baseline = timing([1.0] * 4)
+    assert not assess(timing([1.0001] * 3), baseline, 0.02).is_gain
+    assert assess(timing([1.01] * 3), baseline, 0.02).is_gain
+    found = speedup(timing([1.0] * 3), baseline)
+    assert 0.999 < found.low < 1 < found.high < 1.001
+    assert 0 < noise_floor(baseline, 3) < 0.001
+
+
 @pytest.mark.parametrize(
     ("figures", "floor", "gain"),
     [

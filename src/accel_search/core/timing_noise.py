@@ -33,6 +33,9 @@ def paired_log_ratios(measurement: Measurement) -> NDArray[np.float64]:
     return ratios
 
 
+LEAST_SPREAD = 0.0005
+"""Least credible standard deviation of the log ratio of a pair: that of a quiet H200's calls. Pairs
+that agree better agree by chance, or by a clock that repeats itself."""
 DOUBT = 0.2
 """Probability of a trial's own spread under the pooled one, below which its own counts more."""
 OUTLIER = 0.01
@@ -95,7 +98,7 @@ class TimingNoise:
             chance = float(_chance(own, own_free, rest, free))
             weight = min(1.0, chance / DOUBT)
             rest, free = weight * rest, weight * free
-        return half_width(own + rest, own_free + free, len(ratios))
+        return _half_width(own + rest, own_free + free, len(ratios))
 
     def floor(self, pairs: int) -> float:
         """Return the relative difference that two copies of one pipeline may show by chance.
@@ -109,7 +112,7 @@ class TimingNoise:
         Returns:
             Half the width of the 95 % interval of such a ratio, e.g. 0.01 for ±1 %.
         """
-        return math.expm1(half_width(self._squares, self._free, pairs))
+        return math.expm1(_half_width(self._squares, self._free, pairs))
 
 
 def timing_noises(
@@ -131,6 +134,10 @@ def timing_noises(
             others.setdefault(trial.batch_size, []).append(trial)
     sizes = baselines.keys() | others.keys()
     return {size: TimingNoise(baselines.get(size, ()), others.get(size, ())) for size in sizes}
+
+
+def _half_width(squares: float, freedom: float, count: int) -> float:
+    return half_width(max(squares, freedom * LEAST_SPREAD**2), freedom, count)
 
 
 def _pairs_of(measurement: Measurement) -> tuple[tuple[float, ...], tuple[float, ...]]:
