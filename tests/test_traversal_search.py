@@ -196,7 +196,7 @@ class Interrupted(FakeEvaluator):
 
     at, seen = None, []
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         if len(self.calls) == self.at:
             raise KeyboardInterrupt
         if split == "search" and "deepcache" in candidate:

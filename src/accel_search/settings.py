@@ -144,7 +144,7 @@ class Settings:
     held_out_samples: int | None = declare(None,
         "further prompts that validate the winner (default: num_samples)", parse=int,
         affects="score", least=0)
-    timing_pairs: int = declare(3, "baseline calls timed beside each candidate's own", parse=int,
+    timing_pairs: int = declare(4, "baseline calls timed beside each candidate's own", parse=int,
         affects="timing", least=1)
     clip_model: str | None = declare(None,
         "open_clip model name or folder (default: the demo's, else ViT-L-14)", affects="score")

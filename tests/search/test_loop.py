@@ -106,7 +106,7 @@ def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next(strateg
     lucky = point(4, 3)
 
     class Lucky(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             if candidate == lucky and split == "held_out":
                 self._held_out_shift = 0.03
             measured = super().measure(candidate, split, prompts, pairs)
@@ -124,7 +124,7 @@ class RefutedAbove(FakeEvaluator):
 
     limit = 1.35
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         too_fast = "deepcache" in candidate and self._truth(candidate)[0] > self.limit
         self._held_out_shift = 0.5 if too_fast and split == "held_out" else 0.0
         measured = super().measure(candidate, split, prompts, pairs)
@@ -163,7 +163,7 @@ def test_bounds_on_likeness_hold_on_held_out_prompts_too():
     blurred = point(4, 3)
 
     class Measured(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             likeness = 10.0 if candidate == blurred and split == "held_out" else 30.0
             return replace(measured, psnr=(likeness,) * len(measured.scores))
@@ -223,7 +223,7 @@ def test_a_killed_search_goes_on_with_nothing_measured_twice(tmp_path, strategy)
     url = f"sqlite:///{tmp_path / 'trials.db'}"
 
     class Killed(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             if len(self.calls) == 6:
                 raise KeyboardInterrupt
             return super().measure(candidate, split, prompts, pairs)
@@ -251,7 +251,7 @@ def test_contamination_ends_the_search_with_what_was_stored(tmp_path):
     url = f"sqlite:///{tmp_path / 'trials.db'}"
 
     class Leaky(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             if len(self.calls) == 3:
                 raise ContaminationError("deepcache left the pipeline changed")
             return super().measure(candidate, split, prompts, pairs)
@@ -282,13 +282,13 @@ def test_a_candidate_scored_on_all_prompts_is_timed_beside_as_many_pairs_as_aske
     for each in outcome.trials:
         measured = each.trial.measurement
         pairs = len(measured.baseline_seconds_per_image)
-        assert pairs == 3 if each.assessment.is_complete else 1 <= pairs <= 3
+        assert pairs == 4 if each.assessment.is_complete else 1 <= pairs <= 4
         assert len(measured.seconds_per_image) >= pairs
 
 
 def test_a_batch_that_was_halved_in_the_middle_of_a_race_starts_it_anew():
     class Halved(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             size = 4 if len(self.calls) == 1 else 2
             return type(measured)(**{**vars(measured), "batch_size": size})
@@ -325,7 +325,7 @@ def test_a_rival_need_not_be_as_fast_as_the_winner_was_by_luck():
     class Lucky(FakeEvaluator):
         """Its candidates are timed as faster in the search than ever after."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             if split == "search" or "steps" in candidate:
                 return measured
@@ -345,7 +345,7 @@ def test_a_rival_need_not_be_as_fast_as_the_winner_was_by_luck():
 class Worsening(FakeEvaluator):
     """The machine gets noisy once a winner is found."""
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         if "steps" in candidate:
             self._noise = 0.1
         return super().measure(candidate, split, prompts, pairs)
@@ -376,7 +376,7 @@ def test_fewer_steps_alone_that_win_a_joint_search_are_not_their_own_rival():
     class Joint(FakeEvaluator):
         """DeepCache costs time; fewer steps are as always."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             alone = {"steps": candidate["steps"]} if "steps" in candidate else dict(candidate)
             measured = super().measure(Candidate(alone), split, prompts, pairs)
             self.calls[-1] = (candidate, *self.calls[-1][1:])

@@ -160,7 +160,7 @@ def test_a_candidate_that_hangs_is_on_record_before_anyone_is_told():
     class Hung(Timer):
         """Its first candidate ends when the watchdog has spoken."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             if not self.calls:
                 assert told.wait(60)
             return super().measure(candidate, split, prompts, pairs)

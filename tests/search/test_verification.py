@@ -88,7 +88,7 @@ def test_pictures_that_became_worse_fail(stored):
 
 def test_what_cannot_be_told_is_inconclusive_and_says_what_would_tell(stored):
     class Scattered(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             shift = np.random.default_rng(0).normal(0, 1, len(measured.scores))
             return replace(measured, scores=tuple(np.asarray(measured.scores) + shift))
@@ -100,7 +100,7 @@ def test_what_cannot_be_told_is_inconclusive_and_says_what_would_tell(stored):
     # So noisy that no gain can be told from none.
     found = verified(None, stored, FakeEvaluator(noise=0.4))
     assert found.verdict == found.speedup_verdict == "inconclusive"
-    assert "More --timing_pairs than 3" in verified_text(found, stored)
+    assert "More --timing_pairs than 4" in verified_text(found, stored)
 
 
 def test_a_candidate_that_fails_here_fails(stored):
@@ -160,7 +160,7 @@ def test_a_requirement_looks_up_what_reached_it_and_is_held(stored):
 
 def test_a_bound_on_likeness_is_held_the_stored_one_or_the_one_given(tmp_path):
     class Like(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             return replace(measured, ssim=(0.8,) * len(measured.scores))
 
@@ -208,7 +208,7 @@ def test_a_copy_of_the_only_model_is_verified_and_named(stored):
 
 def test_a_batch_that_is_halved_here_is_held_against_the_baseline_of_its_size(stored):
     class Halved(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             return replace(measured, batch_size=2)
 
@@ -346,7 +346,7 @@ def test_what_was_timed_once_holds_nothing_and_says_so(stored):
         def baseline(self, split="search"):
             return replace(super().baseline(split), baseline_seconds_per_image=())
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             return super().measure(candidate, split, prompts, 1)
 
     found = verified(None, stored, Once())

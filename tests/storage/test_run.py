@@ -95,7 +95,7 @@ def test_one_held_out_prompt_is_told_without_an_interval(tmp_path):
     class Single(FakeEvaluator):
         """Confirms its winner on one prompt alone."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             wanted = range(1) if split == "held_out" else prompts
             return super().measure(candidate, split, wanted, pairs)
 

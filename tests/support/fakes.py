@@ -70,7 +70,7 @@ class FakeEvaluator:
         self.workload = workload
         self.provenance = PROVENANCE
         self.calls: list[tuple[Candidate, str, range]] = []
-        self.chunk, self.pairs, self.prompt_count = 4, 3, prompts
+        self.chunk, self.pairs, self.prompt_count = 4, 4, prompts
         self._truth = truth
         self._noise = noise
         self._held_out_shift = held_out_shift
@@ -91,7 +91,7 @@ class FakeEvaluator:
     def check(self):
         self.checked = True
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         wanted = range(self.prompt_count) if prompts is None else prompts
         self.calls.append((candidate, split, wanted))
         if candidate in self._fails:
@@ -107,7 +107,7 @@ class FakeEvaluator:
             speedup, loss, split, wanted, self.pairs if pairs is None else pairs
         )
 
-    def _measurement(self, speedup, loss, split, prompts=None, pairs=3):
+    def _measurement(self, speedup, loss, split, prompts=None, pairs=4):
         def noisy(seconds: float) -> tuple[float, ...]:
             return tuple(seconds * np.exp(self._rng.normal(0, self._noise, pairs)))
 

@@ -43,7 +43,7 @@ class Hanging(RecordedEvaluator):
         self._meet("baseline", split)
         return super().baseline(split)
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         self._meet(str(candidate), split)
         return super().measure(candidate, split, prompts, pairs)
 

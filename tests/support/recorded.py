@@ -85,7 +85,7 @@ class RecordedEvaluator(ReplayEvaluator):
         self._note("baseline", split, 0, self.prompt_count)
         return self._recorded.baseline
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         wanted = range(self.prompt_count) if prompts is None else prompts
         time.sleep(self._pause)
         self._note(str(candidate), split, wanted.start, wanted.stop)

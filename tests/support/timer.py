@@ -30,7 +30,7 @@ class Timer(FakeEvaluator):
     def baselines(self):
         return {"search": self._timed(1.0, 4)}
 
-    def measure(self, candidate, split="search", prompts=None, pairs=None):
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         self.calls.append((candidate, split, pairs))
         if candidate in self._fails or "all" in self._fails:
             raise TrialFailure("the pipeline said no")

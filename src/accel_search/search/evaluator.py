@@ -45,6 +45,7 @@ class Evaluator(Protocol):
         split: Split = "search",
         prompts: range | None = None,
         pairs: int | None = None,
+        turn: int = 0,
     ) -> Measurement:
         """Measure a candidate beside the baseline.
 
@@ -56,6 +57,8 @@ class Evaluator(Protocol):
             split: Part of the prompts.
             prompts: Which of the part's prompts, a range of positions; None is all.
             pairs: Baseline calls to time beside the candidate's; None is `self.pairs`.
+            turn: Pairs that the candidate was timed in before: which call of a pair comes first
+                alternates over all of them.
 
         Raises:
             TrialFailure: This candidate cannot be measured; others can.

@@ -78,6 +78,7 @@ class ReplayEvaluator:
         split: Split = "search",
         prompts: range | None = None,
         pairs: int | None = None,
+        turn: int = 0,
     ) -> Measurement:
         """Return what was recorded, for some of the prompts at their share of the time.
 

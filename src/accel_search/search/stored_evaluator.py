@@ -133,7 +133,10 @@ class StoredEvaluator:
         record = self._recorder(lambda store, failure: store.add(failed(failure), None))
         try:
             with self._watchdog.over(candidate, prompts.stop, record):
-                measured = self._evaluator.measure(candidate, prompts=prompts, pairs=pairs)
+                turn = 0 if before is None else len(before.baseline_seconds_per_image)
+                measured = self._evaluator.measure(
+                    candidate, prompts=prompts, pairs=pairs, turn=turn
+                )
                 if before is not None and before.batch_size == measured.batch_size:
                     measured = before.joined(measured)
                 elif before is not None:  # The batch was halved since.

@@ -51,7 +51,7 @@ class Step:
     """Order within a pair; it alternates so that neither side always has the warmer device."""
 
 
-def plan_steps(batches: list[Batch], pairs: int) -> Iterator[Step]:
+def plan_steps(batches: list[Batch], pairs: int, turn: int = 0) -> Iterator[Step]:
     """Yield the batches in the order of measuring.
 
     Full batches come first, the first `pairs` of them paired, and are repeated if there are fewer
@@ -60,10 +60,12 @@ def plan_steps(batches: list[Batch], pairs: int) -> Iterator[Step]:
     Args:
         batches: As returned by `plan_batches`.
         pairs: Baseline calls to time beside the candidate's.
+        turn: Pairs timed before these, whose alternation goes on.
     """
     full = [batch for batch in batches if batch.timed]
     for call in range(max(len(full), pairs) if full else 0):
-        yield Step(full[call % len(full)], call < len(full), call < pairs, call % 2 == 0)
+        baseline_first = (turn + call) % 2 == 0
+        yield Step(full[call % len(full)], call < len(full), call < pairs, baseline_first)
     for batch in batches:
         if not batch.timed:
             yield Step(batch, True, False, False)

@@ -75,7 +75,7 @@ class PipelineEvaluator:
         workload: Workload,
         provenance: Provenance,
         *,
-        timing_pairs: int = 3,
+        timing_pairs: int = 4,
         compiled: bool = False,
         apply: Apply | None = None,
         timing_lock: TimingLock | None = None,
@@ -165,14 +165,9 @@ class PipelineEvaluator:
         split: Split = "search",
         prompts: range | None = None,
         pairs: int | None = None,
+        turn: int = 0,
     ) -> Measurement:
-        """Measure a candidate beside the baseline.
-
-        Args:
-            candidate: Settings to apply.
-            split: Part of the prompts.
-            prompts: Which of the part's prompts; None is all.
-            pairs: Baseline calls to time beside the candidate's; None is `self.pairs`.
+        """Measure a candidate beside the baseline; the arguments are those of `Evaluator.measure`.
 
         Raises:
             TrialFailure: The candidate cannot be measured; others can.
@@ -186,7 +181,7 @@ class PipelineEvaluator:
         with self._session():
             try:
                 result = self._until_it_fits(
-                    lambda: self._measure_candidate(candidate, split, wanted, paired)
+                    lambda: self._measure_candidate(candidate, split, wanted, paired, turn)
                 )
             except TrialFailure:
                 self._growth.after_trial(str(candidate))
@@ -317,13 +312,13 @@ class PipelineEvaluator:
         return result
 
     def _measure_candidate(
-        self, candidate: Candidate, split: Split, prompts: range, pairs: int
+        self, candidate: Candidate, split: Split, prompts: range, pairs: int, turn: int
     ) -> Measurement:
         self._make_ready()
         known = self.baselines.get(split)
         if known is not None and known.batch_size != self.batch_size:
             self._measure_baseline(split)
-        plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs))
+        plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs, turn))
         self._make_references(split, [step.batch for step in plan])
         samples = Samples(memory.PeakMeter(self._device))
         for step in plan:
