@@ -389,15 +389,8 @@ class Session:
         settings = self.settings
         pairs = 1 if settings.latency_only else self.evaluator.pairs
         with self._observers() as observers:
-            timing = SpeedBoundSearch(
-                self.evaluator,
-                self.space,
-                self.store,
-                observers,
-                pairs,
-                self.watchdog,
-                settings.max_trials,
-            )
+            parts = (self.evaluator, self.space, self.store, observers)
+            timing = SpeedBoundSearch(*parts, pairs, self.watchdog, settings.max_trials)
             try:
                 return timing.run()
             except NothingMeasured:  # The search has ended: --force tries the failed ones again.
