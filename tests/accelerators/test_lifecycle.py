@@ -183,9 +183,12 @@ def test_restore_after_another_unet_took_its_place() -> None:
 
 def test_an_empty_candidate_is_restored_too() -> None:
     pipe = make_pipe()
+    before = snapshot(pipe)
     accelerate(pipe, {})
     restore(pipe)
-    accelerate(pipe, DEEPCACHE).remove()
+    assert_same(before, snapshot(pipe))
+    accelerate(pipe, DEEPCACHE).remove()  # Refused, were the empty one still applied.
+    assert_same(before, snapshot(pipe))
 
 
 def test_the_scheduler_that_a_user_sets_is_not_taken_away() -> None:

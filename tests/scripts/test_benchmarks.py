@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import bench_latency
+import record_tables
+from accel_search.storage.trials_file import read_trials
+
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "tests" / "data" / "tables"
-sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
-
-import bench_latency  # noqa: E402
-import record_tables  # noqa: E402
-from accel_search.storage.trials_file import read_trials  # noqa: E402
 
 
 def run(monkeypatch, script, *arguments):

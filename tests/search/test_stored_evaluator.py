@@ -103,6 +103,22 @@ def test_a_trial_that_fails_on_its_way_counts_the_seconds_before(store):
     assert store.trials() == []  # The caller stores it, with what follows from it.
 
 
+def test_the_order_of_pairs_goes_on_over_the_stages_of_a_candidate(store):
+    class Ordered(FakeEvaluator):
+        turns = ()
+
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
+            self.turns += (turn,)
+            return super().measure(candidate, split, prompts, pairs)
+
+    evaluator = Ordered()
+    measuring = StoredEvaluator(evaluator, store)
+    first = measuring.trial(point(4, 3), range(4), 1)
+    second = measuring.trial(point(4, 3), range(4, 8), 2, first.measurement)
+    measuring.trial(point(4, 3), range(8, 16), 1, second.measurement)
+    assert evaluator.turns == (0, 1, 3)
+
+
 def test_without_a_store_the_baseline_is_kept_in_memory():
     evaluator = FakeEvaluator()
     measuring = StoredEvaluator(evaluator, None)

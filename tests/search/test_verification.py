@@ -100,7 +100,7 @@ def test_what_cannot_be_told_is_inconclusive_and_says_what_would_tell(stored):
     # So noisy that no gain can be told from none.
     found = verified(None, stored, FakeEvaluator(noise=0.4))
     assert found.verdict == found.speedup_verdict == "inconclusive"
-    assert "More --timing_pairs than 3" in verified_text(found, stored)
+    assert "More --timing_pairs than 4" in verified_text(found, stored)
 
 
 def test_a_candidate_that_fails_here_fails(stored):

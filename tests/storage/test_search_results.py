@@ -220,7 +220,7 @@ def test_more_timing_pairs_are_measured_and_fewer_are_answered(tmp_path, goal):
                 each["evidence"]["search"]["timing_pairs"] = stored
         path.write_text(json.dumps(content))
         assert (answer(path, GRID(max_trials=6, **goal))[0] is not None) is default
-        assert answer(path, GRID(timing_pairs=4, max_trials=6, **goal))[0] is None
+        assert answer(path, GRID(timing_pairs=5, max_trials=6, **goal))[0] is None
 
 
 def test_part_of_a_space_does_not_answer_for_all_of_it(tmp_path):

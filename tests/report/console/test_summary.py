@@ -184,7 +184,7 @@ def test_what_is_refused_for_the_noise_alone_is_named_with_what_to_do(found):
     lost = replace(found, winner=None, held_out=None, rivals=(), trials=trials)
     said = text(lost)
     assert "deepcache(4, 3) meets the goal but for the timing noise" in " ".join(said.split())
-    assert "150.0 % here" in said and "--timing_pairs than 3" in " ".join(said.split())
+    assert "150.0 % here" in said and "--timing_pairs than 4" in " ".join(said.split())
     assert max(map(len, said.split("\n\n")[2].splitlines())) <= 80
     # Not where one of too great a loss or of too little speed is as noisy, or where one has won.
     assert "timing noise" not in text(lost, req_score_loss=0.0)

@@ -254,6 +254,17 @@ def test_baseline_and_candidate_are_interleaved_in_alternating_order(evaluator_f
     assert {size for _, size, _, _ in recorder.events} == {2}
 
 
+def test_the_alternation_goes_on_where_earlier_prompts_ended(evaluator_for, recorder):
+    evaluator = evaluator_for(search=8, apply=recorder.apply, timing_pairs=4)
+    evaluator.baseline()
+    orders = ""
+    for turn in range(4):  # One pair at a time, as early stopping asks for them.
+        recorder.events.clear()
+        evaluator.measure(TOME, prompts=range(2 * turn, 2 * turn + 2), pairs=1, turn=turn)
+        orders += recorder.timed_calls()
+    assert orders == "BCCBBCCB"
+
+
 def test_left_over_prompts_are_never_timed(evaluator_for, recorder):
     evaluator = evaluator_for(search=5, apply=recorder.apply, timing_pairs=1)
 
