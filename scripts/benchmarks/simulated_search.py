@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 BATCH = 4
 """Images per call: the default of a search."""
-PAIRS = 3
+PAIRS = 4
 """Baseline calls beside a candidate: the default of a search."""
 NOISE_PAIRS = 4
 """Least calls of the baseline against itself, as in `runtime.measuring.evaluator`."""
@@ -227,14 +227,9 @@ class SimulatedEvaluator:
             return Measurement((), (), (), BATCH)
         began = 1 + self._warm_up(frozenset({0}), 1.0)  # An image checks the pipeline first.
         scores = self._scores(None, split)
-        return self._measured(
-            f"baseline {split}",
-            1.0,
-            scores,
-            prompts or range(len(part)),
-            max(PAIRS, NOISE_PAIRS),
-            began,
-        )
+        wanted = prompts or range(len(part))
+        pairs = 0 if wanted.start else max(PAIRS, NOISE_PAIRS)
+        return self._measured(f"baseline {split}", 1.0, scores, wanted, pairs, began)
 
     def measure(
         self,
@@ -242,6 +237,7 @@ class SimulatedEvaluator:
         split: Split = "search",
         prompts: range | None = None,
         pairs: int | None = None,
+        turn: int = 0,
     ) -> Measurement:
         """Measure a candidate beside the baseline."""
         world, purpose = self._world, str(split)

@@ -67,7 +67,7 @@ def test_the_same_calls_are_charged_that_the_real_evaluator_makes(monkeypatch):
 
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", call)
     # Two steps: a warm-up on the CPU is then a whole call, as it is on a GPU.
-    size = {"steps": 2, "height": 64, "width": 64, "batch_size": 4, "timing_pairs": 3}
+    size = {"steps": 2, "height": 64, "width": 64, "batch_size": 4}
     settings = Settings(device="cpu", num_samples=16, held_out_samples=16, **size)
     simulated = world()
     simulated.log_speedup[:] = 0.0
@@ -79,8 +79,10 @@ def test_the_same_calls_are_charged_that_the_real_evaluator_makes(monkeypatch):
         lambda evaluator: evaluator.measure(candidate, prompts=range(4), pairs=1),
         lambda evaluator: evaluator.measure(candidate, prompts=range(4, 8), pairs=1),
         lambda evaluator: evaluator.measure(candidate, prompts=range(8, 16), pairs=2),
-        lambda evaluator: evaluator.baseline("held_out"),
-        lambda evaluator: evaluator.measure(candidate, "held_out"),
+        lambda evaluator: evaluator.baseline("held_out", range(16)),
+        lambda evaluator: evaluator.measure(candidate, "held_out", range(16)),
+        lambda evaluator: evaluator.baseline("held_out", range(16, 32)),
+        lambda evaluator: evaluator.measure(candidate, "held_out", range(16, 32), pairs=0),
         lambda evaluator: evaluator.check(),
     ):
         images.clear()
@@ -101,8 +103,8 @@ def test_a_search_is_charged_for_the_baseline_every_stage_its_pairs_and_held_out
             calls.append(("baseline", split, super().baseline(split, prompts), 1.0))
             return calls[-1][2]
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
-            measured = super().measure(candidate, split, prompts, pairs)
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
+            measured = super().measure(candidate, split, prompts, pairs, turn)
             position = self._world.table.space.position(candidate)
             time = 0.0 if position is None else math.exp(-self._world.log_speedup[position])
             calls.append(("candidate", split, measured, time))
@@ -130,11 +132,11 @@ def test_the_oracle_pays_for_the_baseline_and_the_best_once():
     simulated = world()
     best = simulated.best_within(0.02)
     time = math.exp(-simulated.log_speedup[best])
-    # 4 batches of 4, all of them twice, on both parts; a candidate beside 3; two warm-up calls and
+    # 4 batches of 4, all of them twice, on both parts; a candidate beside 4; two warm-up calls and
     # the images that check.
     baseline = 2 * (16 + 16 + 1) + 4
     assert simulated_search.oracle_cost(simulated, best) == pytest.approx(
-        baseline + 2 * (16 * time + 12) + 4 * time
+        baseline + 2 * (16 * time + 16) + 4 * time
     )
     assert simulated_search.oracle_cost(simulated, None) == baseline
 

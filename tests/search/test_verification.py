@@ -179,7 +179,7 @@ def test_a_bound_on_likeness_is_held_the_stored_one_or_the_one_given(tmp_path):
 
 def test_a_bound_on_the_worst_prompts_is_held_the_stored_one_or_the_one_given(tmp_path):
     class Uneven(FakeEvaluator):
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             first, *others = self._scores[split]
             return replace(measured, scores=(0.9 * first, *others))

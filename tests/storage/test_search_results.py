@@ -60,7 +60,7 @@ def test_an_inconclusive_winner_says_how_many_prompts_would_settle_it(tmp_path):
     class Noisy(FakeEvaluator):
         """Loses more on some prompts than on others."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
             shifts = [1.0, -1.0] * 16
             scores = (score + shift for score, shift in zip(measured.scores, shifts, strict=False))
@@ -77,8 +77,8 @@ def test_a_loss_is_stored_as_a_part_of_the_usable_range_too(tmp_path):
     class Ranged(FakeEvaluator):
         """Its baseline scores 20 against other captions."""
 
-        def baseline(self, split="search"):
-            measured = super().baseline(split)
+        def baseline(self, split="search", prompts=None):
+            measured = super().baseline(split, prompts)
             return replace(measured, shuffled_scores=(20.0,) * len(measured.scores))
 
     evidence = searched(tmp_path / "f.json", GRID(), evaluator=Ranged()).evidence
@@ -106,7 +106,7 @@ def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):
     assert [evidence[name] for name in names] == [held_out[name] for name in names]
     assert (entry["speedup"], entry["score_loss"]) == (held_out["speedup"], held_out["score_loss"])
     assert in_search["speedup"] != held_out["speedup"] and in_search["verdict"] == "pass"
-    assert evidence["chance_within_bound"] is None
+    assert evidence["chance_within_bound"] == 1.0
     assert evidence["tail_loss"] == pytest.approx(entry["score_loss"] * 1.1, rel=0.2)
     assert evidence["fewer_steps"][0]["tail_loss"] > 0
     assert evidence["trials_measured"] == 16 and evidence["settled"]

@@ -1,9 +1,12 @@
 """What every strategy must do, and a search's loop in its plainest form that checks every look."""
 
+import numpy as np
+
 from accel_search.core.assessment import AssessedTrial, assess
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import stages
 from accel_search.core.trial import Failure, Goal, Trial
+from accel_search.core.validation import Scores, foresee
 from accel_search.search.space import JointSpace
 from accel_search.search.strategies.base import History, Task
 from tests.support.fakes import WORKLOAD, FakeEvaluator
@@ -53,7 +56,19 @@ class Run:
         self.looks = []
 
     def history(self):
-        return History(self.baseline, tuple(self.trials.values()))
+        """Return all that was measured, with chances by the candidates' own scores."""
+        meeting = [each for each in self.trials.values() if each.is_feasible(self.goal)]
+        before = self.baseline.scores
+        scores = [Scores(before, each.trial.measurement.scores) for each in meeting]
+        outlook = foresee(scores, (), self.goal.max_score_loss, PROMPTS)
+        known = zip(meeting, np.exp(outlook.log_chances), strict=True)
+        return History(
+            self.baseline,
+            tuple(self.trials.values()),
+            chances={each.trial.candidate: float(chance) for each, chance in known},
+            shift=outlook.shift,
+            error=outlook.error,
+        )
 
     def go(self, most=60):
         for _ in range(most):

@@ -8,6 +8,7 @@ a winner once it is within the bound with a probability of `SURE`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from scipy import special
 
 Array = NDArray[np.float64]
 
-SURE = 0.95
+SURE = 0.9
 """Probability of being within the bound at which a candidate is validated."""
 LIKELY = 0.5
 """Least probability at which one is named where none is validated."""
@@ -29,6 +30,11 @@ MAX_TRIED = 8
 """Candidates tried before the search settles for one that is likely to be within the bound."""
 SHARED = 8.0
 """Prompts' worth of belief in the spread of other candidates' losses beside a candidate's own."""
+MOST_SHIFT = 0.5
+"""Largest part of the bound by which all candidates are expected to lose more than on the search's
+prompts: those tried may be unlucky together, and mild candidates lose little anywhere."""
+OWN = 0.1
+"""Least share of a loss's variance that no other candidate's loss tells of."""
 
 
 def stages(first: int, most: int) -> tuple[int, ...]:
@@ -60,43 +66,80 @@ class Tried:
     held_out: Scores
 
 
-def log_chances(candidates: Sequence[Scores], tried: Sequence[Tried], bound: float) -> Array:
-    """Return the log probability that each candidate truly is within the bound, `[N]`.
+@dataclass(frozen=True)
+class Outlook:
+    """What held-out prompts will say of candidates, by all that is known."""
 
-    By its own scores on the search's prompts. Losses of several candidates on the same prompts go
-    together: where those that were tried lost more on held-out prompts than on the search's, so
-    will the others, and they are moved by as much of the difference as is no chance.
+    log_chances: Array
+    """Log probability that each passes there, `[N]`."""
+    shift: float = 0.0
+    """How far within the bound a candidate must be on the search's prompts to pass as likely as
+    not."""
+    error: float = 0.0
+    """Standard deviation of its loss on held-out prompts, around that on the search's."""
+
+
+def foresee(
+    candidates: Sequence[Scores], tried: Sequence[Tried], bound: float, most: int
+) -> Outlook:
+    """Predict losses on held-out prompts from those on the search's prompts.
+
+    Losses of two candidates on the same prompts are wrong together, as far as their losses on each
+    prompt are correlated. So a candidate that lost more on held-out prompts than on the search's
+    tells of the others like it, and in part of all.
 
     Args:
-        candidates: Scores on the search's prompts.
+        candidates: Scores on the search's prompts, as many for each.
         tried: Candidates tried so far.
         bound: Largest loss of score allowed, a fraction.
+        most: All held-out prompts; 0 where there are none.
+
+    Source:
+        Best linear prediction (kriging): Rasmussen and Williams, "Gaussian Processes for Machine
+        Learning" (2006), equation 2.19.
     """
-    if not candidates:
-        return np.zeros(0)
-    losses, errors = _losses_of(candidates)
-    moved = 0.0
+    searched = [*candidates, *(known.search for known in tried)]
+    if not searched:
+        return Outlook(np.zeros(0))
+    linear = [_linearised(scores) for scores in searched]
+    losses = np.array([loss for loss, _ in linear])
+    deviations = np.array([deviation for _, deviation in linear])
+    prompts = deviations.shape[1]
+    spreads = _spreads(deviations)
+    per_prompt = 1 / prompts + (1 / most if most else 0.0)
+    shifts = np.zeros(len(searched))
+    variances = spreads**2 * per_prompt
     if tried:
-        before, before_errors = _losses_of([each.search for each in tried])
-        after, after_errors = _losses_of([each.held_out for each in tried])
-        weights = 1 / np.maximum(before_errors**2 + after_errors**2, 1e-12)
-        own = 1 / max(float(np.median(errors)) ** 2, 1e-12)
-        moved = float((weights * (after - before)).sum() / (weights.sum() + own))
-    return np.asarray(special.log_ndtr((bound - losses - moved) / np.maximum(errors, 1e-9)))
+        norms = np.maximum(np.linalg.norm(deviations, axis=1), 1e-12)
+        unit = deviations / norms[:, None]
+        covariance = unit @ unit.T * np.outer(spreads, spreads)
+        rows = slice(len(candidates), None)
+        sizes = np.array([len(known.held_out.candidate) for known in tried])
+        # The held-out prompts of one are the first of another's.
+        among = covariance[rows, rows] * (1 / prompts + 1 / np.maximum.outer(sizes, sizes))
+        among[np.diag_indices(len(tried))] *= 1 + OWN
+        across = covariance[:, rows] * per_prompt
+        after = np.array([_linearised(known.held_out)[0] for known in tried])
+        weights = np.linalg.solve(among + 1e-12 * np.eye(len(tried)), across.T)
+        shifts = (after - losses[rows]) @ weights
+        variances = np.maximum(variances - (across.T * weights).sum(axis=0), OWN * variances)
+    errors = np.maximum(np.sqrt(variances), 1e-9)
+    # To pass, a candidate has to be this far within the bound.
+    margins = special.ndtri(SURE) * spreads / math.sqrt(most) if most else np.zeros(len(spreads))
+    chances = special.log_ndtr((bound - losses - shifts - margins) / errors)[: len(candidates)]
+    shift = min(float(shifts.mean()), MOST_SHIFT * bound) + float(margins.mean())
+    return Outlook(np.asarray(chances), shift, float(np.sqrt(variances.mean())))
 
 
-def _losses_of(candidates: Sequence[Scores]) -> tuple[Array, Array]:
-    """Return the loss of each and its standard error, which leans on that of all: `[N]` each."""
-    pairs = [_linearised(scores.baseline, scores.candidate) for scores in candidates]
-    counts = np.array([len(deviations) for _, deviations in pairs], float)
-    own = np.array([dev.var(ddof=1) if len(dev) > 1 else 0.0 for _, dev in pairs])
-    free = counts - 1
-    variances = (free * own + SHARED * float(np.median(own))) / (free + SHARED)
-    return np.array([loss for loss, _ in pairs]), np.sqrt(variances / counts)
+def _spreads(deviations: Array) -> Array:
+    """Return each candidate's spread over prompts, which leans on that of all: `[N]`."""
+    free = deviations.shape[1] - 1
+    own = deviations.var(axis=1, ddof=1) if free else np.zeros(len(deviations))
+    return np.asarray(np.sqrt((free * own + SHARED * float(np.median(own))) / (free + SHARED)))
 
 
-def _linearised(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, Array]:
+def _linearised(scores: Scores) -> tuple[float, Array]:
     """Return the relative loss of mean score, and each prompt's deviation from it."""
-    before, after = np.asarray(baseline, float), np.asarray(candidate, float)
+    before, after = np.asarray(scores.baseline, float), np.asarray(scores.candidate, float)
     loss = 1 - float(after.mean() / before.mean())
     return loss, ((1 - loss) * before - after) / before.mean()

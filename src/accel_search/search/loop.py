@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -213,16 +213,15 @@ class Search:
 
     def _history(self, baseline: Measurement) -> History:
         feasible = self._feasible()
+        outlook = self._validator.outlook(feasible)
+        chances = zip(feasible, outlook.log_chances, strict=True)
         return History(
             baseline,
             tuple(self._trials.values()),
             frozenset(self._validator.tried),
-            {
-                trial.trial.candidate: math.exp(log_chance)
-                for trial, log_chance in zip(
-                    feasible, self._validator.log_chances(feasible), strict=True
-                )
-            },
+            {trial.trial.candidate: math.exp(log_chance) for trial, log_chance in chances},
+            outlook.shift,
+            outlook.error,
         )
 
     def _feasible(self) -> list[AssessedTrial]:
@@ -241,7 +240,7 @@ class Search:
         one whose loss is underestimated most.
         """
         feasible = self._feasible()
-        return self._best(baseline, feasible, self._validator.log_chances(feasible))
+        return self._best(baseline, feasible, self._validator.outlook(feasible).log_chances)
 
     def _likeliest(self, baseline: Measurement) -> AssessedTrial | None:
         """Return the best of those that held-out prompts make likely to be within the bound."""
@@ -254,7 +253,7 @@ class Search:
         return self._best(baseline, trials, list(likely.values()))
 
     def _best(
-        self, baseline: Measurement, trials: Sequence[AssessedTrial], log_chances: Sequence[float]
+        self, baseline: Measurement, trials: Sequence[AssessedTrial], log_chances: Iterable[float]
     ) -> AssessedTrial | None:
         """Return the trial of the greatest log speedup times chance to be within the bound."""
         history = self._history(baseline)

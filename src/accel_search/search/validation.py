@@ -11,7 +11,7 @@ from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import chance_within
 from accel_search.core.trial import Goal, Measurement
-from accel_search.core.validation import HOPELESS, SURE, Scores, Tried, log_chances
+from accel_search.core.validation import HOPELESS, SURE, Outlook, Scores, Tried, foresee
 from accel_search.errors import TrialFailure
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.stored_evaluator import StoredEvaluator
@@ -45,11 +45,12 @@ class Validator:
         self._may_go_on = may_go_on
         self._scores: dict[Candidate, Tried] = {}
 
-    def log_chances(self, trials: Sequence[AssessedTrial]) -> list[float]:
-        """Return the log probability that each truly is within the bound, by what is known."""
+    def outlook(self, trials: Sequence[AssessedTrial]) -> Outlook:
+        """Return what held-out prompts will say of trials, by all that is known."""
         searched = [self._searched(trial) for trial in trials]
+        most = max(self._evaluator.held_out_stages, default=0)
         known = list(self._scores.values())
-        return list(map(float, log_chances(searched, known, self._goal.max_score_loss)))
+        return foresee(searched, known, self._goal.max_score_loss, most)
 
     def validate(self, trial: AssessedTrial) -> Assessment | None:
         """Score a candidate until it is clear whether it passes; add it to `tried` if it does not.

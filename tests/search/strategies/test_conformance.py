@@ -107,7 +107,7 @@ def test_a_bound_on_the_worst_prompts_is_heeded(strategy):
     class Uneven(FakeEvaluator):
         """Loses on one prompt of eight alone, by more with a longer interval."""
 
-        def measure(self, candidate, split="search", prompts=None, pairs=None):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             found = super().measure(candidate, split, prompts, pairs)
             wanted = range(self.prompt_count) if prompts is None else prompts
             lost = 1.5 * candidate["deepcache"]["cache_interval"]

@@ -41,7 +41,12 @@ class History:
     refuted: frozenset[Candidate] = frozenset()
     """Candidates rejected on held-out prompts after meeting the goal on the search's."""
     chances: Mapping[Candidate, float] = field(default_factory=dict)
-    """The others that meet the goal -> probability that they truly are within the bound."""
+    """The others that meet the goal -> probability that held-out prompts show it too."""
+    shift: float = 0.0
+    """How far within the bound a candidate must be on the search's prompts to pass there as likely
+    as not."""
+    error: float = 0.0
+    """Standard deviation of its loss there, around that on the search's prompts."""
 
 
 @dataclass(frozen=True)

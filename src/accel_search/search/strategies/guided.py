@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import stages
 from accel_search.core.intervals import CONFIDENCE
+from accel_search.core.validation import MAX_TRIED
 from accel_search.search.step_plans import StepPlans, plans_in
 from accel_search.search.strategies.base import History, Proposal, Strategy, Task
 from accel_search.search.strategies.latency_model import (
@@ -23,6 +25,7 @@ from accel_search.search.strategies.latency_model import (
     run_of,
 )
 from accel_search.search.strategies.quality_model import (
+    LEAST_ROOM,
     QualityModel,
     Used,
     bounds_of,
@@ -69,8 +72,7 @@ class Standing:
     prompts: NDArray[np.int64]
     """Prompts scored on."""
     best: float
-    """Logarithm of the speedup of the best candidate within the bounds, times the probability that
-    it truly is; without one, of the least speedup that counts as a gain."""
+    """Expected logarithm of the winner's speedup, were the search to end now."""
 
 
 class Guided(Strategy):
@@ -172,6 +174,11 @@ class Guided(Strategy):
         points = inputs(self.space.coordinates(), self._plans)
         return [(QualityModel(points), used) for used in bounds_of(self.task.goal)]
 
+    @property
+    def _room(self) -> float:
+        """Loss of score that counts as 1."""
+        return max(self.task.goal.max_score_loss, LEAST_ROOM)
+
     def _position(self, candidate: Candidate) -> int | None:
         if candidate not in self._known:
             self._known[candidate] = self.space.position(candidate)
@@ -200,11 +207,14 @@ class Guided(Strategy):
         runs = [run_of(position, measurement, noise) for position, measurement in measured]
         log_speedup, sd = self._latency.speeds(runs)
         within = np.ones(len(self.space))
-        for model, used in self._bounds:
-            within *= model.within(scored(measured, history.baseline, used))
+        for place, (model, used) in enumerate(self._bounds):
+            known = scored(measured, history.baseline, used)
+            # The score is the first bound; the others have no outlook.
+            shift, error = (0.0, 0.0) if place else (history.shift, history.error)
+            within *= model.within(known, shift / self._room, error / self._room)
         is_open = np.ones(len(self.space), dtype=bool)
         prompts = np.zeros(len(self.space), dtype=np.int64)
-        best: list[float] = []
+        meeting: list[tuple[float, float]] = []
         for position, assessed in located:
             is_open[position] = assessed.is_open
             if assessed.assessment is None:
@@ -212,9 +222,9 @@ class Guided(Strategy):
             prompts[position] = assessed.assessment.prompts
             chance = history.chances.get(assessed.trial.candidate)
             if chance is not None:
-                best.append(chance * float(log_speedup[position]))
-        least = self._least_gain(history)
-        return Standing(log_speedup, sd, within, is_open, prompts, max([least, *best]))
+                meeting.append((chance, float(log_speedup[position])))
+        best = _worth_of(meeting, self._least_gain(history))
+        return Standing(log_speedup, sd, within, is_open, prompts, best)
 
     def _least_gain(self, history: History) -> float:
         """Return the logarithm of the least speedup that will count as a gain.
@@ -263,8 +273,7 @@ class Guided(Strategy):
         if required is not None:
             ahead = (standing.log_speedup - math.log(required)) / standing.sd
             return np.asarray(standing.within * stats.norm.cdf(ahead))
-        # What is surely as fast as this is worth as much as the best one, which may be too lossy.
-        beaten = np.asarray(standing.best / np.maximum(standing.within, 1e-9) + SAME_SPEED)
+        beaten = np.full(len(standing.within), standing.best + SAME_SPEED)
         return standing.within * expected_gain(standing.log_speedup, standing.sd, beaten)
 
     def _cost(self, standing: Standing) -> Array:
@@ -278,3 +287,17 @@ class Guided(Strategy):
         required = self.task.goal.min_speedup
         least = standing.best if required is None else math.log(required)
         return np.asarray(standing.log_speedup + OPTIMISTIC * standing.sd <= least)
+
+
+def _worth_of(meeting: Sequence[tuple[float, float]], least: float) -> float:
+    """Return the expected log speedup of trying candidates on held-out prompts until one passes.
+
+    Args:
+        meeting: Probability of passing and log speedup of each candidate that meets the goal.
+        least: What is left if none passes.
+    """
+    worth = least
+    order = sorted(meeting, key=lambda known: known[0] * known[1], reverse=True)
+    for chance, log_speedup in reversed(order[:MAX_TRIED]):
+        worth = chance * max(log_speedup, least) + (1 - chance) * worth
+    return worth

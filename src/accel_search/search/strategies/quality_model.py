@@ -160,11 +160,23 @@ class QualityModel:
         self._theta = self._center.copy()
         self._fitted = 0
 
-    def within(self, scored: Sequence[Scored]) -> Array:
-        """Return the probability that each candidate is within the bound, `[N]`."""
+    def within(self, scored: Sequence[Scored], shift: float = 0.0, error: float = 0.0) -> Array:
+        """Return the probability that each candidate is within the bound, `[N]`.
+
+        Args:
+            scored: Candidates that were scored.
+            shift: How far within the bound it has to be to be so on other prompts too, as likely
+                as not; 1 is the bound.
+            error: Standard deviation of its loss there, in the same unit.
+        """
         mean, sd = self.posterior(scored)
-        limit = float(to_scale(np.ones(1))[0])
-        return np.asarray(stats.norm.cdf((limit - mean) / sd))
+        own = stats.norm.cdf((np.arcsinh(1.0) - mean) / sd)
+        if not shift and not error:
+            return np.asarray(own)
+        limit = 1 - shift
+        slope = 1 / np.sqrt(1 + limit**2)  # Of the scale.
+        total = np.sqrt(sd**2 + (slope * error) ** 2)
+        return np.asarray(np.minimum(own, stats.norm.cdf((np.arcsinh(limit) - mean) / total)))
 
     def posterior(self, scored: Sequence[Scored]) -> tuple[Array, Array]:
         """Return the mean and standard deviation of each candidate's value, on the scale, `[N]`."""

@@ -1,0 +1,70 @@
+"""Which candidate held-out prompts will pass, by all that is known of it and of others."""
+
+import numpy as np
+import pytest
+
+from accel_search.core.validation import SURE, Scores, Tried, foresee, stages
+
+RNG = np.random.default_rng(0)
+BASE = RNG.normal(30, 2, 32)
+LOSSES = RNG.normal(0, 0.05, 32)
+LOSSES -= LOSSES.mean()
+
+
+def losing(mean, deviations=LOSSES):
+    """Return scores that lose `mean` of the baseline's, more on some prompts than on others."""
+    return Scores(tuple(BASE), tuple(BASE - BASE.mean() * (mean + deviations)))
+
+
+def tried(mean, there, deviations=LOSSES):
+    return Tried(losing(mean, deviations), losing(there, deviations))
+
+
+@pytest.mark.parametrize(
+    ("first", "most", "expected"),
+    [(32, 128, (32, 64, 128)), (16, 40, (16, 32, 40)), (8, 8, (8,)), (0, 0, ())],
+)
+def test_held_out_prompts_double_up_to_all_of_them(first, most, expected):
+    assert stages(first, most) == expected
+
+
+def test_a_candidate_passes_as_likely_as_not_where_it_is_within_by_what_a_pass_takes():
+    outlook = foresee([losing(0.0)], (), 0.02, 128)
+    spread = LOSSES.std(ddof=1)
+    margin = 1.2816 * spread / np.sqrt(128)
+    assert outlook.shift == pytest.approx(margin, rel=0.05)
+    at_margin = foresee([losing(0.02 - outlook.shift)], (), 0.02, 128)
+    assert np.exp(at_margin.log_chances)[0] == pytest.approx(0.5, abs=0.03)
+    assert outlook.error == pytest.approx(spread * np.sqrt(1 / 32 + 1 / 128), rel=0.05)
+    assert pytest.approx(0.9) == SURE
+
+
+def test_without_held_out_prompts_it_is_the_chance_to_be_within_the_bound():
+    assert np.exp(foresee([losing(0.02)], (), 0.02, 0).log_chances)[0] == pytest.approx(0.5)
+
+
+def test_one_that_lost_more_there_tells_of_those_that_lose_on_the_same_prompts():
+    other = RNG.permutation(LOSSES)
+    candidates = [losing(0.005), losing(0.005, other)]
+    before = np.exp(foresee(candidates, (), 0.02, 128).log_chances)
+    after = np.exp(foresee(candidates, [tried(0.004, 0.03)], 0.02, 128).log_chances)
+    assert before[0] == pytest.approx(before[1], abs=0.02)
+    # What loses on the same prompts will fail too; the other one hardly hears of it.
+    assert after[0] < 0.3 * before[0] and after[1] > 0.8 * before[1]
+    better = np.exp(foresee(candidates, [tried(0.02, -0.01)], 0.02, 128).log_chances)
+    assert better[0] > before[0]
+
+
+def test_what_was_not_measured_is_expected_to_lose_more_too_but_not_without_end():
+    calm = foresee([losing(0.0)], (), 0.02, 128).shift
+    unlucky = foresee([losing(0.0)], [tried(0.0, 0.004)], 0.02, 128).shift
+    hopeless = foresee([losing(0.0)], [tried(0.0, 0.5)], 0.02, 128).shift
+    assert calm < unlucky < hopeless
+    assert hopeless == pytest.approx(calm + 0.01, abs=1e-3)
+
+
+def test_nothing_known_is_no_outlook_and_equal_scores_are_sure():
+    assert not len(foresee([], (), 0.02, 128).log_chances)
+    same = Scores(tuple(BASE), tuple(BASE * 0.99))
+    assert np.exp(foresee([same], [Tried(same, same)], 0.02, 128).log_chances)[0] == 1.0
+    assert np.exp(foresee([same], (), 0.005, 128).log_chances)[0] == 0.0
