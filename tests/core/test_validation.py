@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from accel_search.core.validation import SURE, Scores, Tried, foresee, stages
+from accel_search.core.validation import (
+    COST,
+    SURE,
+    Scores,
+    Tried,
+    foresee,
+    priority,
+    stages,
+    worth_of,
+)
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(30, 2, 32)
@@ -68,3 +77,31 @@ def test_nothing_known_is_no_outlook_and_equal_scores_are_sure():
     same = Scores(tuple(BASE), tuple(BASE * 0.99))
     assert np.exp(foresee([same], [Tried(same, same)], 0.02, 128).log_chances)[0] == 1.0
     assert np.exp(foresee([same], (), 0.005, 128).log_chances)[0] == 0.0
+
+
+def test_what_is_tried_first_is_worth_more_than_any_other_order():
+    """A slow sure one, a fast unlikely one and one between: all orders by hand."""
+    from itertools import permutations
+    from math import exp, log
+
+    candidates = [(0.2, log(0.99)), (0.5, log(0.02)), (0.3, log(0.6))]
+
+    def worth(order):
+        value, reached = 0.0, 1.0
+        for log_speedup, log_chance in order:
+            value += reached * (exp(log_chance) * log_speedup - COST)
+            reached *= 1 - exp(log_chance)
+        return value
+
+    def by_priority(known):
+        return priority(*known)
+
+    kept = [known for known in candidates if by_priority(known) > 0.2 - COST / 0.99 - 1e-9]
+    best = max(
+        (order for count in (1, 2, 3) for order in permutations(candidates, count)), key=worth
+    )
+    assert list(best) == sorted(kept, key=by_priority, reverse=True)
+    assert worth_of(candidates, 0.0) == pytest.approx(
+        0.6 * 0.3 + 0.4 * (0.99 * 0.2 + 0.01 * 0.02 * 0.5), rel=1e-6
+    )
+    assert worth_of((), 0.07) == 0.07

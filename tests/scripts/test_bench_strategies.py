@@ -69,7 +69,8 @@ def test_the_same_calls_are_charged_that_the_real_evaluator_makes(monkeypatch):
     # Two steps: a warm-up on the CPU is then a whole call, as it is on a GPU.
     size = {"steps": 2, "height": 64, "width": 64, "batch_size": 4}
     settings = Settings(device="cpu", num_samples=16, held_out_samples=16, **size)
-    simulated = world()
+    table = load(TABLES / "deepcache.json.gz", SDXL)
+    simulated = World(table, draw_parts("drawn", 64, 16, 16, 0), 0)
     simulated.log_speedup[:] = 0.0
     real, charged = open_evaluator(settings, LOG), SimulatedEvaluator(simulated)
     candidate = Candidate({"deepcache": {"cache_interval": 2, "cache_branch_id": 0}})

@@ -62,7 +62,7 @@ def test_an_inconclusive_winner_says_how_many_prompts_would_settle_it(tmp_path):
 
         def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
             measured = super().measure(candidate, split, prompts, pairs)
-            shifts = [1.0, -1.0] * 16
+            shifts = [1.0, -1.0] * 16 if split == "search" else [1.2, -1.2] * 16
             scores = (score + shift for score, shift in zip(measured.scores, shifts, strict=False))
             return replace(measured, scores=tuple(scores))
 

@@ -1,6 +1,5 @@
 """What every strategy must do, and a search's loop in its plainest form that checks every look."""
 
-import numpy as np
 
 from accel_search.core.assessment import AssessedTrial, assess
 from accel_search.core.candidate import Candidate
@@ -61,11 +60,11 @@ class Run:
         before = self.baseline.scores
         scores = [Scores(before, each.trial.measurement.scores) for each in meeting]
         outlook = foresee(scores, (), self.goal.max_score_loss, PROMPTS)
-        known = zip(meeting, np.exp(outlook.log_chances), strict=True)
+        known = zip(meeting, outlook.log_chances, strict=True)
         return History(
             self.baseline,
             tuple(self.trials.values()),
-            chances={each.trial.candidate: float(chance) for each, chance in known},
+            log_chances={each.trial.candidate: float(chance) for each, chance in known},
             shift=outlook.shift,
             error=outlook.error,
         )

@@ -1,8 +1,8 @@
 """Validating a winner on held-out prompts: which candidate first, on how many prompts, how surely.
 
 Of many candidates scored on a few prompts, the fastest that seems within the bound is the luckiest.
-So candidates are tried in the order of their speed times the probability that they truly are within
-it; each is scored on as many held-out prompts as it takes to tell, up to a stated most; and one is
+So candidates are tried in the order of their speed less the cost of the tries that a success will
+take; each is scored on as many held-out prompts as it takes to tell, up to a stated most; and one is
 a winner once it is within the bound with a probability of `SURE`.
 """
 
@@ -28,11 +28,15 @@ MOST = 4
 """Most held-out prompts, as a multiple of those that a candidate is first tried on."""
 MAX_TRIED = 8
 """Candidates tried before the search settles for one that is likely to be within the bound."""
+COST = 0.01
+"""Speed, as a fraction, that a try on held-out prompts is worth."""
 SHARED = 8.0
 """Prompts' worth of belief in the spread of other candidates' losses beside a candidate's own."""
 MOST_SHIFT = 0.5
 """Largest part of the bound by which all candidates are expected to lose more than on the search's
 prompts: those tried may be unlucky together, and mild candidates lose little anywhere."""
+LARGE = 50.0
+"""Logarithm that counts as without end."""
 OWN = 0.1
 """Least share of a loss's variance that no other candidate's loss tells of."""
 
@@ -129,6 +133,32 @@ def foresee(
     chances = special.log_ndtr((bound - losses - shifts - margins) / errors)[: len(candidates)]
     shift = min(float(shifts.mean()), MOST_SHIFT * bound) + float(margins.mean())
     return Outlook(np.asarray(chances), shift, float(np.sqrt(variances.mean())))
+
+
+def priority(log_speedup: float, log_chance: float) -> float:
+    """Return the log speedup for which one would stop rather than try a candidate.
+
+    Trying in the order of this is best where each try has a cost and one ends at the first success.
+
+    Source:
+        Reservation prices: Weitzman, "Optimal search for the best alternative" (1979).
+    """
+    return log_speedup - COST * math.exp(min(-log_chance, LARGE))
+
+
+def worth_of(candidates: Sequence[tuple[float, float]], otherwise: float) -> float:
+    """Return the expected log speedup of trying candidates by priority until one passes.
+
+    Args:
+        candidates: Log speedup, and log probability of passing, of each.
+        otherwise: What is left if none passes.
+    """
+    worth = otherwise
+    order = sorted(candidates, key=lambda known: priority(*known), reverse=True)
+    for log_speedup, log_chance in reversed(order[:MAX_TRIED]):
+        chance = math.exp(log_chance)
+        worth = chance * max(log_speedup, otherwise) + (1 - chance) * worth
+    return worth
 
 
 def _spreads(deviations: Array) -> Array:

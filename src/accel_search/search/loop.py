@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TypeVar
 
 from accel_search.core import extras
@@ -13,7 +14,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
 from accel_search.core.timing_noise import TimingNoise, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
-from accel_search.core.validation import LIKELY, MAX_TRIED
+from accel_search.core.validation import LIKELY, MAX_TRIED, priority
 from accel_search.errors import TrialFailure
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observer
@@ -219,7 +220,7 @@ class Search:
             baseline,
             tuple(self._trials.values()),
             frozenset(self._validator.tried),
-            {trial.trial.candidate: math.exp(log_chance) for trial, log_chance in chances},
+            {trial.trial.candidate: float(log_chance) for trial, log_chance in chances},
             outlook.shift,
             outlook.error,
         )
@@ -234,37 +235,27 @@ class Search:
         ]
 
     def _most_promising(self, baseline: Measurement) -> AssessedTrial | None:
-        """Return the feasible trial of the greatest expected gain: the fastest may be the luckiest.
-
-        Of many candidates scored on a few prompts, the fastest that seems within the bound is the
-        one whose loss is underestimated most.
-        """
+        """Return the feasible trial to validate next; the fastest of all may be the luckiest."""
         feasible = self._feasible()
-        return self._best(baseline, feasible, self._validator.outlook(feasible).log_chances)
+        log_speedups = self._log_speedups(feasible, baseline)
+        log_chances = self._validator.outlook(feasible).log_chances
+        order = map(priority, log_speedups, log_chances)
+        return max(zip(order, feasible, strict=True), key=itemgetter(0), default=(0, None))[1]
 
     def _likeliest(self, baseline: Measurement) -> AssessedTrial | None:
         """Return the best of those that held-out prompts make likely to be within the bound."""
-        likely = {
-            candidate: math.log(chance)
-            for candidate, chance in self._validator.tried.items()
-            if chance >= LIKELY
-        }
-        trials = [self._trials[candidate] for candidate in likely]
-        return self._best(baseline, trials, list(likely.values()))
+        tried = self._validator.tried
+        likely = [self._trials[each] for each, chance in tried.items() if chance >= LIKELY]
+        worth = [
+            tried[trial.trial.candidate] * log_speedup
+            for trial, log_speedup in zip(likely, self._log_speedups(likely, baseline), strict=True)
+        ]
+        return max(zip(worth, likely, strict=True), key=itemgetter(0), default=(0, None))[1]
 
-    def _best(
-        self, baseline: Measurement, trials: Sequence[AssessedTrial], log_chances: Iterable[float]
-    ) -> AssessedTrial | None:
-        """Return the trial of the greatest log speedup times chance to be within the bound."""
+    def _log_speedups(self, trials: Sequence[AssessedTrial], baseline: Measurement) -> list[float]:
+        """Return the logarithms of the speedups by which the strategy ranks trials."""
         history = self._history(baseline)
-
-        def log_of_gain(known: tuple[AssessedTrial, float]) -> float:
-            trial, log_chance = known
-            log_speedup = math.log(self._strategy.speedup_of(trial, history))
-            return math.log(max(log_speedup, 1e-9)) + log_chance
-
-        known = zip(trials, log_chances, strict=True)
-        return max(known, key=log_of_gain, default=(None, 0.0))[0]
+        return [math.log(self._strategy.speedup_of(trial, history)) for trial in trials]
 
     def _assess(self, trial: Trial) -> AssessedTrial:
         measured = trial.measurement

@@ -40,8 +40,8 @@ class History:
     """One per distinct candidate, in the order in which they were first measured."""
     refuted: frozenset[Candidate] = frozenset()
     """Candidates rejected on held-out prompts after meeting the goal on the search's."""
-    chances: Mapping[Candidate, float] = field(default_factory=dict)
-    """The others that meet the goal -> probability that held-out prompts show it too."""
+    log_chances: Mapping[Candidate, float] = field(default_factory=dict)
+    """The others that meet the goal -> log probability that held-out prompts show it too."""
     shift: float = 0.0
     """How far within the bound a candidate must be on the search's prompts to pass there as likely
     as not."""

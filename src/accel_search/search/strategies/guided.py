@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +14,7 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import stages
 from accel_search.core.intervals import CONFIDENCE
-from accel_search.core.validation import MAX_TRIED
+from accel_search.core.validation import worth_of
 from accel_search.search.step_plans import StepPlans, plans_in
 from accel_search.search.strategies.base import History, Proposal, Strategy, Task
 from accel_search.search.strategies.latency_model import (
@@ -41,7 +40,7 @@ CALIBRATION_SHARE = 0.35
 """Their largest share of a small space."""
 SPEED_SD = 0.02
 """Error of predicted speeds at which calibration ends, unless timing is noisier than that."""
-LEAST_GAIN = 0.0001
+LEAST_GAIN = 0.005
 """Expected further gain of speed, as a fraction, below which a candidate is not worth a trial."""
 SAME_SPEED = 0.005
 """Relative difference of speeds that counts as none: timing a few calls cannot resolve it."""
@@ -220,10 +219,10 @@ class Guided(Strategy):
             if assessed.assessment is None:
                 continue
             prompts[position] = assessed.assessment.prompts
-            chance = history.chances.get(assessed.trial.candidate)
-            if chance is not None:
-                meeting.append((chance, float(log_speedup[position])))
-        best = _worth_of(meeting, self._least_gain(history))
+            log_chance = history.log_chances.get(assessed.trial.candidate)
+            if log_chance is not None:
+                meeting.append((float(log_speedup[position]), log_chance))
+        best = worth_of(meeting, self._least_gain(history))
         return Standing(log_speedup, sd, within, is_open, prompts, best)
 
     def _least_gain(self, history: History) -> float:
@@ -287,17 +286,3 @@ class Guided(Strategy):
         required = self.task.goal.min_speedup
         least = standing.best if required is None else math.log(required)
         return np.asarray(standing.log_speedup + OPTIMISTIC * standing.sd <= least)
-
-
-def _worth_of(meeting: Sequence[tuple[float, float]], least: float) -> float:
-    """Return the expected log speedup of trying candidates on held-out prompts until one passes.
-
-    Args:
-        meeting: Probability of passing and log speedup of each candidate that meets the goal.
-        least: What is left if none passes.
-    """
-    worth = least
-    order = sorted(meeting, key=lambda known: known[0] * known[1], reverse=True)
-    for chance, log_speedup in reversed(order[:MAX_TRIED]):
-        worth = chance * max(log_speedup, least) + (1 - chance) * worth
-    return worth
