@@ -2,8 +2,8 @@
 
 Of many candidates scored on a few prompts, the fastest that seems within the bound is the luckiest.
 So candidates are tried in the order of their speed less the cost of the tries that a success will
-take; each is scored on as many held-out prompts as it takes to tell, up to a stated most; and one is
-a winner once it is within the bound with a probability of `SURE`.
+take; each is scored on as many held-out prompts as it takes to tell, up to a stated most; and one
+is a winner once it is within the bound with a probability of `SURE`.
 """
 
 from __future__ import annotations
