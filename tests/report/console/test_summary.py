@@ -81,6 +81,9 @@ def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(f
     said = " ".join(text(replace(found, held_out=unsure, chance=0.82)).split())
     assert "The largest speedup likely (82 %) to be within 2 % of the baseline's score:" in said
     assert "--held_out_samples 128." in said
+    said = text(replace(found, held_out=unsure, chance=0.93))
+    assert "  within the bound with a probability of 93 %\n" in said and "likely" not in said
+    assert "probability of" not in text(replace(found, chance=0.99))
     for needed in (None, 10**6):
         at_bound = replace(unsure, prompts_needed=needed)
         assert "too near the bound" in text(replace(found, held_out=at_bound, chance=0.5))

@@ -11,6 +11,7 @@ from pathlib import Path
 from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, Assessment, verdict
 from accel_search.core.candidate import Candidate
+from accel_search.core.intervals import Verdict
 from accel_search.core.outcome import Outcome, is_sure
 from accel_search.core.secrets import without_secrets
 from accel_search.core.trial import describe_failures
@@ -98,6 +99,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
         f"  speedup: {factor(headline.speedup)}",
         f"  score loss: {percent(headline.score_loss)}  {headline.verdict}, "
         f"{headline.prompts} {kind}",
+        *_how_sure(outcome, headline),
         *_in_other_terms(headline, settings),
     ]
     if outcome.held_out is not None:
@@ -118,6 +120,13 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             subsequent_indent="    ",
         )
     return "\n".join(lines)
+
+
+def _how_sure(outcome: Outcome, headline: Assessment) -> list[str]:
+    """Return how likely a validated winner is within the bound, where its interval is not."""
+    if outcome.chance is None or not outcome.is_sure or headline.verdict is Verdict.PASS:
+        return []
+    return [f"  within the bound with a probability of {100 * outcome.chance:.0f} %"]
 
 
 def _in_other_terms(headline: Assessment, settings: Settings) -> list[str]:
