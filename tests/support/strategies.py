@@ -1,6 +1,5 @@
 """What every strategy must do, and a search's loop in its plainest form that checks every look."""
 
-
 from accel_search.core.assessment import AssessedTrial, assess
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import stages
