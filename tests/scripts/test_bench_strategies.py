@@ -12,19 +12,17 @@ import numpy as np
 import pytest
 from tests.support.pipelines import LOG
 
+import bench_strategies
+import simulated_search
 from accel_search.core.candidate import Candidate
 from accel_search.runtime.measuring.evaluator import NOISE_PAIRS
 from accel_search.runtime.workbench import open_evaluator
 from accel_search.settings import Settings
+from simulated_search import SimulatedEvaluator, World, draw_parts, load
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "tests" / "data" / "tables"
 SDXL = ROOT / "tests" / "data" / "latency_sdxl_h200.json"
-sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
-
-import bench_strategies  # noqa: E402
-import simulated_search  # noqa: E402
-from simulated_search import SimulatedEvaluator, World, draw_parts, load  # noqa: E402
 
 CELL = bench_strategies.Cell(TABLES / "deepcache.json.gz", SDXL, 0.02, "split", 16, 16)
 

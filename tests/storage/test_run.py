@@ -221,6 +221,24 @@ def test_a_sweeps_page_says_where_nothing_is_gained_and_why(tmp_path):
     assert '<a href="#no-gain">why</a>' in page and "Where nothing is gained" in page
 
 
+def test_a_sweeps_page_says_which_winners_are_only_likely(tmp_path):
+    content = json.loads((ROOT / "speedup_bounds.json").read_text())
+    assert "likely (" not in sweep_page(read_bounds(ROOT / "speedup_bounds.json"), {})
+    entries = [e for value in content.values() for e in value.get("by_model", {}).values()]
+    for entry, chance in zip(entries, (0.82, 0.99), strict=False):
+        entry["latency_only"] = False
+        entry["best_feasible"] = {
+            "speedup": 1.5,
+            "speedup_interval": [1.4, 1.6],
+            "score_loss": 0.01,
+            "score_loss_interval": [0.0, 0.03],
+            "chance_within_bound": chance,
+        }
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    page = sweep_page(read_bounds(tmp_path / "b.json"), {})
+    assert page.count("likely (82 %) within the loss") == page.count("likely (") == 1
+
+
 def test_what_cannot_be_read_is_one_line_and_its_own_exit_code(tmp_path, capsys):
     bad = tmp_path / "trials.json"
     cases = {"{": 5, "[]": 5, '{"format": "other"}': 5, '{"failed_configs": {}}': 2}

@@ -68,6 +68,8 @@ def test_an_entry_is_told_with_what_scripts_look_for():
         "speedup: 2.00 [1.90, 2.10]  bound: 2.20  within the loss: 1.50 [1.40, 1.60] at a score "
         "loss of 1.2 %"
     )
+    unsure = replace(ENTRY, best_feasible=replace(ENTRY.best_feasible, chance_within_bound=0.82))
+    assert "  likely (82 %) within the loss: 1.50 [" in in_a_line(unsure)
     none = replace(ENTRY, best_feasible=None)
     assert in_a_line(none).endswith("nothing within the loss")
     timed = replace(none, latency_only=True)

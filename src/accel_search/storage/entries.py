@@ -258,6 +258,14 @@ class Feasible:
     chance_within_bound: Number | None = None
     in_search: Figures | None = None
 
+    @property
+    def likely(self) -> str | None:
+        """How likely it is within the bound, e.g. `82 %`; None where it is validated."""
+        from accel_search.core.outcome import is_sure  # It loads SciPy.
+
+        chance = self.chance_within_bound
+        return None if chance is None or is_sure(chance) else f"{100 * chance:.0f} %"
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoundEvidence:

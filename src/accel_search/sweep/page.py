@@ -135,6 +135,7 @@ def _cell(one: Explored, widest: float, link: str | None) -> dict[str, Any]:
         "bar": f"{100 * fastest / widest:.1f}",
         "feasible_bar": None if feasible is None else f"{100 * feasible.speedup / widest:.1f}",
         "settings": short(Candidate(shown.settings)),
+        "likely": None if feasible is None else feasible.likely,
         "is_gain": entry.measured_max.is_gain,
         "link": link,
     }

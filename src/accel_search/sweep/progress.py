@@ -130,7 +130,9 @@ def in_a_line(entry: BoundEntry) -> str:
     feasible = entry.best_feasible
     if feasible is not None:
         within = factor(estimate_of(feasible.speedup, feasible.speedup_interval))
-        text += f"  within the loss: {within} at a score loss of {100 * feasible.score_loss:.1f} %"
+        how = f"likely ({feasible.likely}) " if feasible.likely else ""
+        text += f"  {how}within the loss: {within} at a score loss of "
+        text += f"{100 * feasible.score_loss:.1f} %"
     elif entry.latency_only:
         text += "  (latency only: nothing was scored)"
     else:
