@@ -67,7 +67,6 @@ class RecordedEvaluator(ReplayEvaluator):
         super().__init__(recorded, space)
         assert recorded.workload is not None
         self.workload = replace(recorded.workload, scheduler_class=scheduler_class)
-        self.held_out_stages = (self.prompt_count,)
         self.space_values = space.values()
         self._label = label
         self._pause = float(os.environ.get(PAUSE, "0"))
@@ -76,6 +75,10 @@ class RecordedEvaluator(ReplayEvaluator):
     @property
     def provenance(self):
         return PROVENANCE
+
+    @property
+    def held_out_stages(self):
+        return (self.prompt_count,)
 
     @property
     def baselines(self):
