@@ -145,7 +145,8 @@ class Settings:
     num_samples: int = declare(32, "prompts each candidate is scored on", parse=int,
         affects="score", least=2)
     held_out_samples: int | None = declare(None,
-        "further prompts that validate the winner (default: num_samples)", parse=int,
+        "prompts that validate a winner at first; 4 times as many at most (default: num_samples)",
+        parse=int,
         affects="score", least=0)
     timing_pairs: int = declare(4, "baseline calls timed beside each candidate's own", parse=int,
         affects="timing", least=1)

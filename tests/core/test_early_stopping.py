@@ -8,6 +8,7 @@ import pytest
 from accel_search.core.early_stopping import (
     EARLY_STAGES,
     FALSE_REJECTION,
+    hides_gains,
     is_lost,
     next_stage,
     stages,
@@ -150,3 +151,41 @@ def test_on_recorded_scores_few_within_the_bound_are_given_up_and_most_beyond_it
     assert wrong <= FALSE_REJECTION * kept + 3 * (FALSE_REJECTION * kept) ** 0.5
     if beyond:  # All of DeepCache's points and ToMe's lose less.
         assert seen > 0.6 * beyond and prompts < 0.6 * len(before) * beyond
+
+
+def test_losses_on_which_it_errs_are_recognised():
+    rng = np.random.default_rng(0)
+
+    def share_of_alarms(deviations):
+        before = rng.normal(30, 2, (len(deviations), deviations.shape[1]))
+        pairs = zip(before, before - deviations, strict=True)
+        return np.mean([hides_gains(baseline, [scores]) for baseline, scores in pairs])
+
+    gains = rng.random((400, 32)) < 0.1
+    few_gain = np.where(gains, -rng.normal(4, 1, gains.shape), rng.normal(0, 0.1, gains.shape))
+    assert share_of_alarms(few_gain) > 0.8
+    assert share_of_alarms(rng.normal(0, 1, gains.shape)) < 0.01
+    assert share_of_alarms(rng.exponential(1, gains.shape)) < 0.01
+    # Most candidates decide: one such among others is chance.
+    before = rng.normal(30, 2, 32)
+    assert not hides_gains(before, [before - few_gain[0], *(before - rng.normal(0, 1, (2, 32)))])
+    assert not hides_gains(before, [])
+
+
+@pytest.mark.parametrize(
+    ("table", "most"),
+    [("tgate", 0.01), ("deepcache-tgate", 0.01), ("deepcache-tome", 0.1), ("deepcache", 0.16)],
+)
+def test_recorded_losses_seldom_look_like_that(table, most):
+    recorded = read_trials(TABLES / f"{table}.json.gz")
+    before = np.array(recorded.baseline.scores)
+    after = np.array([trial.measurement.scores for trial in recorded.trials])
+    loss = 1 - after.mean(axis=1) / before.mean()
+    after = after[(loss > 0.002) & (loss < 0.08)]
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(200):
+        prompts = rng.choice(64, 32, replace=False)
+        few = rng.choice(len(after), min(6, len(after)), replace=False)
+        alarms.append(hides_gains(before[prompts], after[few][:, prompts]))
+    assert np.mean(alarms) <= most

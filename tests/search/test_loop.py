@@ -146,8 +146,8 @@ def test_what_was_not_tried_on_held_out_prompts_could_still_win(strategy):
     ]
     assert within and outcome.could_win >= len(within)
     assert outcome.stopped == (
-        f"{MAX_TRIED} candidates failed on held-out prompts; {len(within)} slower candidates "
-        "within the bound left untried"
+        f"{MAX_TRIED} candidates failed on held-out prompts; {len(within)} others are within the "
+        "bound by the search's prompts and left untried"
     )
 
 

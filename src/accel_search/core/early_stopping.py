@@ -73,7 +73,7 @@ def is_lost(
         losses are skewed to the left, or may be, as in `score_loss`. Where few prompts gain much,
         all others lose nearly alike and the stages so far hold none of the few, nothing shows it,
         and the candidate is given up: recorded candidates that lose over 0.5 % are not like that
-        (tests/core/test_early_stopping.py).
+        (tests/core/test_early_stopping.py), and `hides_gains` watches for it.
     """
     short = (1 - bound) * np.asarray(baseline, float) - np.asarray(candidate, float)
     count = len(short)
@@ -87,3 +87,22 @@ def is_lost(
     limit *= 1 + max(seen, UNSEEN_GAINS * (USUAL_SKEWNESS - abs(skewness)), 0.0)
     # Losses that are all alike and exactly at the bound differ from it by rounding alone.
     return mean - limit * spread > 1e-9 * abs(float(np.mean(baseline)))
+
+
+def hides_gains(baseline: Sequence[float], candidates: Sequence[Sequence[float]]) -> bool:
+    """Return whether losses are of the shape on which `is_lost` errs: few prompts gain much.
+
+    Where one prompt in ten gains much, over 80 % of candidates scored on 32 prompts look like that;
+    of six recorded ones together, at most 1 % of T-GATE's and 16 % of DeepCache's do
+    (tests/core/test_early_stopping.py).
+
+    Args:
+        baseline: Scores of all prompts of the search, `[N]`.
+        candidates: Scores of the candidates that were scored on all of them, `[N]` each.
+    """
+    before = np.asarray(baseline, float)
+    skewness = []
+    for scores in candidates:
+        short = before - np.asarray(scores, float)
+        skewness.append(skewness_of(short - short.mean()))
+    return bool(skewness) and float(np.median(skewness)) < -USUAL_SKEWNESS

@@ -65,7 +65,7 @@ class Outcome:
     resumed: int
     """Trials that an earlier run had measured."""
     refuted: tuple[Candidate, ...]
-    """Faster candidates that were rejected on held-out prompts."""
+    """Candidates that were rejected on held-out prompts, but for the winner."""
     stopped: str
     """Why no further candidate was measured."""
     settled: bool

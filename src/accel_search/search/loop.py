@@ -102,7 +102,9 @@ class Search:
             held_out = None if winner is None else self._held_out(winner.trial.candidate)
             could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
             if winner is None:
-                could_win += len(self._feasible())  # With a winner, they are slower.
+                could_win += len(
+                    self._feasible()
+                )  # With a winner, they are slower or less likely to pass.
             rivals = () if winner is None else self._rivals(winner, held_out)
             ablations = () if winner is None else self._ablations(winner.trial.candidate)
             self._measuring.check()
@@ -188,8 +190,8 @@ class Search:
         untried = len(self._feasible())
         if not untried:
             return failed
-        plural = "" if untried == 1 else "s"
-        return f"{failed}; {untried:,} slower candidate{plural} within the bound left untried"
+        others = "1 other is" if untried == 1 else f"{untried:,} others are"
+        return f"{failed}; {others} within the bound by the search's prompts and left untried"
 
     def _has_time(self) -> bool:
         """Return whether `--time_budget` is not spent."""

@@ -68,7 +68,7 @@ class End:
     chance_within_bound: Number | None = None
     rivals: tuple[entries.FewerSteps, ...] = ()
     refuted: tuple[Params, ...] = ()
-    """Faster candidates that failed on held-out prompts."""
+    """Candidates that were rejected on held-out prompts."""
     no_gain: str | None = None
     resumed: int | None = None
     stopped: str

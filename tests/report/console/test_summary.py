@@ -69,7 +69,7 @@ def test_the_first_figures_are_of_the_held_out_prompts(found):
     assert f"{tail}\n" in said
     assert f"{tail}, allowed 20 %\n" in text(replace(found, held_out=after), max_tail_loss=0.2)
     ranged = text(replace(found, held_out=replace(after, range_loss=0.041)))
-    assert "  lost: 1.7 % of the score, 4.1 % of its usable range\n" in ranged
+    assert "  loss of the usable range: 4.1 %\n" in ranged
     assert "usable range" not in said
     alone = text(replace(found, held_out=None))
     assert "held-out" not in alone and "in the search" not in alone
@@ -126,14 +126,36 @@ def test_a_winner_that_others_were_timed_faster_than_is_explained(found):
         for each in found.trials
     )
     said = " ".join(text(replace(found, trials=trials)).split())
-    assert "all candidates taken together; deepcache(3, 1) was timed faster" in said
+    assert "deepcache(3, 1) was timed faster than *: by chance" in said
     refuted = replace(found, trials=trials, refuted=(lucky,))
     assert "timed faster" not in text(refuted)
 
 
+def test_losses_on_which_early_stopping_errs_are_pointed_out(found):
+    assert "--strategy grid" not in text(found)
+    before = found.baseline.scores
+    gaining = tuple(score - 0.3 + 9.0 * (place % 16 == 0) for place, score in enumerate(before))
+
+    def scored(trial, is_given_up):
+        assessment = replace(trial.assessment, is_complete=not is_given_up)
+        if is_given_up:
+            assessment = replace(assessment, verdict=Verdict.FAIL)
+        measurement = replace(trial.trial.measurement, scores=gaining)
+        return replace(
+            trial, trial=replace(trial.trial, measurement=measurement), assessment=assessment
+        )
+
+    first, *others = found.trials
+    trials = (scored(first, True), *(scored(trial, False) for trial in others))
+    said = " ".join(text(replace(found, trials=trials)).split())
+    assert "of the 1 candidate given up early, some may be within the bound" in said
+    complete = tuple(scored(trial, False) for trial in found.trials)
+    assert "--strategy grid" not in text(replace(found, trials=complete))
+
+
 def test_one_that_failed_on_held_out_prompts_is_named(found):
     said = text(replace(found, refuted=(point(5, 3),)))
-    assert "faster, but not confirmed on those: deepcache(cache_interval=5" in said
+    assert "rejected on held-out prompts: deepcache(cache_interval=5" in said
 
 
 def test_a_budget_that_ended_it_says_what_could_still_win():

@@ -11,6 +11,7 @@ from pathlib import Path
 from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, Assessment, verdict
 from accel_search.core.candidate import Candidate
+from accel_search.core.early_stopping import hides_gains
 from accel_search.core.intervals import Verdict
 from accel_search.core.outcome import Outcome, is_sure
 from accel_search.core.secrets import without_secrets
@@ -69,6 +70,7 @@ def summary(
             textwrap.fill(no_gain or "", WIDTH),
             _fewer_steps(outcome, settings),
             _failures(outcome),
+            _given_up(outcome),
             _coverage(outcome, space),
             _use(use),
         )
@@ -114,7 +116,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             lines += _indented(UNSTEADY)
     for candidate in outcome.refuted:
         lines += textwrap.wrap(
-            f"faster, but not confirmed on those: {candidate}",
+            f"rejected on held-out prompts: {candidate}",
             WIDTH,
             initial_indent="  ",
             subsequent_indent="    ",
@@ -137,10 +139,7 @@ def _in_other_terms(headline: Assessment, settings: Settings) -> list[str]:
         allowed = "" if most is None else f", allowed {100 * most:g} %"
         lines.append(f"  worst tenth of prompts: {points(headline.tail_loss)}{allowed}")
     if headline.range_loss is not None:
-        lines.append(
-            f"  lost: {points(headline.score_loss.value)} of the score, "
-            f"{points(headline.range_loss)} of its usable range"
-        )
+        lines.append(f"  loss of the usable range: {points(headline.range_loss)}")
     return lines
 
 
@@ -220,9 +219,10 @@ def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:
     # A no-break space, so that no candidate is broken in two.
     name = luckier[0].replace(" ", "\u00a0")
     text = (
-        f"* is the fastest by the timings of all candidates taken together; {name} "
+        f"{name} "
         + (f"and {len(luckier) - 1} more were" if len(luckier) > 1 else "was")
-        + " timed faster, by chance as far as can be told."
+        + " timed faster than *: by chance as far as all timings show, or with a loss that is "
+        "less likely to be within the bound."
     )
     return ["", *(line.replace("\u00a0", " ") for line in textwrap.wrap(text, 80))]
 
@@ -296,6 +296,28 @@ def shown(text: str) -> str:
     """Return a text that holds messages of others as one line for a terminal, cut to length."""
     line = in_one_line(without_secrets(text))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+def _given_up(outcome: Outcome) -> str:
+    """Return a warning where losses are of the shape on which early stopping errs."""
+    complete = [
+        trial for trial in outcome.trials if trial.assessment and trial.assessment.is_complete
+    ]
+    given_up = sum(
+        trial.assessment.verdict is Verdict.FAIL and not trial.assessment.is_complete
+        for trial in outcome.trials
+        if trial.assessment
+    )
+    scores = [trial.trial.measurement.scores for trial in complete if trial.trial.measurement]
+    if not given_up or not hides_gains(outcome.baseline.scores, scores):
+        return ""
+    plural = "" if given_up == 1 else "s"
+    return textwrap.fill(
+        f"A few prompts gain much here and most lose a little, which a few prompts do not show: of "
+        f"the {given_up} candidate{plural} given up early, some may be within the bound. "
+        "--strategy grid scores every candidate on all prompts.",
+        WIDTH,
+    )
 
 
 def _coverage(outcome: Outcome, space: JointSpace) -> str:

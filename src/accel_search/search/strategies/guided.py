@@ -272,7 +272,7 @@ class Guided(Strategy):
         if required is not None:
             ahead = (standing.log_speedup - math.log(required)) / standing.sd
             return np.asarray(standing.within * stats.norm.cdf(ahead))
-        beaten = np.full(len(standing.within), standing.best + SAME_SPEED)
+        beaten = standing.best + SAME_SPEED
         return standing.within * expected_gain(standing.log_speedup, standing.sd, beaten)
 
     def _cost(self, standing: Standing) -> Array:

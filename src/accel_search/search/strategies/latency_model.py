@@ -69,13 +69,13 @@ def noise_of(baseline: Measurement, measured: Sequence[Measurement]) -> float:
     return max(timing_spread(baseline, measured), LEAST_NOISE)
 
 
-def expected_gain(log_speedup: Array, sd: Array, beaten: float | Array) -> Array:
+def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
     """Return the expected gain of each candidate over a speedup, in logarithms, `[N]`.
 
     Args:
         log_speedup: Expected logarithms of the speedups, `[N]`.
         sd: Standard deviations of their errors, `[N]`.
-        beaten: Logarithm of the speedup to beat, one for all or `[N]`.
+        beaten: Logarithm of the speedup to beat.
 
     Source:
         Expected improvement: Jones et al., "Efficient global optimization of expensive black-box
