@@ -1,10 +1,12 @@
 """Candidates and records."""
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Prompt, PromptSet
 from tests.support.fakes import PROVENANCE
@@ -30,8 +32,16 @@ def test_a_measurement_comes_back_from_plain_json_types():
     )
     plain = asdict(measured)
     assert Measurement.from_dict(plain) == measured
-    del plain["shuffled_scores"]  # As earlier versions stored it.
+    del plain["shuffled_scores"], plain["step_times"]  # As earlier versions stored it.
     assert Measurement.from_dict(plain) == replace(measured, shuffled_scores=())
+
+
+def test_the_times_of_unet_calls_come_back_from_plain_json_types():
+    times = StepTimes(0.5, (0.1, 0.05, 0.1), (0, 2), ((1, 0.11),))
+    measured = Measurement((0.5,), (1.0,), (30.0,), 4, step_times=(times,))
+    plain = json.loads(json.dumps(asdict(measured)))
+    assert Measurement.from_dict(plain) == measured
+    assert measured.joined(measured).step_times == (times, times)
 
 
 def test_a_trial_is_measured_or_failed_never_both_nor_neither():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.step_times import StepTimes
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Measurement:
     shuffled_scores: tuple[float, ...] = ()
     """Scores of a baseline's images against another prompt of the set each, in prompt order: what
     a score is worth that says nothing of the image. Empty where they were not taken."""
+    step_times: tuple[StepTimes, ...] = ()
+    """Of the calls whose UNet calls were timed one by one, in the order of the calls; empty where
+    none were."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -52,6 +56,7 @@ class Measurement:
             psnr=tuple(float(x) for x in data.get("psnr", ())),
             ssim=tuple(float(x) for x in data.get("ssim", ())),
             shuffled_scores=tuple(float(x) for x in data.get("shuffled_scores", ())),
+            step_times=tuple(StepTimes.from_dict(times) for times in data.get("step_times", ())),
         )
 
     def joined(self, further: Measurement) -> Measurement:
@@ -80,6 +85,7 @@ class Measurement:
             psnr=self.psnr + further.psnr,
             ssim=self.ssim + further.ssim,
             shuffled_scores=self.shuffled_scores + further.shuffled_scores,
+            step_times=self.step_times + further.step_times,
         )
 
 

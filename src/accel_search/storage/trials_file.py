@@ -20,6 +20,7 @@ from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.base import check_params
 from accel_search.core import extras
 from accel_search.core.candidate import Candidate
+from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, first_line
@@ -124,6 +125,16 @@ Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class _StepTimes:
+    """The UNet calls of one pipeline call as a file gives them."""
+
+    call: Seconds
+    seconds: tuple[Seconds, ...]
+    plain: tuple[Annotated[int, Meta(ge=0)], ...]
+    probes: tuple[tuple[Annotated[int, Meta(ge=0)], Seconds], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Samples:
     """A measurement as a file gives it."""
 
@@ -136,6 +147,7 @@ class _Samples:
     psnr: tuple[Number, ...] = ()
     ssim: tuple[Number, ...] = ()
     shuffled_scores: tuple[Number, ...] = ()
+    step_times: tuple[_StepTimes, ...] = ()
 
     def measurement(
         self, name: object, batch_size: int = 1, pairs: tuple[float, ...] | None = None
@@ -163,6 +175,7 @@ class _Samples:
             self.psnr,
             self.ssim,
             self.shuffled_scores,
+            tuple(StepTimes(**asdict(times)) for times in self.step_times),
         )
 
 
