@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from accel_search.runtime.nvidia_smi import query
+from accel_search.runtime.nvml import gpu_names
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "accel_search.sweep.worker"
@@ -57,7 +57,7 @@ def main() -> None:
     content: dict[str, Any] = {}
     if options.out is not None and options.out.exists():
         content = json.loads(options.out.read_text(encoding="utf-8"))
-    content["gpus"] = query("name") or [f"CPU, {os.cpu_count()} cores"]
+    content["gpus"] = gpu_names() or [f"CPU, {os.cpu_count()} cores"]
     for part in options.parts.split(","):
         folder = options.folder / part
         if part == "faults":

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from accel_search.runtime.nvidia_smi import query
+from accel_search.runtime.nvml import gpu_names
 from accel_search.sweep.machine import shares, visible_gpus
 
 ACTIVITIES = ("idle", "calls", "imports", "starts")
@@ -54,7 +54,7 @@ def main() -> None:
         be(options)
         return
     rows = measure(options)
-    content = {"gpus": query("name"), "cores": os.cpu_count(), "rows": rows}
+    content = {"gpus": gpu_names(), "cores": os.cpu_count(), "rows": rows}
     if options.out is not None:
         options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for row in rows:

@@ -13,7 +13,7 @@ import torch
 
 from accel_search.core.workload import PACKAGE_OF, PromptSet, Provenance, Workload
 from accel_search.runtime.attention import describe_attention
-from accel_search.runtime.nvidia_smi import query
+from accel_search.runtime.nvml import driver_version
 
 PACKAGES = (
     "accel-search",
@@ -97,7 +97,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return the fields of a provenance that depend on the machine alone."""
     return {
         "device_name": device_name(device),
-        "driver": next(iter(query("driver_version")), None) if device.type == "cuda" else None,
+        "driver": driver_version() if device.type == "cuda" else None,
         "versions": package_versions(),
     }
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from accel_search.errors import ConfigurationError
-from accel_search.runtime.nvidia_smi import query
+from accel_search.runtime.nvml import gpu_names
 
 
 def visible_gpus() -> list[str]:
@@ -14,7 +14,7 @@ def visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()]
-    return query("index")
+    return [str(index) for index in range(len(gpu_names()))]
 
 
 def choose_gpus(wanted: str | Sequence[int], gpus: Sequence[str]) -> list[str]:
