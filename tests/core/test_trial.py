@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.machine_health import Health
 from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Prompt, PromptSet
@@ -42,6 +43,16 @@ def test_the_times_of_unet_calls_come_back_from_plain_json_types():
     plain = json.loads(json.dumps(asdict(measured)))
     assert Measurement.from_dict(plain) == measured
     assert measured.joined(measured).step_times == (times, times)
+
+
+def test_the_machines_state_comes_back_from_plain_json_types():
+    health = (Health(1410.0, 1980.0, 699.5, 71.0, 4, 0.25, 3.5, 1.0, 16), Health(cores=2))
+    measured = Measurement((0.5,), (1.0,), (30.0,), 4, health=health)
+    plain = json.loads(json.dumps(asdict(measured)))
+    assert Measurement.from_dict(plain) == measured
+    assert measured.joined(measured).health == health + health
+    del plain["health"]  # As earlier versions stored it.
+    assert Measurement.from_dict(plain) == replace(measured, health=())
 
 
 def test_a_trial_is_measured_or_failed_never_both_nor_neither():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.machine_health import Health
 from accel_search.core.step_times import StepTimes
 
 
@@ -38,6 +39,9 @@ class Measurement:
     step_times: tuple[StepTimes, ...] = ()
     """Of the calls whose UNet calls were timed one by one, in the order of the calls; empty where
     none were."""
+    health: tuple[Health, ...] = ()
+    """The machine at each call, the baseline's included, in the order of the calls; empty where it
+    was not sampled."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -57,6 +61,7 @@ class Measurement:
             ssim=tuple(float(x) for x in data.get("ssim", ())),
             shuffled_scores=tuple(float(x) for x in data.get("shuffled_scores", ())),
             step_times=tuple(StepTimes.from_dict(times) for times in data.get("step_times", ())),
+            health=tuple(Health.from_dict(sample) for sample in data.get("health", ())),
         )
 
     def joined(self, further: Measurement) -> Measurement:
@@ -86,6 +91,7 @@ class Measurement:
             ssim=self.ssim + further.ssim,
             shuffled_scores=self.shuffled_scores + further.shuffled_scores,
             step_times=self.step_times + further.step_times,
+            health=self.health + further.health,
         )
 
 

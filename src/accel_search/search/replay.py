@@ -131,6 +131,7 @@ def _part(recorded: Measurement, prompts: range) -> Measurement:
         scores=recorded.scores[taken],
         psnr=recorded.psnr[taken],
         ssim=recorded.ssim[taken],
+        health=() if prompts.start else recorded.health,
         seconds=recorded.seconds * len(prompts) / max(len(recorded.scores), 1),
     )
 

@@ -20,6 +20,7 @@ from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.base import check_params
 from accel_search.core import extras
 from accel_search.core.candidate import Candidate
+from accel_search.core.machine_health import Health
 from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Workload
@@ -148,6 +149,7 @@ class _Samples:
     ssim: tuple[Number, ...] = ()
     shuffled_scores: tuple[Number, ...] = ()
     step_times: tuple[_StepTimes, ...] = ()
+    health: tuple[Health, ...] = ()
 
     def measurement(
         self, name: object, batch_size: int = 1, pairs: tuple[float, ...] | None = None
@@ -176,6 +178,7 @@ class _Samples:
             self.ssim,
             self.shuffled_scores,
             tuple(StepTimes(**asdict(times)) for times in self.step_times),
+            self.health,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from accel_search.core.candidate import Candidate, Params
+from accel_search.core.machine_health import Health
 from accel_search.core.trial import Measurement
 from accel_search.core.workload import Prompt, Workload
 from accel_search.errors import (
@@ -23,6 +24,7 @@ from accel_search.errors import (
 from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.measuring.generation import Call, prepare
+from accel_search.runtime.measuring.health import HealthSampler
 from accel_search.runtime.measuring.timing import timed, warm_up_steps
 from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
@@ -79,6 +81,8 @@ class Samples:
 
     peak: PeakMeter
     """Watches the measured calls, not the baseline's beside them."""
+    health: list[Health] = field(default_factory=list)
+    """The machine at each call, the baseline's included."""
     seconds_per_image: list[float] = field(default_factory=list)
     baseline_seconds_per_image: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -103,6 +107,7 @@ class Samples:
             psnr=tuple(self.psnr),
             ssim=tuple(self.ssim),
             shuffled_scores=tuple(self.shuffled_scores),
+            health=tuple(self.health),
         )
 
 
@@ -134,6 +139,7 @@ class Caller:
         self._compiled = compiled
         self._timing_lock = timing_lock or TimingLock()
         self._device = execution_device(pipe)
+        self.health = HealthSampler(self._device)
 
     def call(
         self,
@@ -163,6 +169,7 @@ class Caller:
             # Prepared for each call, because generators advance.
             images, seconds = self._run(prepare(self._pipe, workload, prompts), candidate, peak)
             if not self._compiled or graphs_compiled() == graphs:
+                self.health.keep()
                 return images.float(), seconds / len(prompts)
             if peak is not None:
                 peak.peak_bytes = before  # Compiling takes memory of its own.
@@ -188,7 +195,7 @@ class Caller:
     ) -> tuple[torch.Tensor, float]:
         watch = nullcontext() if peak is None else peak.watch()
         try:
-            with self._timing_lock.timing():
+            with self._timing_lock.timing(), self.health.watch():
                 if candidate:
                     images, seconds = self._run_accelerated(call, candidate, watch)
                 else:

@@ -299,7 +299,7 @@ class PipelineEvaluator:
         self._make_ready()
         if self._caller.last_applied is not None:
             self._check_sentinel()  # The calls below may become references.
-        samples = Samples(memory.PeakMeter(self._device))
+        samples = Samples(memory.PeakMeter(self._device), health=self._caller.health.begin())
         # The first prompts' pairs show how far calls differ by chance.
         pairs = 0 if prompts.start else max(self._pairs, NOISE_PAIRS)
         for step in plan_steps(plan_batches(prompts, self.batch_size), pairs):
@@ -332,7 +332,7 @@ class PipelineEvaluator:
             self._measure_baseline(split, range(max(len(known.scores), prompts.stop)))
         plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs, turn))
         self._make_references(split, [step.batch for step in plan])
-        samples = Samples(memory.PeakMeter(self._device))
+        samples = Samples(memory.PeakMeter(self._device), health=self._caller.health.begin())
         for step in plan:
             texts = self._prompts(split, step.batch)
             if step.paired and step.baseline_first:
