@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,12 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     if outcome is None:
         return _answer_from(searched, settings, logger)
     if settings.json:
-        nothing = {"speedup": None, "stopped": outcome.stopped, "no_gain": no_gain}
+        nothing = {
+            "speedup": None,
+            "stopped": outcome.stopped,
+            "no_gain": no_gain,
+            "noise_note": outcome.noise_note and asdict(outcome.noise_note),
+        }
         print(json.dumps(entry.as_dict() if entry else nothing, allow_nan=False))
     else:
         use = [] if entry is None else snippet(entry, settings, searched.workload)

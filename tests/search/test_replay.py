@@ -64,6 +64,49 @@ def test_nothing_within_the_bound_is_code_3(replay, capsys):
     assert json.loads(capsys.readouterr().out)["speedup"] is None
 
 
+def noisy():
+    """Return recorded trials, timed on a GPU that its power cap held back at half of the calls."""
+    content = recorded()
+    health = {"sm_mhz": 1980.0, "max_sm_mhz": 1980.0, "throttle_reasons": 0, "watts": 500.0}
+    slowed = health | {"sm_mhz": 1410.0, "throttle_reasons": 4, "watts": 700.0}
+    for part, seconds in ((content["baseline"], 0.5), *((t, 0.25) for t in content["trials"])):
+        part["seconds_per_image"] = [seconds, 1.6 * seconds, 1.5 * seconds, seconds]
+        part["health"] = [health, slowed, slowed, health]
+    return content
+
+
+def test_noise_is_explained_in_the_log_the_summary_the_report_and_the_json(
+    replay, tmp_path, capsys
+):
+    note = r"iming noise ±[\d,]+ % \(the GPU ran at 1,410 of 1,980 MHz: power cap\): lock its clock"
+    made = ["--report", "page.html", "--trials_out", "out.json", "--strategy", "grid"]
+    assert replay(noisy(), *made) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    (first, *_) = re.findall(f"baseline: 0.625 s an image, .*; t{note}", said)
+    assert re.search(f" T{note} lower", said.partition(first)[2])
+    assert re.search(f">T{note}", (tmp_path / "page.html").read_text())
+    assert replay(noisy(), "--json", "--strategy", "grid") == 3
+    found = json.loads(capsys.readouterr().out)["noise_note"]
+    assert found["cause"] == "the GPU ran at 1,410 of 1,980 MHz: power cap"
+    assert found["advice"].endswith("or --timing_pairs 4") and found["noise"] > 0.1
+    trials = read_trials(tmp_path / "out.json").trials
+    assert {each.measurement.health for each in trials} == {
+        each.measurement.health for each in read_trials(tmp_path / "trials.json").trials
+    }
+    # A trial in two stages holds each sample once.
+    (first, *_), (evaluator, _) = trials, open_replay(tmp_path / "out.json", ("deepcache",))
+    stages = [evaluator.measure(first.candidate, prompts=part) for part in (range(2), range(2, 3))]
+    assert stages[0].joined(stages[1]).health == first.measurement.health
+    assert len(first.measurement.health) == 4
+    # Of files without samples the noise is stated, and not explained.
+    bare = noisy()
+    for part in (bare["baseline"], *bare["trials"]):
+        del part["health"]
+    replay(bare)
+    said = capsys.readouterr().out
+    assert "%: stop other work, or --timing_pairs 4" in said and "MHz" not in said
+
+
 def test_recorded_seconds_are_charged_to_the_budget(replay, capsys):
     # The baseline is charged 8 s (4 calls of 4 images); the first trial exceeds the rest.
     assert replay(recorded(), "--time_budget", "8.1", "--json") in (0, 3)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from accel_search.api import load_best
+from accel_search.core.machine_health import Health
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.demo import demo_folder
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.answers import stored_answer
+from accel_search.storage.entries import SearchEntry
 from accel_search.storage.json_files import Unreadable, as_type
 from accel_search.storage.keys import parse_key
 from accel_search.storage.lookup import Wanted, bounds, find_result, results
@@ -89,6 +91,24 @@ def test_a_loss_is_stored_as_a_part_of_the_usable_range_too(tmp_path):
     assert evidence.range_loss == evidence.held_out.range_loss > 2 * evidence.held_out.score_loss
     bare = searched(tmp_path / "g.json", GRID()).evidence
     assert bare.range_loss is None and bare.shuffled_score is None
+
+
+def test_large_timing_noise_is_stored_with_its_cause_and_what_to_do(tmp_path):
+    class Shared(FakeEvaluator):
+        """Measures while others use 40 % of the GPU."""
+
+        def _measurement(self, *arguments):
+            measured = super()._measurement(*arguments)
+            return replace(measured, health=(Health(other_gpu_use=0.4),) * 4)
+
+    shared = Shared(lambda candidate: (6.0, 0.001), noise=0.2)
+    entry = searched(tmp_path / "f.json", GRID(), evaluator=shared)
+    note = entry.evidence.noise_note
+    assert note.cause == "other processes used 40 % of the GPU" and 0.1 < note.noise < 1
+    assert note.advice == "stop other work, or --timing_pairs 8"
+    assert as_type(json.loads(json.dumps(entry.as_dict())), SearchEntry) == entry
+    quiet = searched(tmp_path / "g.json", GRID())
+    assert quiet.evidence.noise_note is None
 
 
 def test_an_entry_is_flat_where_readers_look_and_carries_its_evidence(tmp_path):

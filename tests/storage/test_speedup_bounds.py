@@ -49,6 +49,15 @@ def test_an_exploration_bounds_the_speed_beside_the_best_within_the_loss(setting
     assert as_type(json.loads(json.dumps(entry.as_dict())), BoundEntry) == entry
 
 
+def test_a_bound_of_noisy_timings_says_what_to_do(settings):
+    quiet = explore(settings(), FakeEvaluator(), LOG).entry
+    assert quiet.evidence.noise_note is None
+    noisy = FakeEvaluator(lambda candidate: (6.0, 0.001), noise=0.3)
+    entry = explore(settings(force=True), noisy, LOG).entry
+    assert entry.evidence.noise_note.advice == "stop other work, or --timing_pairs 8"
+    assert as_type(json.loads(json.dumps(entry.as_dict())), BoundEntry) == entry
+
+
 def test_where_nothing_is_within_the_loss_the_bound_is_still_told(settings):
     evaluator = FakeEvaluator(lambda candidate: (2.0, 0.5))
     found = explore(settings(), evaluator, LOG)

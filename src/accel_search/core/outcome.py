@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
-from accel_search.core.timing_noise import is_gain
+from accel_search.core.machine_health import NoiseNote, noise_note
+from accel_search.core.timing_noise import TimingNoise, is_gain
 from accel_search.core.trial import Goal, Measurement
 from accel_search.core.validation import SURE
 
@@ -98,6 +99,19 @@ class Outcome:
         """Return whether the winner is validated, and not only likely to be within the bound."""
         return is_sure(self.chance)
 
+    @property
+    def noise_note(self) -> NoiseNote | None:
+        """Return what to say of the timing noise, by all trials; None where it is small."""
+        baseline = self.baseline
+        measured = [
+            trial.trial.measurement
+            for trial in self.trials
+            if trial.trial.measurement and trial.trial.measurement.batch_size == baseline.batch_size
+        ]
+        pairs = max(1, len(baseline.baseline_seconds_per_image))
+        samples = [sample for part in (baseline, *measured) for sample in part.health]
+        return noise_note(TimingNoise([baseline], measured).floor(pairs), pairs, samples)
+
     def as_well(self, goal: Goal) -> Rival | None:
         """Return the fewer-steps baseline that does as well as the winner, if one does.
 
@@ -155,3 +169,10 @@ class SpeedBound:
     def is_gain(self) -> bool:
         """Return whether it is faster than the baseline beyond its interval and the noise floor."""
         return is_gain(self.speedup, self.noise_floor)
+
+    @property
+    def noise_note(self) -> NoiseNote | None:
+        """Return what to say of the timing noise; None where it is small."""
+        pairs = max(1, len(self.baseline.baseline_seconds_per_image))
+        samples = self.baseline.health + self.measurement.health
+        return noise_note(self.noise_floor, pairs, samples)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import UNSET, Meta, UnsetType, to_builtins
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.machine_health import NoiseNote
 from accel_search.core.workload import Provenance, Workload
 
 if TYPE_CHECKING:  # They load NumPy, for which a worker should not wait.
@@ -183,6 +184,8 @@ class SearchEvidence:
     in_search: Figures | None = None
     """On the search's prompts; None in files of earlier versions."""
     noise_floor: Number | None = None
+    noise_note: NoiseNote | None = None
+    """What to say of the noise where it is large."""
     fewer_steps: tuple[FewerSteps, ...] = ()
     without: dict[str, Without] = field(default_factory=dict)
     """Target -> speedup without it."""
@@ -272,6 +275,8 @@ class BoundEvidence:
     """The evidence for a bound on speed."""
 
     noise_floor: Number | None = None
+    noise_note: NoiseNote | None = None
+    """What to say of the noise where it is large."""
     baseline_seconds_per_image: Number | None = None
     space_points: int = 0
     space_distinct: int = 0

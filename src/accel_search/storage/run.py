@@ -10,6 +10,7 @@ from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, verdict
 from accel_search.core.candidate import Candidate, Value
 from accel_search.core.intervals import Estimate, Verdict
+from accel_search.core.machine_health import NoiseNote, noise_note
 from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.workload import Prompt
@@ -131,6 +132,14 @@ class Run:
         )
         pairs = max(1, len(baseline.baseline_seconds_per_image))
         return noises[baseline.batch_size].floor(pairs)
+
+    @property
+    def noise_note(self) -> NoiseNote | None:
+        """Return what to say of the timing noise, by all trials; None where it is small."""
+        pairs = max(1, len(self.baseline.baseline_seconds_per_image))
+        measured = (self.baseline, *(row.measurement for row in self.rows if row.measurement))
+        samples = [sample for part in measured for sample in part.health]
+        return noise_note(self.noise_floor, pairs, samples)
 
     @property
     def varied(self) -> dict[tuple[str, str], list[Value]]:

@@ -46,9 +46,8 @@ def entry_of(
     measurement = winner.trial.measurement
     where = None
     if provenance is not None:
-        size = measurement.batch_size
         known = provenance.as_dict() | {"batch_size": settings.batch_size}
-        where = entries.SearchProvenance(**known, measured_batch_size=size)
+        where = entries.SearchProvenance(**known, measured_batch_size=measurement.batch_size)
     measured = entries.figures(headline)
     needed = measured.pop("prompts_needed")
     return SearchEntry(
@@ -64,6 +63,7 @@ def entry_of(
             chance_within_bound=None if outcome.chance is None else rounded(outcome.chance),
             in_search=entries.Figures.of(winner.assessment),
             noise_floor=rounded(headline.noise_floor),
+            noise_note=outcome.noise_note,
             fewer_steps=entries.fewer_steps(outcome, settings.goal),
             without={
                 ablation.target: entries.Without(

@@ -87,6 +87,7 @@ def entry_of(
         asked=asked(settings),
         evidence=entries.BoundEvidence(
             noise_floor=rounded(bound.noise_floor),
+            noise_note=bound.noise_note,
             baseline_seconds_per_image=rounded(sum(calls) / len(calls)),
             space_points=space.points,
             space_distinct=space.distinct,

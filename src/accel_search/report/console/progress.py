@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
+from accel_search.core.machine_health import noise_note
 from accel_search.core.outcome import Ablation, Rival
 from accel_search.core.timing_noise import noise_floor
 from accel_search.core.trial import Goal, Measurement, Trial
@@ -36,17 +37,19 @@ class Progress(WithBar, Observer):
         super().__init__(total, " < {remaining}  {desc}", show=show_bar)
 
     def on_baseline(self, baseline: Measurement) -> None:
-        """Write the baseline's speed and score, and the timing noise."""
+        """Write the baseline's speed and score, the timing noise, and advice if that is large."""
         seconds = sum(baseline.seconds_per_image) / len(baseline.seconds_per_image)
-        floor = noise_floor(baseline, len(baseline.baseline_seconds_per_image))
+        pairs = len(baseline.baseline_seconds_per_image)
+        floor = noise_floor(baseline, pairs)
         scored = ""
         if baseline.scores:
             score = sum(baseline.scores) / len(baseline.scores)
             scored = f", score {score:.2f} over {len(baseline.scores)} prompts"
-        noise = f"±{100 * floor:.1f} % (baseline against itself)"
+        noise = f"timing noise ±{100 * floor:.1f} % (baseline against itself)"
         if math.isinf(floor):
-            noise = "unknown (the baseline was not timed against itself)"
-        self._logger.info("baseline: %.4g s an image%s; timing noise %s", seconds, scored, noise)
+            noise = "timing noise unknown (the baseline was not timed against itself)"
+        note = noise_note(floor, pairs, baseline.health)
+        self._logger.info("baseline: %.4g s an image%s; %s", seconds, scored, note or noise)
 
     def on_resume(self, history: Sequence[AssessedTrial]) -> None:
         """Write how many trials an earlier run has measured."""

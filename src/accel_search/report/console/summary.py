@@ -68,6 +68,7 @@ def summary(
             _refused_for_noise(outcome, settings, bool(no_gain) and len(space.targets) == 1),
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
+            _noise_explained(outcome),
             _fewer_steps(outcome, settings),
             _failures(outcome),
             _given_up(outcome),
@@ -199,6 +200,12 @@ def _refused_for_noise(outcome: Outcome, settings: Settings, is_explained: bool)
         f"--timing_pairs than {settings.timing_pairs}, or on a quieter machine with --force.",
         WIDTH,
     )
+
+
+def _noise_explained(outcome: Outcome) -> str:
+    """Return what made the timings noisy, where that is known; a search begins with the advice."""
+    note = outcome.noise_note
+    return textwrap.fill(note.sentence, WIDTH) if note and note.cause else ""
 
 
 def _why_not_the_first(outcome: Outcome, settings: Settings) -> list[str]:

@@ -371,6 +371,7 @@ def _search(run: Run) -> dict[str, Any]:
         "noise": f"{100 * run.noise_floor:.1f} %"
         if math.isfinite(run.noise_floor)
         else "an unknown distance",
+        "noise_note": run.noise_note,
         "seconds_per_image": sum(baseline.seconds_per_image) / len(baseline.seconds_per_image),
         "score": sum(baseline.scores) / len(baseline.scores) if baseline.scores else None,
         "strategy": run.asked.strategy,
