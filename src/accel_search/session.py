@@ -373,8 +373,8 @@ class Session:
             write_trials(path, space.coinciding, load, outcome.baseline, trials, extra)
         entry, no_gain = None, of_search(outcome, space, where)
         if outcome.winner is not None:
-            summary = space.summary()
-            entry = search_results.entry_of(outcome, settings, summary, where, store.name, no_gain)
+            parts = (outcome, settings, space.summary(), load, where, store.name, no_gain)
+            entry = search_results.entry_of(*parts)
             if output is not None and settings.replay is None:
                 keys = search_results.save(Path(output), load, settings, entry)
                 self.logger.debug("written to %s under %s", output, " and ".join(keys))

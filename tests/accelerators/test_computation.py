@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from accel_search.accelerators.computation import (
     canonical,
     describe_steps,
     effective_workload,
+    step_table,
 )
 from accel_search.core.candidate import Candidate
+from accel_search.core.step_times import StepTimes
+from accel_search.core.trial import Measurement
 from tests.support.tiny import make_pipe, render, tgate_params, workload
 
 STEPS = 8
@@ -217,3 +221,61 @@ def test_latents_are_finite_where_reuse_is_partial(sd: Any) -> None:
     }
     with apply_candidate(sd, candidate):
         assert torch.isfinite(render(sd, steps=12)).all()
+
+
+# Where the time of a pipeline call goes
+
+
+def timed(*seconds: float) -> Measurement:
+    times = StepTimes(2 * sum(seconds), seconds, ())
+    return Measurement((0.5,), (1.0,), (30.0,), 1, step_times=(times,))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "seconds", "expected"),
+    [
+        ({}, (0.1, 0.1), [("plain", 2, 0.5)]),
+        (
+            CACHE,
+            (0.4, 0.1, 0.1, 0.4),
+            [("plain", 2, 0.4), ("deepcache partial at branch 0", 2, 0.1)],
+        ),
+        (
+            {"steps": {"num_inference_steps": 2}} | CACHE,
+            (0.3, 0.1),
+            [("plain", 1, 0.375), ("deepcache partial at branch 0", 1, 0.125)],
+        ),
+        (TOME, (0.1, 0.1, 0.1, 0.1), [("tome merged at 1/1 (50 %)", 4, 0.5)]),
+        # The third call keeps the mean that the fourth, behind the gate, reuses.
+        (
+            {"tgate": tgate_params(3, 2, 1, 3)} | TOME,
+            (0.2, 0.2, 0.3, 0.1),
+            [
+                ("tome merged at 1/1 (50 %)", 2, 0.25),
+                ("tgate mean kept + tome merged at 1/1 (50 %)", 1, 0.1875),
+                ("tgate gated + tome merged at 1/1 (50 %)", 1, 0.0625),
+            ],
+        ),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_time_of_a_call_is_told_by_what_is_done_in_it(
+    candidate: dict[str, Any], seconds: tuple[float, ...], expected: list[tuple[str, int, float]]
+) -> None:
+    table = step_table(timed(*seconds), candidate, workload(steps=2 if not candidate else 4))
+    assert table is not None
+    *rows, rest = table.rows
+    assert [(row.type, row.calls, row.share) for row in rows] == expected
+    assert (rest.calls, rest.share) == (None, 0.5)
+
+
+def test_there_is_no_table_of_what_cannot_be_described() -> None:
+    load, measured = workload(steps=4), timed(0.4, 0.1, 0.1, 0.4)
+    assert step_table(measured, CACHE, load) is not None
+    assert step_table(replace(measured, step_times=()), CACHE, load) is None
+    assert step_table(measured, CACHE, replace(load, unet_calls=8)) is None
+    for missing in ({"steps": 0}, {"unet_calls": 0}, {"latent_width": 0},
+                    {"attention_downsamples": ()}):  # fmt: skip
+        assert step_table(measured, TOME, replace(load, **missing)) is None
+    for candidate in ({"none": {"depth": 1}}, {"tgate": {"gate_step": 3}}):
+        assert step_table(measured, candidate, load) is None

@@ -111,7 +111,7 @@ def test_the_winner_is_timed_without_each_target_where_no_candidate_goes_without
     )
     assert "deepcache costs" not in said
     settings = Settings(targets=ALWAYS.targets)
-    entry = entry_of(outcome, settings, ALWAYS.summary(), FLASH, "study", said)
+    entry = entry_of(outcome, settings, ALWAYS.summary(), WORKLOAD, FLASH, "study", said)
     assert entry.no_gain == said
     assert said in " ".join(stored_summary(entry, settings).split())
     without = entry.evidence.without

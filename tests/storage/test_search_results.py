@@ -20,6 +20,7 @@ from accel_search.storage.keys import parse_key
 from accel_search.storage.lookup import Wanted, bounds, find_result, results
 from accel_search.storage.search_results import save, save_winner
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.support.pages import StepTimed
 from tests.support.results import GRID, Halved, searched
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,52 @@ def test_an_upper_bound_is_stored_under_both_kinds_of_key(tmp_path):
     goals = [ast.literal_eval(key)[3] for key in content]
     assert goals == ["upbound_speedup", 1.9]
     assert all(ast.literal_eval(key)[5] == ["deepcache"] for key in content)
+
+
+def test_where_the_time_of_the_winners_calls_goes_is_stored(tmp_path):
+    path = tmp_path / "search_params.json"
+    entry = searched(path, GRID(), evaluator=StepTimed())
+    assert answer(path, GRID())[0] == entry
+    stored = json.loads(path.read_text())
+    # Of deepcache(4, 3): 5 plain calls, 15 partial ones and 0.05 s, 0.27 s an image; a batch of 4.
+    assert stored[next(iter(stored))]["evidence"]["step_table"] == {
+        "pipeline_calls": 1,
+        "batch_size": 4,
+        "milliseconds": 1080.0,
+        "rows": [
+            {
+                "type": "plain",
+                "calls": 5,
+                "milliseconds": 80.0,
+                "share": 0.37037,
+                "relative_to_plain": 1.0,
+            },
+            {
+                "type": "deepcache partial at branch 3",
+                "calls": 15,
+                "milliseconds": 32.0,
+                "share": 0.44444,
+                "relative_to_plain": 0.4,
+            },
+            {
+                "type": "rest of the call (text encoder, scheduler, decoder)",
+                "calls": None,
+                "milliseconds": 200.0,
+                "share": 0.18519,
+                "relative_to_plain": None,
+            },
+        ],
+    }
+
+
+def test_without_timed_unet_calls_it_is_null_and_earlier_files_lack_it(tmp_path):
+    path = tmp_path / "search_params.json"
+    entry = searched(path, GRID())
+    content = json.loads(path.read_text())
+    for value in content.values():
+        assert value["evidence"].pop("step_table") is None
+    path.write_text(json.dumps(content))
+    assert answer(path, GRID())[0] == entry
 
 
 def test_a_requirement_is_stored_under_the_speedup_it_reached(tmp_path):

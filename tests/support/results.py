@@ -34,7 +34,8 @@ def searched(path, settings, provenance=PROVENANCE, truth=deepcache_truth, evalu
             observer,
         ).run()
     no_gain = of_search(outcome, space, provenance)
-    entry = entry_of(outcome, settings, space.summary(), provenance, store.name, no_gain)
+    summary = space.summary()
+    entry = entry_of(outcome, settings, summary, WORKLOAD, provenance, store.name, no_gain)
     save(path, WORKLOAD, settings, entry)
     return entry
 

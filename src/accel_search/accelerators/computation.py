@@ -7,9 +7,12 @@ from dataclasses import replace
 from itertools import product
 
 from accel_search.accelerators import get
-from accel_search.accelerators.base import Context, Effect, StepType
+from accel_search.accelerators.base import Context, Effect, StepType, check_params
 from accel_search.core.candidate import Candidate, Params
+from accel_search.core.step_table import StepTable, tabulate
+from accel_search.core.trial import Measurement
 from accel_search.core.workload import Workload
+from accel_search.errors import ConfigurationError
 
 
 def effective_workload(candidate: Mapping[str, Params], workload: Workload) -> Workload:
@@ -122,3 +125,25 @@ def describe_steps(candidate: Mapping[str, Params], workload: Workload) -> tuple
         for call, effects in enumerate(get(name).step_types(params, reduced, context)):
             types[call] |= {Effect(f"{name} {effect.name}", effect.amount) for effect in effects}
     return tuple(frozenset(effects) for effects in types)
+
+
+def step_table(
+    measurement: Measurement, candidate: Mapping[str, Params], workload: Workload
+) -> StepTable | None:
+    """Return where the time of a candidate's pipeline calls goes, by the type of its UNet calls.
+
+    Returns:
+        None where it was not measured, as in files of earlier versions, or cannot be described: the
+        workload is incomplete, or another version or a plug-in that is not here made the candidate.
+    """
+    load = workload
+    needed = (load.steps, load.unet_calls, load.latent_height, load.latent_width)
+    if not measurement.step_times or not all(needed) or not load.attention_downsamples:
+        return None
+    try:
+        for name, params in candidate.items():
+            check_params(get(name), params)
+        types = describe_steps(candidate, workload)
+    except ConfigurationError:
+        return None
+    return tabulate(measurement, types)

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, UnsetType, to_builtins
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.machine_health import NoiseNote
+from accel_search.core.step_table import StepTable
 from accel_search.core.workload import Provenance, Workload
 
 if TYPE_CHECKING:  # They load NumPy, for which a worker should not wait.
@@ -189,6 +190,9 @@ class SearchEvidence:
     fewer_steps: tuple[FewerSteps, ...] = ()
     without: dict[str, Without] = field(default_factory=dict)
     """Target -> speedup without it."""
+    step_table: StepTable | None = None
+    """Where the time of the winner's pipeline calls goes; None where their UNet calls were not
+    timed one by one."""
     baseline_score: Number | None = None
     shuffled_score: Number | None = None
     """Mean score of the baseline's images against other prompts, the floor of the usable range."""

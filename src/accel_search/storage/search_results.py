@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import UNSET
 
+from accel_search.accelerators.computation import step_table
 from accel_search.core.candidate import Value
 from accel_search.core.intervals import Verdict
 from accel_search.core.outcome import Outcome
@@ -26,6 +27,7 @@ def entry_of(
     outcome: Outcome,
     settings: Settings,
     space: SpaceSummary,
+    workload: Workload,
     provenance: Provenance | None,
     study: str,
     no_gain: str | None,
@@ -36,6 +38,7 @@ def entry_of(
         outcome: Of the search.
         settings: The options.
         space: The space searched.
+        workload: What was to be made faster.
         provenance: Where and with what it was measured; None for recorded trials.
         study: Name of the trials' study.
         no_gain: Explains targets that gain nothing, from `explain.of_search`.
@@ -65,13 +68,8 @@ def entry_of(
             noise_floor=rounded(headline.noise_floor),
             noise_note=outcome.noise_note,
             fewer_steps=entries.fewer_steps(outcome, settings.goal),
-            without={
-                ablation.target: entries.Without(
-                    speedup=rounded(ablation.assessment.speedup.value),
-                    speedup_interval=interval_of(ablation.assessment.speedup),
-                )
-                for ablation in outcome.ablations
-            },
+            without=_without(outcome),
+            step_table=step_table(measurement, winner.trial.candidate, workload),
             baseline_score=_mean(outcome.baseline.scores),
             shuffled_score=_mean(outcome.baseline.shuffled_scores),
             refuted_on_held_out=tuple(candidate.as_dict() for candidate in outcome.refuted),
@@ -92,6 +90,17 @@ def entry_of(
         ),
         provenance=where,
     )
+
+
+def _without(outcome: Outcome) -> dict[str, entries.Without]:
+    """Return the winner's speedup without each of its targets, where that was timed."""
+    return {
+        ablation.target: entries.Without(
+            speedup=rounded(ablation.assessment.speedup.value),
+            speedup_interval=interval_of(ablation.assessment.speedup),
+        )
+        for ablation in outcome.ablations
+    }
 
 
 def _mean(scores: Sequence[float]) -> float | None:

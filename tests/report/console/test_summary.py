@@ -87,12 +87,12 @@ def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(f
     for needed in (None, 10**6):
         at_bound = replace(unsure, prompts_needed=needed)
         assert "too near the bound" in text(replace(found, held_out=at_bound, chance=0.5))
-    space = SPACE.summary()
+    rest = (Settings(), SPACE.summary(), WORKLOAD, PROVENANCE, "study", None)
     unsure = replace(found, held_out=unsure, chance=0.82)
-    entry = entry_of(unsure, Settings(), space, PROVENANCE, "study", None)
+    entry = entry_of(unsure, *rest)
     assert entry.evidence.chance_within_bound == 0.82
     assert "likely (82 %) to be within the bound" in stored_summary(entry, Settings())
-    sure = entry_of(replace(found, chance=0.99), Settings(), space, PROVENANCE, "study", None)
+    sure = entry_of(replace(found, chance=0.99), *rest)
     assert "likely" not in stored_summary(sure, Settings())
     assert "likely" not in text(replace(found, chance=0.99))
     assert "likely" not in text(replace(unsure, chance=None))  # As ever.

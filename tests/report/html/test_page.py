@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from accel_search import accelerators
+from accel_search.accelerators.base import ALONE, Accelerator, Effect, Parameter
 from accel_search.report.html.page import search_page
 from accel_search.storage.keys import Configuration
 from accel_search.storage.run_reader import read_run
 from accel_search.sweep.page import read_bounds, sweep_page
-from tests.support.pages import EVIL, add_failure, make_run_dir, many_trials
+from tests.support.pages import EVIL, StepTimed, add_failure, make_run_dir, many_trials
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [
@@ -168,6 +170,40 @@ def test_the_snippet_is_copied_and_themes_and_cells_switch(open_page, report):
     assert cell.inner_text() != speed
 
 
+@pytest.fixture(scope="module")
+def step_timed(tmp_path_factory):
+    """Return the page of a search whose UNet calls were timed one by one."""
+    folder = make_run_dir(tmp_path_factory.mktemp("steps"), evaluator=StepTimed(), pictures=False)
+    path = folder / "report.html"
+    path.write_text(search_page(read_run(folder)))
+    return path
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (375, "light")])
+def test_where_the_time_of_the_winners_calls_goes_is_a_table(open_page, step_timed, width, scheme):
+    page = open_page(step_timed, width=width, scheme=scheme)
+    result = page.locator("#result")
+    note = "A pipeline call of 4 images takes 1,080 ms. Milliseconds are medians of 1 pipeline "
+    assert note in result.inner_text()
+    table = result.get_by_role("region", name="Where a call's time goes").get_by_role("table")
+    assert table.get_by_role("columnheader", name="ms each, whole batch").is_visible()
+    rows = [line.split("\t") for line in table.locator("tbody").inner_text().splitlines()]
+    assert rows == [
+        ["plain", "5", "80.00", "37.0 %", "1.00"],
+        ["deepcache partial at branch 3", "15", "32.00", "44.4 %", "0.40"],
+        ["rest of the call (text encoder, scheduler, decoder)", "–", "200.00", "18.5 %", "–"],
+    ]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    if width < 500:  # All of it is seen without scrolling.
+        assert table.evaluate("e => e.scrollWidth <= e.parentElement.clientWidth")
+
+
+def test_without_timed_unet_calls_the_page_has_no_such_heading(open_page, report):
+    page = open_page(report)
+    assert page.locator("#steps, #h-steps").count() == 0
+    assert "pipeline call of" not in page.locator("#result").inner_text()
+
+
 def test_nothing_overflows_a_phone_and_everything_has_its_name(open_page, report):
     page = open_page(report, width=375)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
@@ -199,6 +235,38 @@ def test_texts_from_outside_stay_texts(open_page, tmp_path):
     assert page.evaluate("window.harmed") is None
     # Even a handler that found its way in would not run.
     assert "unsafe" not in page.locator("meta[http-equiv]").get_attribute("content")
+
+
+class Evil(Accelerator):
+    """A plug-in whose effect has a name that means harm."""
+
+    name = "evil"
+    parameters = (Parameter("depth", (1,), 1, None, "how deep"),)
+    order = 99
+
+    def signature(self, params, workload, context=ALONE):
+        return params["depth"]
+
+    def step_types(self, params, workload, context=ALONE):
+        return (frozenset({Effect(EVIL)}),) * workload.unet_calls
+
+    def apply(self, pipe, params, clock):
+        raise NotImplementedError
+
+
+def test_a_step_type_of_a_plug_in_stays_text(open_page, tmp_path, monkeypatch):
+    monkeypatch.setitem(accelerators._discovered(), "evil", Evil())
+    path = many_trials(tmp_path / "trials.json", 1)
+    content = json.loads(path.read_text())
+    [trial] = content["trials"]
+    trial |= {"candidate": {"evil": {"depth": 1}}, "scores": content["baseline"]["scores"]}
+    trial["step_times"] = [{"call": 0.25, "seconds": [0.01] * 20, "plain": []}]
+    path.write_text(json.dumps(content))
+    page_path = tmp_path / "evil.html"
+    page_path.write_text(search_page(read_run(path)))
+    page = open_page(page_path)
+    assert page.locator("#steps tbody th").first.inner_text() == f"evil {EVIL}"
+    assert page.evaluate("window.harmed") is None
 
 
 def test_a_sweep_is_sorted_filtered_and_links_to_its_searches(open_page, tmp_path):

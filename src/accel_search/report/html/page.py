@@ -10,10 +10,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from accel_search.accelerators.computation import step_table
 from accel_search.core import extras
 from accel_search.core.candidate import Candidate
 from accel_search.core.extras import Kind
 from accel_search.core.intervals import Estimate
+from accel_search.core.step_table import StepTable
 from accel_search.core.trial import Measurement
 from accel_search.report.format import (
     UNSTEADY,
@@ -59,6 +61,7 @@ def search_page(run: Run) -> str:
         run=run,
         title=title_of(run),
         headline=headline(run),
+        steps=_steps(run),
         bound=f"{100 * run.goal.max_score_loss:g} %",
         states={
             state: (name, sum(row.state == state for row in run.rows))
@@ -159,6 +162,14 @@ def _ends(estimate: Estimate, scale: float, places: int, unit: str) -> str:
         return "unknown"
     low, high = (scale * end + 0.0 for end in (estimate.low, estimate.high))
     return f"{low:.{places}f} to {high:.{places}f}{unit}"
+
+
+def _steps(run: Run) -> StepTable | None:
+    """Return where the time of the winner's pipeline calls goes, if its UNet calls were timed."""
+    winner = run.winner
+    if winner is None or winner.measurement is None:
+        return None
+    return step_table(winner.measurement, winner.candidate, run.record.workload)
 
 
 def _chart(run: Run) -> dict[str, Any]:
