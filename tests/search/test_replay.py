@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import math
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from accel_search.search.strategies import all_strategies
 from accel_search.storage.trials_file import FORMAT, read_trials
 from accel_search.traversal_search import main
 from tests.support.fakes import WORKLOAD
+from tests.support.replays import TABLE
 from tests.support.trials import recorded
 
 
@@ -57,6 +59,25 @@ def test_what_a_replay_says_to_use_stands_in_what_it_says(replay, capsys):
     call = ast.parse(textwrap.dedent(said.split("Use it:\n")[1])).body[-1].value
     assert ast.literal_eval(call.args[1]) == settings
     assert "search_params.json" not in said
+
+
+def test_timed_unet_calls_are_a_table_in_the_result_and_count_once(replay, capsys):
+    content = json.loads(gzip.decompress(TABLE.read_bytes()))
+    count = content["workload"]["unet_calls"]
+    for trial in content["trials"]:
+        interval = trial["candidate"]["deepcache"]["cache_interval"]
+        seconds = [0.01 if call % interval else 0.04 for call in range(count)]
+        times = {"call": 2 * sum(seconds), "seconds": seconds, "plain": []}
+        trial["step_times"] = [times, times]
+    assert replay(content, "--strategy", "guided", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    table = found["evidence"]["step_table"]
+    assert table["pipeline_calls"] == 2  # However many stages it was scored in.
+    plain, partial, rest = table["rows"]
+    assert plain["calls"] == math.ceil(count / found["cache_interval"])
+    assert (plain["calls"] + partial["calls"], rest["calls"]) == (count, None)
+    assert partial["type"] == f"deepcache partial at branch {found['cache_branch_id']}"
+    assert (partial["relative_to_plain"], rest["share"]) == (0.25, 0.5)
 
 
 def test_nothing_within_the_bound_is_code_3(replay, capsys):

@@ -128,6 +128,7 @@ def _part(recorded: Measurement, prompts: range) -> Measurement:
         # All timings come with the first prompts: their prompts were not recorded.
         seconds_per_image=() if prompts.start else recorded.seconds_per_image,
         baseline_seconds_per_image=() if prompts.start else recorded.baseline_seconds_per_image,
+        step_times=() if prompts.start else recorded.step_times,
         scores=recorded.scores[taken],
         psnr=recorded.psnr[taken],
         ssim=recorded.ssim[taken],
