@@ -11,7 +11,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import speed_of
 from accel_search.core.trial import Goal
 from accel_search.core.validation import MAX_TRIED
-from accel_search.errors import ContaminationError
+from accel_search.errors import ContaminationError, TrialFailure
 from accel_search.search.loop import Budget
 from accel_search.search.space import JointSpace
 from accel_search.search.strategies import all_strategies
@@ -115,7 +115,7 @@ def test_a_winner_that_fails_on_held_out_prompts_is_replaced_by_the_next(strateg
             return measured
 
     outcome = run(Lucky(), strategy=strategy)
-    assert outcome.refuted == (lucky,)
+    assert outcome.refuted == {lucky: 0.0}
     # What a strategy had left aside as slower than the first winner is taken up again.
     assert outcome.winner.trial.candidate == point(3, 1)
 
@@ -146,9 +146,73 @@ def test_what_was_not_tried_on_held_out_prompts_could_still_win(strategy):
     ]
     assert within and outcome.could_win >= len(within)
     assert outcome.stopped == (
-        f"{MAX_TRIED} candidates failed on held-out prompts; {len(within)} others are within the "
-        "bound by the search's prompts and left untried"
+        f"{MAX_TRIED} candidates were not validated on held-out prompts; {len(within)} others are "
+        "within the bound by the search's prompts and left untried"
     )
+
+
+class Unsure(FakeEvaluator):
+    """Loses 5 % more or less from one held-out prompt to the next: few of them tell nothing.
+
+    Args:
+        stages: Numbers of held-out prompts.
+        loss: Mean loss of score there.
+    """
+
+    def __init__(self, stages, loss=0.019, **options):
+        super().__init__(lambda c: (mild(c)[0], 0.001 if c == point(4, 3) else 0.3), **options)
+        self.held_out_stages = stages
+        self._loss = loss
+
+    def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
+        measured = super().measure(candidate, split, prompts, pairs)
+        if split != "held_out":
+            return measured
+        scored = self._scores[split][prompts.start : prompts.stop]
+        losses = [self._loss + 0.05 * (-1) ** number for number in prompts]
+        lost = [float(score * (1 - loss)) for score, loss in zip(scored, losses, strict=True)]
+        return replace(measured, scores=tuple(lost))
+
+
+@pytest.mark.parametrize(("loss", "is_named"), [(0.019, True), (0.022, False)])
+def test_a_validation_that_the_time_budget_cut_short_goes_on_without_it(tmp_path, loss, is_named):
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    # The baseline and 16 candidates take 170 s, the first held-out prompts the rest.
+    first = run(Unsure((8, 16, 32), loss), budget=Budget(seconds=171.0), url=url)
+    assert len(first.trials) == 16
+    assert first.stopped == "--time_budget of 171 s was spent" and not first.settled
+    if is_named:
+        assert first.winner.trial.candidate == point(4, 3) and first.is_cut_short
+        assert 0.5 <= first.chance < 0.9 and first.held_out.prompts == 8
+    else:
+        assert first.winner is None and first.could_win == 1
+        assert 0.3 <= first.refuted[point(4, 3)] < 0.5
+    evaluator = Unsure((8, 16, 32), loss)
+    again = run(evaluator, url=url)
+    assert again.settled and not again.is_cut_short and not again.could_win
+    looks = [look for _, split, look in evaluator.calls if split == "held_out"]
+    assert looks == [range(8, 16), range(16, 32)]
+
+
+@pytest.mark.parametrize(("stages", "is_sure"), [((4, 8), True), ((4,), False), ((1, 2), False)])
+def test_on_fewer_prompts_than_a_loss_passes_on_no_winner_is_validated(stages, is_sure):
+    evaluator = FakeEvaluator()
+    evaluator.held_out_stages = stages
+    outcome = run(evaluator)
+    assert outcome.held_out.prompts == stages[-1] and outcome.is_sure is is_sure
+    assert outcome.winner.trial.candidate == point(4, 3)
+
+
+def test_what_cannot_be_measured_on_held_out_prompts_is_not_rejected_by_its_loss():
+    class Unrecorded(FakeEvaluator):
+        def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
+            if split == "held_out" and candidate == point(4, 3):
+                raise TrialFailure("not recorded on held-out prompts")
+            return super().measure(candidate, split, prompts, pairs)
+
+    outcome = run(Unrecorded())
+    assert outcome.refuted == {point(4, 3): None}
+    assert outcome.winner.trial.candidate == point(3, 1)
 
 
 def test_failures_on_held_out_prompts_end_nothing_where_no_other_candidate_is_left():
@@ -168,7 +232,7 @@ def test_bounds_on_likeness_hold_on_held_out_prompts_too():
 
     assert run(Measured()).winner.trial.candidate == blurred
     outcome = run(Measured(), min_psnr=20.0)
-    assert outcome.refuted == (blurred,)
+    assert outcome.refuted == {blurred: 0.0}
     assert outcome.winner.trial.candidate == point(3, 1)
 
 
@@ -185,7 +249,7 @@ def test_a_bound_on_the_worst_prompts_holds_on_held_out_prompts_too():
 
     assert run(Measured()).winner.trial.candidate == uneven
     outcome = run(Measured(), max_tail_loss=0.02)
-    assert outcome.refuted == (uneven,)
+    assert outcome.refuted == {uneven: 0.0}
     assert outcome.winner.trial.candidate == point(3, 1)
 
 

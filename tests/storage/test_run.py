@@ -22,7 +22,7 @@ from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.trial import Goal
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.report.console.summary import summary
-from accel_search.report.format import factor
+from accel_search.report.format import factor, short
 from accel_search.report.html import script as export
 from accel_search.report.html.page import headline, search_page
 from accel_search.search.space import JointSpace
@@ -124,7 +124,24 @@ def test_the_card_says_how_likely_a_winner_is():
     record = ended_record(unsure, Settings(), space, WORKLOAD, PROVENANCE, "study", None)
     assert record.end.chance_within_bound == 0.82
     page = search_page(of_outcome(unsure, record, {}, None))
-    assert "likely (82 %) within the bound" in page and "--held_out_samples 100." in page
+    assert "likely (82 %) within the bound" in page and "--held_out_samples 100, where" in page
+    cut = replace(record, end=replace(record.end, is_cut_short=True))
+    page = search_page(of_outcome(unsure, cut, {}, None))
+    assert "Not validated: --time_budget was spent" in page
+
+
+def test_the_page_says_how_likely_those_are_that_were_not_validated():
+    outcome, _ = search()
+    space = JointSpace(("deepcache",), WORKLOAD).summary()
+    first, second, third, *_ = (trial.trial.candidate for trial in outcome.trials)
+    tried = replace(outcome, refuted={first: 0.84, second: 0.12, third: None})
+    record = ended_record(tried, Settings(), space, WORKLOAD, PROVENANCE, "study", None)
+    page = search_page(of_outcome(tried, record, {}, None))
+    assert f"{short(first)} not validated (84 %); {short(second)} rejected (12 %); " in page
+    assert f"{short(third)} failed there." in page
+    # Of earlier versions.
+    before = replace(record, end=replace(record.end, refuted_chances=()))
+    assert f"{short(first)} rejected; " in search_page(of_outcome(tried, before, {}, None))
 
 
 def test_a_folder_without_a_record_is_reported_without_one(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from accel_search.core.assessment import AssessedTrial, Assessment
@@ -65,8 +66,9 @@ class Outcome:
     trials: tuple[AssessedTrial, ...]
     resumed: int
     """Trials that an earlier run had measured."""
-    refuted: tuple[Candidate, ...]
-    """Candidates that were rejected on held-out prompts, but for the winner."""
+    refuted: Mapping[Candidate, float | None]
+    """Candidates that held-out prompts did not validate, but for the winner -> the probability that
+    they are within the bound; None where they failed there."""
     stopped: str
     """Why no further candidate was measured."""
     settled: bool
@@ -83,6 +85,8 @@ class Outcome:
     chance: float | None = None
     """Probability that the winner truly is within the bound, by held-out prompts; None without
     any."""
+    is_cut_short: bool = False
+    """Whether `--time_budget` ended the validation while further held-out prompts were left."""
 
     @property
     def headline(self) -> Assessment | None:

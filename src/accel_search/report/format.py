@@ -10,6 +10,7 @@ from accel_search.core.assessment import Assessment, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.schedulers import SCHEDULERS, scheduler_name
+from accel_search.core.validation import HOPELESS, SURE
 
 UNKNOWN = "[unknown]"
 """In place of an unknown interval: one prompt, or no timed pairs."""
@@ -48,6 +49,20 @@ def figures(assessment: Assessment) -> str:
         f"speedup: {factor(assessment.speedup)}  "
         f"score loss: {percent(assessment.score_loss)}  {verdict(assessment)}{after}"
     )
+
+
+def validated(chance: float | None) -> str:
+    """Write how a candidate did on held-out prompts, and how likely it is within the bound.
+
+    Args:
+        chance: The probability; None where it failed there, and 0 where it broke another bound.
+    """
+    if chance is None:
+        return "failed there"
+    if chance >= SURE:
+        return "confirmed"
+    word = "not validated" if chance >= HOPELESS else "rejected"
+    return f"{word} ({100 * chance:.0f} %)" if chance else word
 
 
 def duration(seconds: float) -> str:
@@ -109,18 +124,26 @@ UNSTEADY = (
 """For a winner whose two speedup intervals do not overlap."""
 
 
-def to_settle(needed: int | None, prompts: int) -> str:
+def to_settle(needed: int | None, prompts: int, searched: int, *, is_cut_short: bool) -> str:
     """Return what would settle whether a winner's loss on held-out prompts is within the bound.
 
     Args:
         needed: Prompts that would; None if that is unknown.
         prompts: Prompts that did not.
+        searched: Prompts of the search, which come from the same set.
+        is_cut_short: Whether the time budget left held-out prompts untried.
     """
+    if is_cut_short:
+        return (
+            "Not validated: --time_budget was spent. The same command without it goes on with "
+            "further held-out prompts."
+        )
     if needed is None or needed > MOST_PROMPTS:
         return "Its loss is too near the bound for any number of prompts to tell: move the bound."
+    needed = max(needed, prompts + 1)
     return (
         "More prompts would settle whether its loss is within the bound: --held_out_samples "
-        f"{max(needed, prompts + 1)}."
+        f"{needed}, where --prompts has {searched + needed} or more."
     )
 
 

@@ -36,8 +36,13 @@ class Observer:
     def on_timed(self, trial: Trial, speedup: Estimate | None) -> None:
         """Receive a timing where only speed is searched; the speedup is None where it failed."""
 
-    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
-        """Receive how a candidate did on held-out prompts; None where it failed there."""
+    def on_confirm(
+        self, assessed: AssessedTrial, held_out: Assessment | None, chance: float | None
+    ) -> None:
+        """Receive how a candidate did on held-out prompts, and its probability of being within.
+
+        Both are None where it failed there.
+        """
 
     def on_rival(self, rival: Rival) -> None:
         """Receive what the baseline pipeline does with fewer steps."""

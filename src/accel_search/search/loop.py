@@ -74,7 +74,7 @@ class Search:
         self._noises: dict[int, TimingNoise] = {}
         self._pooled = 0
         self._validator = Validator(
-            evaluator, self._measuring, goal, self._assessment, self._has_time
+            evaluator, self._measuring, goal, self._assessment, self._has_time, observer
         )
 
     def run(self) -> Outcome:
@@ -99,12 +99,13 @@ class Search:
         is_over = False
         while not is_over:
             winner, stopped, settled = self._find(baseline)
+            chosen = None if winner is None else winner.trial.candidate
             held_out = None if winner is None else self._held_out(winner.trial.candidate)
             could_win = 0 if settled else self._strategy.could_win(self._history(baseline))
-            if winner is None:
-                could_win += len(
-                    self._feasible()
-                )  # With a winner, they are slower or less likely to pass.
+            if winner is None:  # With a winner, they are slower or less likely to pass.
+                could_win += len(self._feasible())
+            if not settled and self._validator.cut_short not in (None, chosen):
+                could_win += 1
             rivals = () if winner is None else self._rivals(winner, held_out)
             ablations = () if winner is None else self._ablations(winner.trial.candidate)
             self._measuring.check()
@@ -131,11 +132,7 @@ class Search:
             rivals=rivals,
             trials=trials,
             resumed=resumed,
-            refuted=tuple(
-                candidate
-                for candidate in self._validator.tried
-                if winner is None or candidate != winner.trial.candidate
-            ),
+            refuted={c: known for c, known in self._validator.tried.items() if c != chosen},
             stopped=stopped,
             settled=settled,
             could_win=could_win,
@@ -143,6 +140,7 @@ class Search:
             + sum(measurement.seconds for measurement in self._measuring.extras.values()),
             ablations=ablations,
             chance=chance,
+            is_cut_short=chosen is not None and chosen == self._validator.cut_short,
         )
 
     def _find(self, baseline: Measurement) -> tuple[AssessedTrial | None, str, bool]:
@@ -169,9 +167,9 @@ class Search:
             if best is None:
                 reason = over or self._strategy.why_done(self._history(baseline))
                 return self._likeliest(baseline), reason, over is None
-            held_out = self._validator.validate(best)
-            is_valid = best.trial.candidate not in self._validator.tried
-            self._observer.on_confirm(best, held_out, is_valid)
+            is_valid = self._validator.validate(best)
+            if self._validator.cut_short is not None:
+                return self._likeliest(baseline), self._budget_spent(), False
             if is_valid and not asks_for_more:
                 return best, "the requirement was met", True
             if is_valid:
@@ -186,7 +184,7 @@ class Search:
         return bool(self._feasible() or self._strategy.could_win(self._history(baseline)))
 
     def _why_given_up(self) -> str:
-        failed = f"{len(self._validator.tried)} candidates failed on held-out prompts"
+        failed = f"{len(self._validator.tried)} candidates were not validated on held-out prompts"
         untried = len(self._feasible())
         if not untried:
             return failed
@@ -198,6 +196,9 @@ class Search:
         seconds = self._budget.seconds
         return seconds is None or self._measuring.spent < seconds
 
+    def _budget_spent(self) -> str:
+        return f"--time_budget of {self._budget.seconds:.0f} s was spent"
+
     def _ask(self, baseline: Measurement) -> tuple[str | None, Proposal | None]:
         """Return why the budget is over, or what the strategy asks for; two None if it is done."""
         budget = self._budget
@@ -205,7 +206,7 @@ class Search:
         if proposal is None:
             return None, None  # The strategy ended the search, even where the budget is spent too.
         if not self._has_time():
-            return f"--time_budget of {budget.seconds:.0f} s was spent", None
+            return self._budget_spent(), None
         begins = proposal.candidate not in self._trials
         if begins and budget.max_trials is not None and len(self._trials) >= budget.max_trials:
             # The fastest may be at an early stage still.
@@ -246,11 +247,16 @@ class Search:
 
     def _likeliest(self, baseline: Measurement) -> AssessedTrial | None:
         """Return the best of those that held-out prompts make likely to be within the bound."""
-        tried = self._validator.tried
-        likely = [self._trials[each] for each, chance in tried.items() if chance >= LIKELY]
+        chances = {
+            candidate: chance
+            for candidate, chance in self._validator.tried.items()
+            if chance is not None and chance >= LIKELY and self._still_wins(candidate)
+        }
+        likely = [self._trials[candidate] for candidate in chances]
+        log_speedups = self._log_speedups(likely, baseline)
         worth = [
-            tried[trial.trial.candidate] * log_speedup
-            for trial, log_speedup in zip(likely, self._log_speedups(likely, baseline), strict=True)
+            chance * log_speedup
+            for chance, log_speedup in zip(chances.values(), log_speedups, strict=True)
         ]
         return max(zip(worth, likely, strict=True), key=itemgetter(0), default=(0, None))[1]
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import chance_within
+from accel_search.core.intervals import FEWEST_TO_PASS, chance_within
 from accel_search.core.trial import Goal, Measurement
-from accel_search.core.validation import HOPELESS, SURE, Outlook, Scores, Tried, foresee
+from accel_search.core.validation import HOPELESS, LIKELY, SURE, Outlook, Scores, Tried, foresee
 from accel_search.errors import TrialFailure
 from accel_search.search.evaluator import Evaluator
+from accel_search.search.events import Observer
 from accel_search.search.stored_evaluator import StoredEvaluator
 
 
@@ -26,6 +27,7 @@ class Validator:
         goal: Bounds on speedup and quality.
         assess: Assesses a measurement beside a baseline, by the timing noise known by now.
         may_go_on: Returns whether the budget allows further prompts.
+        observer: Receives the result of each candidate.
     """
 
     def __init__(
@@ -35,14 +37,19 @@ class Validator:
         goal: Goal,
         assess: Callable[[Measurement, Measurement], Assessment],
         may_go_on: Callable[[], bool],
+        observer: Observer,
     ) -> None:
-        self.tried: dict[Candidate, float] = {}
-        """Candidates that are not surely within the bound -> the probability that they are."""
+        self.tried: dict[Candidate, float | None] = {}
+        """Candidates that are not surely within the bound -> the probability that they are; None
+        where they failed on held-out prompts."""
+        self.cut_short: Candidate | None = None
+        """The latest one, if the budget ended its validation while further prompts were left."""
         self._evaluator = evaluator
         self._measuring = measuring
         self._goal = goal
         self._assess = assess
         self._may_go_on = may_go_on
+        self._observer = observer
         self._scores: dict[Candidate, Tried] = {}
 
     def outlook(self, trials: Sequence[AssessedTrial]) -> Outlook:
@@ -52,16 +59,22 @@ class Validator:
         known = list(self._scores.values())
         return foresee(searched, known, self._goal.max_score_loss, most)
 
-    def validate(self, trial: AssessedTrial) -> Assessment | None:
+    def validate(self, trial: AssessedTrial) -> bool:
         """Score a candidate until it is clear whether it passes; add it to `tried` if it does not.
 
         Returns:
-            Its assessment there; None without held-out prompts, or if it failed on them.
+            Whether it passes; without held-out prompts it does.
         """
+        stages = self._evaluator.held_out_stages
+        if not stages:
+            return True
         candidate = trial.trial.candidate
-        held_out, chance = None, 0.0
-        for count in self._evaluator.held_out_stages:
+        held_out: Assessment | None = None
+        chance: float | None = None
+        self.cut_short = None
+        for count in stages:
             if held_out is not None and not self._may_go_on():
+                self.cut_short = candidate
                 break
             try:
                 held_out = self.assessment(candidate, count)
@@ -72,9 +85,11 @@ class Validator:
             chance = self._chance(scores) if self.passes(held_out) else 0.0
             if not HOPELESS <= chance < SURE:
                 break
-        if self._evaluator.held_out_stages and chance < SURE:
-            self.tried[candidate] = chance
-        return held_out
+        self._observer.on_confirm(trial, held_out, chance)
+        if chance is not None and chance >= SURE:
+            return True
+        self.tried[candidate] = chance
+        return False
 
     def assessment(self, candidate: Candidate, count: int = 1) -> Assessment:
         """Assess a candidate on held-out prompts: on those that it is scored on, or on `count`.
@@ -105,7 +120,11 @@ class Validator:
         )
 
     def _chance(self, scores: Scores) -> float:
-        return chance_within(scores.baseline, scores.candidate, self._goal.max_score_loss)
+        chance = chance_within(scores.baseline, scores.candidate, self._goal.max_score_loss)
+        count = len(scores.candidate)
+        if count < FEWEST_TO_PASS:  # What hits 1 prompt in 4 hides from 0.75 ** count of such sets.
+            chance = min(chance, max(LIKELY, 1 - 0.75**count))
+        return chance
 
     def _searched(self, trial: AssessedTrial) -> Scores:
         measured = trial.trial.measurement

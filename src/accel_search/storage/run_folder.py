@@ -68,7 +68,12 @@ class End:
     chance_within_bound: Number | None = None
     rivals: tuple[entries.FewerSteps, ...] = ()
     refuted: tuple[Params, ...] = ()
-    """Candidates that were rejected on held-out prompts."""
+    """Candidates that held-out prompts did not validate."""
+    refuted_chances: tuple[Number | None, ...] = ()
+    """Their probabilities of being within the bound; None where one failed there. Empty in files of
+    earlier versions."""
+    is_cut_short: bool = False
+    """Whether the time budget ended the winner's validation."""
     no_gain: str | None = None
     resumed: int | None = None
     stopped: str
@@ -142,6 +147,11 @@ def ended_record(
         chance_within_bound=None if outcome.chance is None else entries.rounded(outcome.chance),
         rivals=entries.fewer_steps(outcome, settings.goal),
         refuted=tuple(candidate.as_dict() for candidate in outcome.refuted),
+        refuted_chances=tuple(
+            None if chance is None else entries.rounded(chance)
+            for chance in outcome.refuted.values()
+        ),
+        is_cut_short=outcome.is_cut_short,
         no_gain=no_gain,
         resumed=outcome.resumed,
         stopped=outcome.stopped,

@@ -80,7 +80,9 @@ def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(f
     unsure = replace(found.held_out, verdict=Verdict.INCONCLUSIVE, prompts_needed=128)
     said = " ".join(text(replace(found, held_out=unsure, chance=0.82)).split())
     assert "The largest speedup likely (82 %) to be within 2 % of the baseline's score:" in said
-    assert "--held_out_samples 128." in said
+    assert "--held_out_samples 128, where --prompts has 160 or more." in said
+    cut = " ".join(text(replace(found, held_out=unsure, chance=0.82, is_cut_short=True)).split())
+    assert "Not validated: --time_budget was spent." in cut and "--held_out_samples" not in cut
     said = text(replace(found, held_out=unsure, chance=0.93))
     assert "  within the bound with a probability of 93 %\n" in said and "likely" not in said
     assert "probability of" not in text(replace(found, chance=0.99))
@@ -127,7 +129,7 @@ def test_a_winner_that_others_were_timed_faster_than_is_explained(found):
     )
     said = " ".join(text(replace(found, trials=trials)).split())
     assert "deepcache(3, 1) was timed faster than *: by chance" in said
-    refuted = replace(found, trials=trials, refuted=(lucky,))
+    refuted = replace(found, trials=trials, refuted={lucky: 0.1})
     assert "timed faster" not in text(refuted)
 
 
@@ -154,8 +156,15 @@ def test_losses_on_which_early_stopping_errs_are_pointed_out(found):
 
 
 def test_one_that_failed_on_held_out_prompts_is_named(found):
-    said = text(replace(found, refuted=(point(5, 3),)))
-    assert "rejected on held-out prompts: deepcache(cache_interval=5" in said
+    refuted = {point(5, 3): 0.12, point(5, 2): 0.84, point(5, 1): 0.0, point(5, 0): None}
+    lost = replace(found, winner=None, held_out=None, rivals=())
+    for outcome in (found, lost):
+        said = " ".join(text(replace(outcome, refuted=refuted)).split())
+        for number, word in enumerate(
+            ("failed there", "rejected", "not validated (84 %)", "rejected (12 %)")
+        ):
+            candidate = f"deepcache(cache_interval=5, cache_branch_id={number})"
+            assert f"held-out prompts: {word}: {candidate}" in said
 
 
 def test_a_budget_that_ended_it_says_what_could_still_win():
@@ -237,7 +246,7 @@ def test_long_candidates_fit_a_terminal():
         )
         for each in found.trials
     )
-    outcome = replace(found, trials=trials, winner=trials[0], refuted=(long, long))
+    outcome = replace(found, trials=trials, winner=trials[0], refuted={long: 0.1, point(5, 0): 0.2})
     said = text(outcome)
     assert "      deepcache(5, 0) tgate(19, 9, 5, 3) tome(0.75, 4)" in said
     assert max(map(len, said.splitlines())) <= 80

@@ -44,8 +44,8 @@ class Notebook(Tracker):
     def on_trial(self, assessed):
         self._note("trial", assessed.trial.candidate)
 
-    def on_confirm(self, assessed, held_out, ok):
-        self._note("confirm", ok)
+    def on_confirm(self, assessed, held_out, chance):
+        self._note("confirm", chance)
 
     def on_rival(self, rival):
         self._note("rival", rival.steps)

@@ -14,7 +14,7 @@ from accel_search.core.outcome import Ablation, Rival
 from accel_search.core.timing_noise import noise_floor
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.report.console.bar import WithBar
-from accel_search.report.format import factor, figures, percent
+from accel_search.report.format import factor, figures, percent, validated
 from accel_search.search.events import Observer
 
 
@@ -86,14 +86,13 @@ class Progress(WithBar, Observer):
             result = f"failed: {trial.failure.message}" if trial.failure else "failed"
         self._logger.info("timed  %s  %s", trial.candidate, result)
 
-    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
+    def on_confirm(
+        self, assessed: AssessedTrial, held_out: Assessment | None, chance: float | None
+    ) -> None:
         """Write a candidate's result on held-out prompts."""
-        result = "failed there" if held_out is None else figures(held_out)
+        result = "" if held_out is None else f"{figures(held_out)}  "
         self._logger.info(
-            "held-out prompts: %s  %s  %s",
-            assessed.trial.candidate,
-            result,
-            "confirmed" if ok else "refuted, the next one is tried",
+            "held-out prompts: %s  %s%s", assessed.trial.candidate, result, validated(chance)
         )
 
     def on_rival(self, rival: Rival) -> None:

@@ -32,6 +32,7 @@ from accel_search.report.format import (
     settings_lines,
     short,
     to_settle,
+    validated,
 )
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
@@ -88,7 +89,8 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
     )
     headline = outcome.headline
     if outcome.winner is None or outcome.winner.assessment is None or headline is None:
-        return f"No candidate meets the goal: {goal} within {bound} of the baseline's score."
+        nothing = f"No candidate meets the goal: {goal} within {bound} of the baseline's score."
+        return "\n".join([nothing, *_not_validated(outcome)])
     winner = outcome.winner.assessment
     within = f"within {bound} of the baseline's score"
     if not outcome.is_sure:
@@ -112,17 +114,31 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"{winner.prompts} prompts",
         ]
         if not outcome.is_sure:
-            lines += _indented(to_settle(headline.prompts_needed, headline.prompts))
+            lines += _indented(
+                to_settle(
+                    headline.prompts_needed,
+                    headline.prompts,
+                    len(outcome.baseline.scores),
+                    is_cut_short=outcome.is_cut_short,
+                )
+            )
         if not outcome.held_out.speedup.agrees_with(winner.speedup):
             lines += _indented(UNSTEADY)
-    for candidate in outcome.refuted:
-        lines += textwrap.wrap(
-            f"rejected on held-out prompts: {candidate}",
+    return "\n".join([*lines, *_not_validated(outcome)])
+
+
+def _not_validated(outcome: Outcome) -> list[str]:
+    """Return a line for each candidate that held-out prompts did not validate."""
+    return [
+        line
+        for candidate, chance in outcome.refuted.items()
+        for line in textwrap.wrap(
+            f"held-out prompts: {validated(chance)}: {candidate}",
             WIDTH,
             initial_indent="  ",
             subsequent_indent="    ",
         )
-    return "\n".join(lines)
+    ]
 
 
 def _how_sure(outcome: Outcome, headline: Assessment) -> list[str]:

@@ -25,11 +25,13 @@ from accel_search.report.format import (
     points,
     short,
     to_settle,
+    validated,
 )
 from accel_search.report.html.render import render
 from accel_search.report.html.script import direct_lines, file_lines
 from accel_search.storage.entries import estimate_of
 from accel_search.storage.run import Column, Row, Run
+from accel_search.storage.run_folder import End
 
 LARGEST_PNG = 300_000
 """Bytes of an image that is embedded unchanged; a larger one is compressed."""
@@ -129,7 +131,12 @@ def headline(run: Run) -> dict[str, Any]:
         "range_loss": None if shown.range_loss is None else points(shown.range_loss),
         "to_settle": None
         if end is None or end.is_sure
-        else to_settle(shown.prompts_needed, shown.prompts),
+        else to_settle(
+            shown.prompts_needed,
+            shown.prompts,
+            len(run.baseline.scores),
+            is_cut_short=end.is_cut_short,
+        ),
         "unsteady": None if speedup.agrees_with(winner.speedup) else UNSTEADY,
         "rival": max(as_well, key=lambda rival: rival.steps, default=None),
         "rivals": run.rivals,
@@ -375,7 +382,7 @@ def _search(run: Run) -> dict[str, Any]:
         "dropped": sum(row.state in ("dropped", "open") for row in rows),
         "points": space.points,
         "distinct": space.distinct or 0,
-        "refuted": [short(Candidate(settings)) for settings in end.refuted] if end else [],
+        "refuted": list(_refuted(end)) if end else [],
         "resumed": end and end.resumed,
         "stopped": end and end.stopped,
         "could_win": end and end.could_win,
@@ -387,6 +394,13 @@ def _search(run: Run) -> dict[str, Any]:
         "score": sum(baseline.scores) / len(baseline.scores) if baseline.scores else None,
         "strategy": run.asked.strategy,
     }
+
+
+def _refuted(end: End) -> Iterator[str]:
+    """Yield each candidate that held-out prompts did not validate, with its probability."""
+    chances = end.refuted_chances or [0.0] * len(end.refuted)
+    for settings, chance in zip(end.refuted, chances, strict=False):
+        yield f"{short(Candidate(settings))} {validated(chance)}"
 
 
 def _stages(rows: Sequence[Row]) -> list[dict[str, Any]]:

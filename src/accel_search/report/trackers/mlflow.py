@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.trial import Measurement, Trial
+from accel_search.report.format import validated
 from accel_search.report.trackers.base import Ending, Subject, Tracker
 from accel_search.storage.entries import estimate_of
 
@@ -123,11 +124,13 @@ class MLflow(Tracker):
         figures = {} if speedup is None else _ends("speedup", speedup)
         self._write(trial, figures, "failed" if speedup is None else "timed")
 
-    def on_confirm(self, assessed: AssessedTrial, held_out: Assessment | None, ok: bool) -> None:
+    def on_confirm(
+        self, assessed: AssessedTrial, held_out: Assessment | None, chance: float | None
+    ) -> None:
         """Write a candidate's figures on held-out prompts next to those of the search."""
         figures = {} if held_out is None else _figures(held_out)
         run = self._nested_run(assessed.trial.candidate)
-        tags = {"held_out": "confirmed" if ok else "refuted"}
+        tags = {"held_out": validated(chance)}
         self._log(run, {f"held_out.{name}": value for name, value in figures.items()}, tags=tags)
 
     def on_rival(self, rival: Rival) -> None:
