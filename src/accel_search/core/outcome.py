@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
@@ -34,13 +34,20 @@ class Rival:
             held_out: The winner on held-out prompts; None if there were none.
             goal: The search's.
         """
-        return self.may_rival(winner, held_out, goal) and self.assessment.verdict is Verdict.PASS
-
-    def may_rival(self, winner: AssessedTrial, held_out: Assessment | None, goal: Goal) -> bool:
-        """Return the same by its measured loss alone, whatever the loss's interval."""
         assert winner.assessment is not None
         least = speed_of(winner, held_out) / (1 + winner.assessment.noise_floor)
-        return self.assessment.speedup.value >= least and self.assessment.is_within(goal)
+        own = self.assessment
+        return own.speedup.value >= least and own.is_within(goal) and own.verdict is Verdict.PASS
+
+    def may_rival(self, winner: AssessedTrial, held_out: Assessment | None, goal: Goal) -> bool:
+        """Return whether its intervals leave open that it is as fast and within the bound."""
+        least = min(each.speedup.low for each in (winner.assessment, held_out) if each is not None)
+        own = self.assessment
+        return (
+            own.speedup.high >= least
+            and own.verdict is not Verdict.FAIL
+            and own.is_within(replace(goal, max_score_loss=math.inf))
+        )
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ def validated(chance: float | None) -> str:
     return f"{word} ({100 * chance:.0f} %)" if chance else word
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun: `1 step`, `1,200 steps`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Write seconds as `42 s`, `3 min 20 s` or `2 h 5 min`."""
     whole = round(seconds)

@@ -12,9 +12,12 @@ from accel_search.errors import TrialFailure
 from accel_search.report.console.color import takes_colour
 from accel_search.report.console.summary import stored_summary, summary
 from accel_search.report.format import factor
+from accel_search.report.html.page import search_page
 from accel_search.search.loop import Budget
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
+from accel_search.storage.run_folder import ended_record
+from accel_search.storage.run_reader import of_outcome
 from accel_search.storage.search_results import entry_of
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
 from tests.support.joint import ALWAYS, jointly
@@ -54,7 +57,7 @@ def test_the_fastest_few_are_listed_with_the_winner_among_them(found):
 def test_the_rival_is_said_to_do_as_well_or_not(found):
     assert "None is as fast within the bound" in text(found)
     worse = run(FakeEvaluator(lambda candidate: (1.2, 0.019)))
-    assert "fewer steps do as well, with nothing to apply" in text(worse)
+    assert "fewer steps do as well, with nothing to apply" in " ".join(text(worse).split())
 
 
 def test_the_first_figures_are_of_the_held_out_prompts(found):
@@ -114,7 +117,36 @@ def test_fewer_steps_on_too_few_prompts_are_not_said_to_do_as_well():
     )
     said = " ".join(text(replace(worse, rivals=rivals)).split())
     assert "do as well" not in said and "worth applying" not in said
-    assert "steps are as fast, but the prompts are too few to tell" in said
+    assert "steps may be as fast within the bound: the search's timings and prompts are" in said
+
+
+def test_what_is_said_of_fewer_steps_follows_from_the_intervals_of_all(found):
+    def said(**changes):
+        first, *others = found.rivals
+        changed = replace(first, assessment=replace(first.assessment, **changes))
+        steps = changed.steps
+        lines = text(replace(found, rivals=(changed, *others)))
+        return " ".join(lines.split()).replace(f" {steps} steps", " N steps")
+
+    assert "worth applying" in said()
+    # Too noisy to tell, in speed or in loss, whatever the values.
+    unclear = {"verdict": Verdict.INCONCLUSIVE, "score_loss": Estimate(0.03, -3.0, 3.0)}
+    assert " N steps may be as fast" in said(**unclear, speedup=Estimate(2.0, 1.9, 2.1))
+    passing = {"verdict": Verdict.PASS, "score_loss": Estimate(0.001, 0.0, 0.002)}
+    assert " N steps may be as fast" in said(**passing, speedup=Estimate(1.5, 0.62, 2.03))
+    # Those that are slower, or lose too much, for sure, do not.
+    assert "worth applying" in said(**unclear, speedup=Estimate(1.2, 1.1, 1.3))
+    assert "worth applying" in said(verdict=Verdict.FAIL, speedup=Estimate(2.0, 1.9, 2.1))
+    # One that is faster, and loses less.
+    assert " N steps are at least as fast" in said(**passing, speedup=Estimate(2.5, 2.4, 2.6))
+
+
+def test_one_is_not_said_in_the_plural(found):
+    (first, *_), one = found.rivals, replace(found, could_win=1, stopped="enough")
+    said = text(replace(one, rivals=(replace(first, steps=1),)))
+    record = ended_record(one, Settings(), SPACE.summary(), WORKLOAD, PROVENANCE, "study", None)
+    assert "; 1 candidate could still win." in search_page(of_outcome(one, record, {}, None))
+    assert "  1 step: speedup:" in said and "Enough; 1 candidate could still win." in said
 
 
 def test_a_winner_that_others_were_timed_faster_than_is_explained(found):

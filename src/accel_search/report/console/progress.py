@@ -14,7 +14,7 @@ from accel_search.core.outcome import Ablation, Rival
 from accel_search.core.timing_noise import noise_floor
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.report.console.bar import WithBar
-from accel_search.report.format import factor, figures, percent, validated
+from accel_search.report.format import counted, factor, figures, percent, validated
 from accel_search.search.events import Observer
 
 
@@ -55,7 +55,8 @@ class Progress(WithBar, Observer):
         """Write how many trials an earlier run has measured."""
         for assessed in history:
             self._take(assessed)
-        self._logger.info("resumed: %d finished trials are not measured again", len(history))
+        trials = counted(len(history), "finished trial")
+        self._logger.info("resumed: %s, not measured again", trials)
         # `initial` keeps them out of the bar's estimate of the time left.
         self._bar.initial = len(history)
         self._bar.update(len(history))
@@ -98,8 +99,8 @@ class Progress(WithBar, Observer):
     def on_rival(self, rival: Rival) -> None:
         """Write the result of fewer steps."""
         self._logger.info(
-            "baseline pipeline at %d steps: speedup: %s  score loss: %s",
-            rival.steps,
+            "baseline pipeline at %s: speedup: %s  score loss: %s",
+            counted(rival.steps, "step"),
             factor(rival.assessment.speedup),
             percent(rival.assessment.score_loss),
         )

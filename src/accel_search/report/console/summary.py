@@ -22,6 +22,7 @@ from accel_search.report.console.color import painted
 from accel_search.report.format import (
     UNSTEADY,
     choosing,
+    counted,
     duration,
     factor,
     literal,
@@ -285,27 +286,29 @@ def _fewer_steps(outcome: Outcome, settings: Settings) -> str:
     lines = ["The baseline pipeline with fewer steps:"]
     for rival in outcome.rivals:
         lines.append(
-            f"  {rival.steps} steps: speedup: {factor(rival.assessment.speedup)}  "
+            f"  {counted(rival.steps, 'step')}: speedup: {factor(rival.assessment.speedup)}  "
             f"score loss: {percent(rival.assessment.score_loss)}"
         )
-    goal, equal = settings.goal, outcome.as_well(settings.goal)
-    open_ones = [
-        rival.steps
-        for rival in outcome.rivals
-        if rival.may_rival(outcome.winner, outcome.held_out, goal)
-    ]
-    if equal is not None:
+    against = (outcome.winner, outcome.held_out, settings.goal)
+    equal = [str(rival.steps) for rival in outcome.rivals if rival.rivals(*against)]
+    unclear = [str(rival.steps) for rival in outcome.rivals if rival.may_rival(*against)]
+    if equal:
         verdict = (
-            f"{equal.steps} steps are at least as fast within the timing noise, and pass as a "
-            "candidate does: on these prompts fewer steps do as well, with nothing to apply."
+            f"{' and '.join(equal)} {'step is' if equal == ['1'] else 'steps are'} at least as "
+            "fast within the timing noise, and within the bound as a candidate that passes: on the "
+            "search's prompts fewer steps do as well, with nothing to apply."
         )
-    elif open_ones:
+    elif unclear:
         verdict = (
-            f"{max(open_ones)} steps are as fast, but the prompts are too few to tell whether "
-            "their loss is within the bound: score on more (--num_samples)."
+            f"{' or '.join(unclear)} step{'' if unclear == ['1'] else 's'} may be as fast within "
+            "the bound: the search's timings and prompts are too few to tell (--timing_pairs, "
+            "--num_samples)."
         )
     else:
-        verdict = "None is as fast within the bound: the winner is worth applying."
+        verdict = (
+            "None is as fast within the bound on the search's prompts: the winner is worth "
+            "applying."
+        )
     return "\n".join([*lines, *_indented(verdict)])
 
 
@@ -355,7 +358,7 @@ def _coverage(outcome: Outcome, space: JointSpace) -> str:
         + (f", {failed} failed" if failed else "")
         + (f", {outcome.resumed} in an earlier run" if outcome.resumed else "")
         + f", in {duration(outcome.seconds)}.\n{textwrap.fill(stopped, 80)}"
-        + (f"; {outcome.could_win:,} candidates could still win" if outcome.could_win else "")
+        + f"; {counted(outcome.could_win, 'candidate')} could still win" * bool(outcome.could_win)
         + "."
     )
 

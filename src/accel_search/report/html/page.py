@@ -19,6 +19,7 @@ from accel_search.core.step_table import StepTable
 from accel_search.core.trial import Measurement
 from accel_search.report.format import (
     UNSTEADY,
+    counted,
     duration,
     factor,
     percent,
@@ -81,6 +82,7 @@ def search_page(run: Run) -> str:
         direct=None if run.winner is None else "\n".join(direct_lines(run)),
         from_file="\n".join(file_lines(run)) if run.winner and file_lines(run) else None,
         short=short,
+        counted=counted,
         factor=factor,
         percent=percent,
     )
