@@ -41,6 +41,7 @@ def test_both_spellings_of_every_option_work(option):
         "width": "512",
         "req_score_loss": "0.5",
         "min_ssim": "0.5",
+        "max_tail_loss": "0.5",
         "sampler": "gp",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
@@ -79,7 +80,8 @@ def test_the_original_scripts_spellings_are_understood():
         (["--targets", ","], ["--targets", "deepcache"]),
         (["--min_psnr", "-3"], ["--min_psnr", "decibels"]),
         (["--min_ssim", "2"], ["--min_ssim", "similarity"]),
-        (["--max_tail_loss", "-1"], ["--max_tail_loss", "fraction", "0.2 for 20 %"]),
+        (["--max_tail_loss", "-1"], ["--max_tail_loss", "from 0 to 1", "0.2 for 20 %"]),
+        (["--max_tail_loss", "2"], ["--max_tail_loss", "from 0 to 1", "0.2 for 20 %"]),
         (["--log_level", "LOUD"], ["--log_level", "INFO"]),
         (["--json", "--quiet"], ["--json", "--quiet"]),
         (["--revision", "v1"], ["--revision v1", "--pipe demo", "leave it out"]),

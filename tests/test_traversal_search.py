@@ -19,6 +19,7 @@ from accel_search.traversal_search import main
 from tests.support.docs_pages import printed_python
 from tests.support.fakes import FakeEvaluator
 from tests.support.options import FAST, SMALL, SURE
+from tests.support.replays import TABLE
 
 # A few trials' worth, to be killed in between.
 SLOW = ["--strategy", "random", *SMALL, "--max_trials", "3", "--held_out_samples", "0"]
@@ -127,8 +128,14 @@ def test_nothing_within_the_goal_is_code_3(folder, capsys):
     options = ["--config", "fast.toml", "--req_speedup", "500", "--max_trials", "1", *SMALL]
     assert main([*options, "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
-    assert found["speedup"] is None and "no_gain" in found
+    assert found["speedup"] is None and "no_gain" in found and found["refused"] is None
     assert not (folder / "search_params.json").exists()
+
+
+def test_what_a_bound_beside_that_on_score_refused_is_in_the_answer_for_scripts(folder, capsys):
+    options = ["--replay", str(TABLE), "--strategy", "grid", "--max_tail_loss", "0"]
+    assert main([*options, "--json"]) == 3
+    assert "--max_tail_loss 0 refused" in json.loads(capsys.readouterr().out)["refused"]
 
 
 def test_speed_alone_is_bounded_labelled_and_kept_apart_from_results(folder, capsys):

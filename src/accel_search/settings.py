@@ -123,7 +123,7 @@ class Settings:
         affects="search", least=-1.0, most=1.0, expected="a similarity up to 1, e.g. 0.9")
     max_tail_loss: float | None = declare(None,
         "largest loss over the worst tenth of prompts, as a fraction (default: none)", parse=float,
-        affects="search", least=0.0, most=10.0, expected="a fraction, e.g. 0.2 for 20 %")
+        affects="search", least=0.0, most=1.0, expected="a fraction from 0 to 1, e.g. 0.2 for 20 %")
     max_trials: int | None = declare(None, "measure no more than this many candidates", parse=int,
         affects="search", least=1)
     time_budget: float | None = declare(None, "stop after this long, e.g. 90s, 30m, 2h",

@@ -63,6 +63,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     from accel_search import session
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.summary import snippet, summary
+    from accel_search.search.explain import of_refusals
     from accel_search.search.watchdog import Watchdog
 
     strategies.check(settings.strategy, settings.sampler)
@@ -83,6 +84,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
             "speedup": None,
             "stopped": outcome.stopped,
             "no_gain": no_gain,
+            "refused": of_refusals(outcome, settings.goal),
             "noise_note": outcome.noise_note and asdict(outcome.noise_note),
         }
         print(json.dumps(entry.as_dict() if entry else nothing, allow_nan=False))

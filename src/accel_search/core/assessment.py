@@ -45,12 +45,16 @@ class Assessment:
 
     def is_within(self, goal: Goal) -> bool:
         """Return whether it keeps the goal's bounds on score, its worst prompts and similarity."""
-        return (
-            self.score_loss.value <= goal.max_score_loss
-            and _is_at_least(self.psnr, goal.min_psnr)
-            and _is_at_least(self.ssim, goal.min_ssim)
-            and _is_at_most(self.tail_loss, goal.max_tail_loss)
-        )
+        return self.score_loss.value <= goal.max_score_loss and not self.broken(goal)
+
+    def broken(self, goal: Goal) -> dict[str, float | None]:
+        """Return the bounds that it breaks, that on score left out: name -> its own value."""
+        is_kept = {
+            "min_psnr": (self.psnr, _is_at_least(self.psnr, goal.min_psnr)),
+            "min_ssim": (self.ssim, _is_at_least(self.ssim, goal.min_ssim)),
+            "max_tail_loss": (self.tail_loss, _is_at_most(self.tail_loss, goal.max_tail_loss)),
+        }
+        return {name: value for name, (value, kept) in is_kept.items() if not kept}
 
 
 def _is_at_least(value: float | None, least: float | None) -> bool:

@@ -11,6 +11,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.schedulers import SCHEDULERS, scheduler_name
 from accel_search.core.validation import HOPELESS, SURE
+from accel_search.storage.entries import Figures
 
 UNKNOWN = "[unknown]"
 """In place of an unknown interval: one prompt, or no timed pairs."""
@@ -129,12 +130,11 @@ UNSTEADY = (
 """For a winner whose two speedup intervals do not overlap."""
 
 
-def to_settle(needed: int | None, prompts: int, searched: int, *, is_cut_short: bool) -> str:
+def to_settle(shown: Assessment | Figures, searched: int, *, is_cut_short: bool) -> str:
     """Return what would settle whether a winner's loss on held-out prompts is within the bound.
 
     Args:
-        needed: Prompts that would; None if that is unknown.
-        prompts: Prompts that did not.
+        shown: The winner's figures on held-out prompts.
         searched: Prompts of the search, which come from the same set.
         is_cut_short: Whether the time budget left held-out prompts untried.
     """
@@ -143,9 +143,10 @@ def to_settle(needed: int | None, prompts: int, searched: int, *, is_cut_short: 
             "Not validated: --time_budget was spent. The same command without it goes on with "
             "further held-out prompts."
         )
+    needed = shown.prompts_needed
     if needed is None or needed > MOST_PROMPTS:
         return "Its loss is too near the bound for any number of prompts to tell: move the bound."
-    needed = max(needed, prompts + 1)
+    needed = max(needed, shown.prompts + 1)
     return (
         "More prompts would settle whether its loss is within the bound: --held_out_samples "
         f"{needed}, where --prompts has {searched + needed} or more."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from accel_search import accelerators
@@ -10,6 +10,7 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.outcome import Outcome, SpeedBound
+from accel_search.core.trial import Goal
 from accel_search.core.workload import Provenance
 from accel_search.search.space import JointSpace
 
@@ -37,6 +38,39 @@ def of_search(outcome: Outcome, space: JointSpace, provenance: Provenance | None
         return _of_one(space.targets[0], speedups, len(speedups), outcome.settled, provenance)
     explanations = [_of_several(name, outcome, space, provenance) for name in space.targets]
     return " ".join(text for text in explanations if text is not None) or None
+
+
+def of_refusals(outcome: Outcome, goal: Goal) -> str | None:
+    """Return which bounds beside that on score refused candidates that else would win, if any did.
+
+    The table's verdict on those, which is of the score alone, may be `pass`.
+    """
+    winner = _speedup(outcome.winner).value
+    refused: dict[str, list[AssessedTrial]] = {}
+    for trial in outcome.trials:
+        for name in _refusing(trial, goal, winner):
+            refused.setdefault(name, []).append(trial)
+    texts = []
+    for name, trials in refused.items():
+        fastest = max(trials, key=lambda trial: _speedup(trial).value)
+        assert fastest.assessment is not None
+        own = fastest.assessment.broken(goal)[name]
+        value = "an unknown one" if own is None else f"{own:.3g}"
+        texts.append(
+            f"--{name} {getattr(goal, name):g} refused {len(trials)} of the candidates within the "
+            f"bound on the score; the fastest of them, {fastest.trial.candidate} at "
+            f"{_speedup(fastest).value:.2f}, has {value}."
+        )
+    return " ".join(texts) or None
+
+
+def _refusing(trial: AssessedTrial, goal: Goal, winner: float) -> Iterable[str]:
+    """Return the bounds but for which a trial would be faster than the winner and feasible."""
+    unbound = Goal(goal.max_score_loss, goal.min_speedup)
+    if not trial.is_feasible(unbound) or _speedup(trial).value <= winner:
+        return ()
+    assert trial.assessment is not None
+    return trial.assessment.broken(goal)
 
 
 def of_bound(

@@ -8,6 +8,7 @@ import pytest
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
+from accel_search.core.trial import Goal
 from accel_search.errors import TrialFailure
 from accel_search.report.console.color import takes_colour
 from accel_search.report.console.summary import stored_summary, summary
@@ -258,6 +259,30 @@ def test_what_is_refused_for_the_noise_alone_is_named_with_what_to_do(found):
     assert "meets the goal but" not in text(found)
     # Once is enough.
     assert "meets the goal but" not in summary(lost, Settings(), SPACE, no_gain="too noisy")
+
+
+@pytest.mark.parametrize(("name", "bound"), [("max_tail_loss", 0.0005), ("min_psnr", 25.0)])
+def test_what_another_bound_refused_is_said_with_the_figure_of_the_fastest(found, name, bound):
+    lost = replace(found, winner=None, held_out=None, rivals=())
+    said = " ".join(text(lost, **{name: bound}).split())
+    refused = [trial for trial in found.trials if trial.is_feasible(Goal(0.02))]
+    fastest = max(refused, key=lambda trial: trial.assessment.speedup.value)
+    value = {"max_tail_loss": f"{fastest.assessment.tail_loss:.3g}", "min_psnr": "an unknown one"}
+    assert (
+        f"--{name} {bound:g} refused {len(refused)} of the candidates within the bound on the "
+        f"score; the fastest of them, {fastest.trial.candidate} at "
+        f"{fastest.assessment.speedup.value:.2f}, has {value[name]}."
+    ) in said
+    assert "refused" not in text(lost) and "refused" not in text(found)
+    # Beside a winner, those that are faster.
+    slower = next(trial for trial in refused if trial.trial.candidate == point(2, 3))
+    said = " ".join(text(replace(found, winner=slower), **{name: bound}).split())
+    faster = [
+        trial
+        for trial in refused
+        if trial.assessment.speedup.value > slower.assessment.speedup.value
+    ]
+    assert f"refused {len(faster)} of the candidates" in said
 
 
 def test_long_candidates_fit_a_terminal():

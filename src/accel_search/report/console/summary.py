@@ -35,6 +35,7 @@ from accel_search.report.format import (
     to_settle,
     validated,
 )
+from accel_search.search.explain import of_refusals
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.entries import BoundEntry, SearchEntry, estimate_of
@@ -68,6 +69,7 @@ def summary(
             _headline(outcome, settings),
             _best_few(outcome, settings, colour),
             _refused_for_noise(outcome, settings, bool(no_gain) and len(space.targets) == 1),
+            textwrap.fill(of_refusals(outcome, settings.goal) or "", WIDTH),
             _ablations(outcome),
             textwrap.fill(no_gain or "", WIDTH),
             _noise_explained(outcome),
@@ -115,14 +117,8 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
             f"{winner.prompts} prompts",
         ]
         if not outcome.is_sure:
-            lines += _indented(
-                to_settle(
-                    headline.prompts_needed,
-                    headline.prompts,
-                    len(outcome.baseline.scores),
-                    is_cut_short=outcome.is_cut_short,
-                )
-            )
+            searched, is_cut_short = len(outcome.baseline.scores), outcome.is_cut_short
+            lines += _indented(to_settle(headline, searched, is_cut_short=is_cut_short))
         if not outcome.held_out.speedup.agrees_with(winner.speedup):
             lines += _indented(UNSTEADY)
     return "\n".join([*lines, *_not_validated(outcome)])
@@ -337,10 +333,9 @@ def _given_up(outcome: Outcome) -> str:
     scores = [trial.trial.measurement.scores for trial in complete if trial.trial.measurement]
     if not given_up or not hides_gains(outcome.baseline.scores, scores):
         return ""
-    plural = "" if given_up == 1 else "s"
     return textwrap.fill(
         f"A few prompts gain much here and most lose a little, which a few prompts do not show: of "
-        f"the {given_up} candidate{plural} given up early, some may be within the bound. "
+        f"the {counted(given_up, 'candidate')} given up early, some may be within the bound. "
         "--strategy grid scores every candidate on all prompts.",
         WIDTH,
     )

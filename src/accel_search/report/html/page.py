@@ -133,12 +133,7 @@ def headline(run: Run) -> dict[str, Any]:
         "range_loss": None if shown.range_loss is None else points(shown.range_loss),
         "to_settle": None
         if end is None or end.is_sure
-        else to_settle(
-            shown.prompts_needed,
-            shown.prompts,
-            len(run.baseline.scores),
-            is_cut_short=end.is_cut_short,
-        ),
+        else to_settle(shown, len(run.baseline.scores), is_cut_short=end.is_cut_short),
         "unsteady": None if speedup.agrees_with(winner.speedup) else UNSTEADY,
         "rival": max(as_well, key=lambda rival: rival.steps, default=None),
         "rivals": run.rivals,
