@@ -132,6 +132,15 @@ def test_nothing_within_the_goal_is_code_3(folder, capsys):
     assert not (folder / "search_params.json").exists()
 
 
+def test_a_replay_says_which_numbers_of_prompts_it_ignores(folder, capsys):
+    options = ["--replay", str(TABLE), "--max_trials", "1"]
+    main([*options, "--num_samples", "64"])
+    assert "ignored" not in capsys.readouterr().err
+    main([*options, "--num_samples", "16", "--held_out_samples", "8"])
+    said = capsys.readouterr().err
+    assert "the prompts are those recorded; ignored: --num_samples 16, --held_out_samples 8" in said
+
+
 def test_what_a_bound_beside_that_on_score_refused_is_in_the_answer_for_scripts(folder, capsys):
     options = ["--replay", str(TABLE), "--strategy", "grid", "--max_tail_loss", "0"]
     assert main([*options, "--json"]) == 3

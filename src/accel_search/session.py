@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from accel_search.cli.restart import RESUME, Carried, end, restart_process
 from accel_search.cli.restart import carried as inherited
 from accel_search.core.outcome import Outcome, SpeedBound
-from accel_search.core.workload import Provenance, Workload
+from accel_search.core.workload import Provenance, Workload, in_words
 from accel_search.errors import AccelSearchError, NothingMeasured, first_line
 from accel_search.report.console.progress import Progress
 from accel_search.report.html.write import write_of
@@ -22,7 +22,7 @@ from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observers
 from accel_search.search.explain import of_bound, of_search
 from accel_search.search.loop import Budget, Search
-from accel_search.search.replay import open_replay
+from accel_search.search.replay import open_replay, warn_of_ignored
 from accel_search.search.space import JointSpace
 from accel_search.search.speed_bound import SpeedBoundSearch
 from accel_search.search.stored_evaluator import StoredEvaluator
@@ -265,7 +265,9 @@ def verify_stored(
 def open_evaluator(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
     """Return the evaluator, of a pipeline or of recorded trials, and the space to search."""
     if settings.replay is not None:
-        return open_replay(Path(settings.replay), settings.targets, settings.goal)
+        replay, space = open_replay(Path(settings.replay), settings.targets, settings.goal)
+        warn_of_ignored(settings, replay, logger)
+        return replay, space
     from accel_search.runtime import workbench
 
     evaluator = workbench.open_evaluator(settings, logger)
@@ -433,7 +435,7 @@ def _stored_here(
             "%s holds such a result, but measured elsewhere (other %s); searching here "
             "(--verify measures that one again instead)",
             settings.output,
-            ", ".join(differences),
+            in_words(differences),
         )
     return entry
 

@@ -259,6 +259,7 @@ def test_a_failed_candidate_is_a_record_and_the_search_goes_on():
     failed = [each for each in outcome.trials if each.assessment is None]
     assert [each.trial.candidate for each in failed] == [broken]
     assert failed[0].trial.failure.message == "the pipeline said no"
+    assert outcome.stopped == "every distinct candidate was measured or failed"
     assert outcome.winner.trial.candidate == point(3, 1)
 
 

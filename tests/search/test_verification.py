@@ -346,17 +346,21 @@ def test_a_search_that_finds_a_result_from_elsewhere_offers_to_verify_it(
     class Elsewhere(FakeEvaluator):
         def __init__(self):
             super().__init__()
-            self.provenance = replace(PROVENANCE, driver="590")
+            self.provenance = replace(PROVENANCE, driver="590", prompt_set_hash="f")
 
     monkeypatch.chdir(tmp_path)
     space = JointSpace(("deepcache",), WORKLOAD)
     monkeypatch.setattr(session, "open_evaluator", lambda *_: (Elsewhere(), space))
     command = ["--output", stored.output, "--strategy", "grid"]
     assert main([*command, "--verify"]) == 0
-    assert "driver: None -> 590" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "driver: None -> 590" in out and "prompts or seed: 0123456789abcdef -> f" in out
     assert main(command) == 0
     said = capsys.readouterr().err
-    assert "measured elsewhere (other driver); searching here (--verify measures that one" in said
+    assert (
+        "measured elsewhere (other driver, prompts or seed); searching here (--verify measures "
+        "that one" in said
+    )
     # Now it is of this machine, and answers at once.
     assert main(command) == 0
     assert "--verify measures it again, --force searches again." in capsys.readouterr().out

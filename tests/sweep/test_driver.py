@@ -111,7 +111,7 @@ def test_a_result_of_another_machine_is_named_and_measured_here(tmp_path):
     _, observer = run(settings(tmp_path), worker, machine=elsewhere)
     assert worker.explored == ALL and asked == [1]
     note = next(details[0].note for name, _, details in observer.events if name == "on_start")
-    assert note == "was measured elsewhere (other device_name)"
+    assert note == "was measured elsewhere (other device)"
     same = Worker()
     run(settings(tmp_path), same, machine=lambda: {"device_name": PROVENANCE.device_name})
     assert same.explored == []

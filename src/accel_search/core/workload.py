@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -118,6 +118,25 @@ class Provenance:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return asdict(self) | {"versions": dict(self.versions)}
+
+
+FIELDS = {
+    "device_name": "device",
+    "threads": "number of CPU threads",
+    "versions": "library versions",
+    "dtype": "precision",
+    "attention_backend": "attention kernel",
+    "model_id": "model",
+    "prompt_set_hash": "prompts or seed",
+    "clip_model": "CLIP model",
+    "vae": "VAE",
+}
+"""Field of a provenance -> its name in messages, where it is not the field's own."""
+
+
+def in_words(names: Iterable[str]) -> str:
+    """Return fields of a provenance as a message names them."""
+    return ", ".join(FIELDS.get(name, name.replace("_", " ")) for name in names)
 
 
 def differences(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

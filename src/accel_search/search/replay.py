@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
 from accel_search.search.evaluator import Split
 from accel_search.search.space import JointSpace, Key
+from accel_search.settings import Settings
 from accel_search.storage.trials_file import TrialsFile, read_trials
 
 _NOTHING = Measurement((), (), (), 1)
@@ -164,6 +166,21 @@ def open_replay(
     if goal is not None:
         _refuse_unrecorded(path, recorded, targets, goal)
     return ReplayEvaluator(recorded, space), space
+
+
+def warn_of_ignored(settings: Settings, replay: ReplayEvaluator, logger: logging.Logger) -> None:
+    """Warn of numbers of prompts that were asked for and that a replay does not have."""
+    asked = {
+        "num_samples": (settings.num_samples, (Settings.num_samples, replay.prompt_count)),
+        "held_out_samples": (settings.held_out_samples, (None, *(replay.held_out_stages or (0,)))),
+    }
+    others = [f"--{name} {value}" for name, (value, known) in asked.items() if value not in known]
+    if others:
+        logger.warning(
+            "--replay %s: the prompts are those recorded; ignored: %s",
+            settings.replay,
+            ", ".join(others),
+        )
 
 
 def _refuse_unrecorded(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from accel_search.core.workload import in_words
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.answers import stored_bound
@@ -57,5 +58,5 @@ def _reason_for(reasons: Sequence[Reason]) -> str:
     names = ", ".join(reason.name for reason in reasons if reason.part == "options")
     if names:
         return f"was asked for with another {names}"
-    names = ", ".join(reason.name for reason in reasons)
+    names = in_words(reason.name for reason in reasons)
     return f"was measured elsewhere (other {names})" if names else ""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from accel_search.core.intervals import Estimate, Verdict, judge
+from accel_search.core.workload import FIELDS
 from accel_search.report.console.color import painted
 from accel_search.report.console.summary import WIDTH
 from accel_search.report.format import factor, percent, settings_lines
@@ -118,7 +119,10 @@ def _differences(verification: Verification) -> list[str]:
         return ["Machine, versions and prompts are the same as for the stored result."]
     return [
         "Differences from the stored result's machine:",
-        *(f"  {change.name}: {change.stored} -> {change.here}" for change in changes),
+        *(
+            f"  {FIELDS.get(change.name, change.name)}: {change.stored} -> {change.here}"
+            for change in changes
+        ),
     ]
 
 

@@ -96,7 +96,10 @@ class Strategy(ABC):
 
     def why_done(self, history: History) -> str:
         """Return, in a few words, why `ask` returns None."""
-        return "every distinct candidate was measured" if len(self.space) else ALL_BASELINE
+        if not len(self.space):
+            return ALL_BASELINE
+        failed = any(assessed.trial.failure is not None for assessed in history.trials)
+        return f"every distinct candidate was measured{' or failed' if failed else ''}"
 
     def could_win(self, history: History) -> int:
         """Return how many candidates could still win when a budget ends the search."""

@@ -145,10 +145,10 @@ class Guided(Strategy):
         lossy = left & ~slow & (standing.within < 1 - SURE)
         others = int((left & ~slow & ~lossy).sum())
         if not left.any():
-            return "every distinct candidate was measured"
+            return super().why_done(history)
         parts = [
             f"{int(slow.sum()):,} are too slow even at the optimistic end of the prediction",
-            f"{int(lossy.sum()):,} lose too much with over {SURE:.0%} probability",
+            f"{int(lossy.sum()):,} lose too much with a probability over {100 * SURE:.0f} %",
             f"{others:,} would gain too little to be worth a trial",
         ]
         counted = [part for part in parts if not part.startswith("0 ")]
