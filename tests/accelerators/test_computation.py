@@ -20,8 +20,8 @@ from accel_search.accelerators.computation import (
     step_table,
 )
 from accel_search.core.candidate import Candidate
-from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Measurement
+from tests.support.fakes import called
 from tests.support.tiny import make_pipe, render, tgate_params, workload
 
 STEPS = 8
@@ -227,7 +227,7 @@ def test_latents_are_finite_where_reuse_is_partial(sd: Any) -> None:
 
 
 def timed(*seconds: float) -> Measurement:
-    times = StepTimes(2 * sum(seconds), seconds, ())
+    times = called(2 * sum(seconds), seconds, ())
     return Measurement((0.5,), (1.0,), (30.0,), 1, step_times=(times,))
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from accel_search.core.step_table import PROBES_ALONE, REST, StepRow, tabulate
-from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Measurement
+from tests.support.fakes import called
 
 PLAIN = frozenset()
 PARTIAL = frozenset({("deepcache partial at branch 0", 1.0)})
 MERGED = frozenset({("tome merged at 1/1", 0.5), ("tome merged at 1/2", 0.375)})
-FIRST = StepTimes(1.0, (0.2, 0.1, 0.12, 0.3), (0, 3))
-SECOND = StepTimes(2.0, (0.4, 0.3, 0.2, 0.4), (0, 3))
+FIRST = called(1.0, (0.2, 0.1, 0.12, 0.3), (0, 3))
+SECOND = called(2.0, (0.4, 0.3, 0.2, 0.4), (0, 3))
 TYPES = (PLAIN, PARTIAL, PARTIAL, PLAIN)
 
 
@@ -36,7 +36,7 @@ def test_each_figure_is_that_of_the_samples():
 
 
 def test_a_slow_pipeline_call_counts_no_more_than_another():
-    slow = StepTimes(100.0, (20.0, 10.0, 12.0, 30.0), (0, 3))
+    slow = called(100.0, (20.0, 10.0, 12.0, 30.0), (0, 3))
     once = tabulate(measured(FIRST), TYPES)
     both = tabulate(measured(FIRST, slow), TYPES)
     for row, other in zip(once.rows, both.rows, strict=True):
@@ -45,7 +45,7 @@ def test_a_slow_pipeline_call_counts_no_more_than_another():
 
 
 def test_plain_calls_made_for_comparison_have_no_share_of_the_call():
-    times = StepTimes(1.0, (0.45, 0.45), (), ((0, 0.2), (1, 0.4)))
+    times = called(1.0, (0.45, 0.45), (), ((0, 0.2), (1, 0.4)))
     plain, merged, rest = tabulate(measured(times, batch_size=1), (MERGED, MERGED)).rows
     assert plain == StepRow(PROBES_ALONE, 0, 300.0, 0.0, 1.0)
     name = "tome merged at 1/1 (50 %), 1/2 (37.5 %)"
@@ -61,13 +61,13 @@ def test_they_join_the_plain_calls_of_their_pipeline_call():
 
 
 def test_without_plain_calls_nothing_is_compared_with_them():
-    merged, rest = tabulate(measured(StepTimes(1.0, (0.4, 0.4), ())), (MERGED, MERGED)).rows
+    merged, rest = tabulate(measured(called(1.0, (0.4, 0.4), ())), (MERGED, MERGED)).rows
     assert (merged.calls, merged.relative_to_plain, rest.calls) == (2, None, None)
 
 
 def test_rows_are_in_the_order_of_their_first_call_with_plain_ones_first():
     gated = frozenset({("tgate gated", 1.0)})
-    times = StepTimes(1.0, (0.1, 0.2, 0.3), (2,))
+    times = called(1.0, (0.1, 0.2, 0.3), (2,))
     rows = tabulate(measured(times), (gated, PARTIAL, PLAIN)).rows
     assert [row.type for row in rows[:3]] == [
         "plain",
@@ -80,20 +80,20 @@ def test_several_effects_are_named_by_accelerator():
     done = {("tgate self-attention reused", 1.0), ("tgate gated", 1.0), ("tome merged at 1/1", 0.5)}
     for other, how_much in ((0.5, "1/1, 1/2 (50 %)"), (1.0, "1/1 (50 %), 1/2 (100 %)")):
         kind = frozenset(done | {("tome merged at 1/2", other)})
-        row, _ = tabulate(measured(StepTimes(1.0, (0.1,), ())), (kind,)).rows
+        row, _ = tabulate(measured(called(1.0, (0.1,), ())), (kind,)).rows
         assert row.type == f"tgate gated, self-attention reused + tome merged at {how_much}"
 
 
 def test_types_that_differ_in_an_amount_alone_are_told_apart():
     types = [frozenset({("mine kept", amount)}) for amount in (0.5, 0.50004, 1.0)]
-    rows = tabulate(measured(StepTimes(1.0, (0.1, 0.2, 0.3), ())), types).rows
+    rows = tabulate(measured(called(1.0, (0.1, 0.2, 0.3), ())), types).rows
     assert [row.type for row in rows[:3]] == ["mine kept (50 %)", "mine kept (50.004 %)",
                                               "mine kept"]  # fmt: skip
     assert [row.milliseconds for row in rows[:3]] == [200.0, 400.0, 600.0]
 
 
 def test_calls_of_another_number_are_left_out_unless_all_are_of_one_type():
-    twice = StepTimes(1.0, (0.1,) * 8, ())
+    twice = called(1.0, (0.1,) * 8, ())
     assert tabulate(measured(twice), TYPES) is None
     assert tabulate(measured(FIRST, twice), TYPES) == tabulate(measured(FIRST), TYPES)
     merged, _ = tabulate(measured(twice), (MERGED,) * 4).rows
@@ -101,7 +101,7 @@ def test_calls_of_another_number_are_left_out_unless_all_are_of_one_type():
 
 
 def test_calls_with_plain_ones_in_between_for_comparison_are_left_out():
-    between = StepTimes(1.0, (0.1, 0.2), (1,))
+    between = called(1.0, (0.1, 0.2), (1,))
     assert tabulate(measured(between), (MERGED, MERGED)) is None
 
 
@@ -112,10 +112,9 @@ def test_calls_with_plain_ones_in_between_for_comparison_are_left_out():
         replace(FIRST, call=math.inf),
         replace(FIRST, seconds=(0.2, math.nan, 0.1, 0.3)),
         replace(FIRST, seconds=(0.0, 0.1, 0.1, 0.0)),
-        replace(FIRST, plain=(0, 99)),
         replace(FIRST, probes=((0, -1.0),)),
         replace(FIRST, probes=((0, 5e-324),)),
-        StepTimes(1.0, (), ()),
+        called(1.0, (), ()),
     ],
     ids=str,
 )
@@ -128,7 +127,7 @@ def test_without_timed_unet_calls_there_is_no_table():
     assert tabulate(measured(), TYPES) is None
     assert tabulate(measured(), (MERGED,)) is None
     assert tabulate(measured(FIRST), ()) is None
-    assert tabulate(measured(StepTimes(1.0, (), ())), ()) is None
+    assert tabulate(measured(called(1.0, (), ())), ()) is None
 
 
 def test_unet_calls_that_took_longer_than_their_pipeline_call_leave_it_no_rest():

@@ -38,7 +38,7 @@ def test_a_measurement_comes_back_from_plain_json_types():
 
 
 def test_the_times_of_unet_calls_come_back_from_plain_json_types():
-    times = StepTimes(0.5, (0.1, 0.05, 0.1), (0, 2), ((1, 0.11),))
+    times = StepTimes(0.5, (0.1, 0.05, 0.1), (0, 1, 0), 3, ((1, 0.11),))
     measured = Measurement((0.5,), (1.0,), (30.0,), 4, step_times=(times,))
     plain = json.loads(json.dumps(asdict(measured)))
     assert Measurement.from_dict(plain) == measured

@@ -105,6 +105,21 @@ def test_candidates_are_measured_in_half_precision_with_their_peak_memory(made, 
     measures.check()
 
 
+@pytest.mark.parametrize("names", ["deepcache", "tgate", "tome", "deepcache,tgate,tome"])
+def test_single_unet_calls_are_timed_by_events_and_change_no_picture(made, names):
+    measuring, *_ = evaluator(made)
+    caller, prompts = measuring._caller, [Prompt("a red cube", 1), Prompt("a blue ball", 2)]
+    workload = replace(measuring.workload, batch_size=2)
+    images, _ = caller.call(workload, prompts, candidate(names))
+    timer = caller.timer(range(8), memory.PeakMeter(torch.device("cuda", 0)))
+    probed, seconds = caller.call(workload, prompts, candidate(names), timer=timer)
+    assert torch.equal(images, probed)
+    times = timer.times(seconds * 2, 2, [1] * 8, 8)
+    assert len(times.seconds) == len(times.probes) == 8 and min(times.seconds) > 0
+    assert 0 < sum(times.seconds) < times.call
+    assert 0 < sum(probe for _, probe in times.probes) <= timer.probing_seconds()
+
+
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_a_baseline_after_every_combination_is_bit_identical(made, kind):
     measures, pipe = evaluator(made, kind)

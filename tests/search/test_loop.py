@@ -9,6 +9,7 @@ import pytest
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import speed_of
+from accel_search.core.timing_noise import JUDGES
 from accel_search.core.trial import Goal
 from accel_search.core.validation import MAX_TRIED
 from accel_search.errors import ContaminationError, TrialFailure
@@ -364,6 +365,87 @@ def test_a_candidate_scored_on_all_prompts_is_timed_beside_as_many_pairs_as_aske
         pairs = len(measured.baseline_seconds_per_image)
         assert pairs == 4 if each.assessment.is_complete else 1 <= pairs <= 4
         assert len(measured.seconds_per_image) >= pairs
+
+
+@pytest.mark.parametrize("strategy", sorted(all_strategies()))
+def test_single_unet_calls_take_the_place_of_pairs_until_there_is_a_winner(strategy):
+    evaluator = FakeEvaluator(noise=0.02)
+    evaluator.times_steps = True
+    outcome = run(evaluator, strategy=strategy)
+    assert outcome.winner.trial.candidate == point(4, 3)
+    assert outcome.winner.assessment.speedup.value == pytest.approx(1.9, rel=0.03)
+    searched = [pairs for split, pairs in evaluator.pairs_asked if split == "search"]
+    assert set(searched) <= {0, 1, None}  # None: those of the comparison with fewer steps.
+    assert sum(pairs or 0 for pairs in searched) <= JUDGES
+    assert ("held_out", None) in evaluator.pairs_asked
+
+
+def test_single_unet_calls_find_a_winner_where_pairs_drown_it():
+    class Busy(FakeEvaluator):
+        """Whole calls differ by 40 % on this host."""
+
+        def _measurement(self, *args, **kwargs):
+            measured = super()._measurement(*args, **kwargs)
+            blurred = [
+                tuple(seconds * math.exp(self._rng.normal(0, 0.4)) for seconds in samples)
+                for samples in (measured.seconds_per_image, measured.baseline_seconds_per_image)
+            ]
+            return replace(
+                measured, seconds_per_image=blurred[0], baseline_seconds_per_image=blurred[1]
+            )
+
+    def modest(candidate):
+        speedup, loss = deepcache_truth(candidate)
+        return 1 + (speedup - 1) / 4, loss
+
+    busy = Busy(modest)
+    assert run(busy, strategy="guided").winner is None
+    busy = Busy(modest)
+    busy.times_steps = True
+    assert run(busy, strategy="guided").winner.trial.candidate == point(4, 3)
+
+
+def test_where_single_unet_calls_tell_nothing_every_candidate_is_timed_in_a_pair():
+    class Undescribed(FakeEvaluator):
+        def measure(self, *args, **kwargs):
+            return replace(super().measure(*args, **kwargs), step_times=())
+
+    evaluator = Undescribed()
+    evaluator.times_steps = True
+    outcome = run(evaluator)
+    assert outcome.winner.trial.candidate == point(4, 3)
+    timed = [trial.trial.measurement.baseline_seconds_per_image for trial in outcome.trials]
+    assert all(len(pairs) == 1 for pairs in timed)
+    measured = [pairs for split, pairs in evaluator.pairs_asked if split == "search"]
+    assert measured.count(0) <= 1
+
+
+def test_without_held_out_prompts_a_candidate_is_timed_in_pairs_all_the_same():
+    evaluator = FakeEvaluator()
+    evaluator.times_steps = True
+    evaluator.held_out_stages = ()
+    outcome = run(evaluator)
+    pairs = len(outcome.winner.trial.measurement.baseline_seconds_per_image)
+    assert pairs == evaluator.pairs
+
+
+def test_whole_calls_judge_the_winner_where_single_ones_mislead():
+    class Misled(FakeEvaluator):
+        times_steps = True
+
+        def measure(self, candidate, split="search", *args, **kwargs):
+            measured = super().measure(candidate, split, *args, **kwargs)
+            if split != "held_out":
+                return measured
+            slower = tuple(1.4 * seconds for seconds in measured.seconds_per_image)
+            return replace(measured, seconds_per_image=slower)
+
+    evaluator = Misled(noise=0.005)
+    evaluator.times_steps = True
+    held_out = run(evaluator).held_out
+    assert held_out.disagreement.whole.value == pytest.approx(1.9 / 1.4, rel=0.02)
+    assert held_out.speedup.low < 1.9 / 1.4 < held_out.speedup.high
+    assert run(FakeEvaluator()).held_out.disagreement is None
 
 
 def test_a_batch_that_was_halved_in_the_middle_of_a_race_starts_it_anew():

@@ -67,7 +67,8 @@ def test_timed_unet_calls_are_a_table_in_the_result_and_count_once(replay, capsy
     for trial in content["trials"]:
         interval = trial["candidate"]["deepcache"]["cache_interval"]
         seconds = [0.01 if call % interval else 0.04 for call in range(count)]
-        times = {"call": 2 * sum(seconds), "seconds": seconds, "plain": []}
+        times = {"call": 2 * sum(seconds), "seconds": seconds, "baseline_calls": count}
+        times["kinds"] = [int(call % interval > 0) for call in range(count)]
         trial["step_times"] = [times, times]
     assert replay(content, "--strategy", "guided", "--json") == 0
     found = json.loads(capsys.readouterr().out)

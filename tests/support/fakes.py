@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Measurement
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import TrialFailure
@@ -55,6 +56,38 @@ def deepcache_truth(candidate: Candidate) -> tuple[float, float]:
     return 1 + 0.4 * (interval - 1) - 0.1 * branch, 0.001 * interval**3 / (1 + branch)
 
 
+def called(
+    call: float,
+    seconds: tuple[float, ...],
+    plain: tuple[int, ...] = (),
+    probes: tuple[tuple[int, float], ...] = (),
+) -> StepTimes:
+    """Return the times of a pipeline call whose UNet calls are plain or of one other type.
+
+    Args:
+        call: Of the whole.
+        seconds: Of each UNet call.
+        plain: Indices of the plain ones.
+        probes: As in `StepTimes`.
+    """
+    kinds = tuple(int(at not in plain) for at in range(len(seconds)))
+    return StepTimes(call, seconds, kinds, max(len(seconds), 1), probes)
+
+
+def step_times(speedup: float, seconds: float = 0.5) -> StepTimes:
+    """Return the times of a call whose UNet calls tell a speedup below 5.
+
+    Args:
+        speedup: Over the baseline.
+        seconds: The baseline's, per image.
+    """
+    plain = seconds / 20
+    relative = (20 / speedup - 4) / 16
+    kinds = tuple(min(at % 5, 1) for at in range(20))
+    own = tuple(plain * (relative if kind else 1.0) for kind in kinds)
+    return StepTimes(sum(own), own, kinds, 20)
+
+
 class FakeEvaluator:
     """Measures what `truth` says, with a little noise that the seed decides."""
 
@@ -72,6 +105,8 @@ class FakeEvaluator:
         self.calls: list[tuple[Candidate, str, range]] = []
         self.chunk, self.pairs, self.prompt_count = 4, 4, prompts
         self.held_out_stages = (prompts,)
+        self.times_steps = False
+        self.pairs_asked: list[tuple[str, int | None]] = []
         self._truth = truth
         self._noise = noise
         self._held_out_shift = held_out_shift
@@ -95,6 +130,7 @@ class FakeEvaluator:
     def measure(self, candidate, split="search", prompts=None, pairs=None, turn=0):
         wanted = range(self.prompt_count) if prompts is None else prompts
         self.calls.append((candidate, split, wanted))
+        self.pairs_asked.append((split, pairs))
         if candidate in self._fails:
             raise TrialFailure("the pipeline said no")
         if list(candidate) == ["steps"]:
@@ -114,9 +150,11 @@ class FakeEvaluator:
 
         wanted = range(self.prompt_count) if prompts is None else prompts
         scores = (self._scores[split] * (1 - loss))[wanted.start : wanted.stop]
+        times = [step_times(speedup * x) for x in noisy(1.0) or (1.0,)] if self.times_steps else ()
         return Measurement(
-            seconds_per_image=noisy(0.5 / speedup),
+            seconds_per_image=noisy(0.5 / speedup) or (0.5 / speedup,),
             baseline_seconds_per_image=noisy(0.5),
+            step_times=tuple(times),
             scores=tuple(float(score) for score in scores),
             batch_size=4,
             seconds=10.0 * len(wanted) / self.prompt_count,

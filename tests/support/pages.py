@@ -9,14 +9,13 @@ import numpy as np
 from PIL import Image
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Failure, Goal, Trial
 from accel_search.search.explain import of_search
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.run_folder import ended_record, pictures_path, to_picture, write_record
 from accel_search.storage.trials_db import TrialStore, default_url
-from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator
+from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator, called
 from tests.support.searches import run
 
 EVIL = (
@@ -35,7 +34,7 @@ class StepTimed(FakeEvaluator):
             return measured
         plain = tuple(range(0, 20, candidate["deepcache"]["cache_interval"]))
         seconds = tuple(0.02 if call in plain else 0.008 for call in range(20))
-        return replace(measured, step_times=(StepTimes(sum(seconds) + 0.05, seconds, plain),))
+        return replace(measured, step_times=(called(sum(seconds) + 0.05, seconds, plain),))
 
 
 def search(evaluator=None, **options):

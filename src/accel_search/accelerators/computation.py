@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
 from accel_search.accelerators import get
-from accel_search.accelerators.base import Context, Effect, StepType, check_params
+from accel_search.accelerators.base import PLAIN, Context, Effect, StepType, check_params
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.step_table import StepTable, tabulate
 from accel_search.core.trial import Measurement
@@ -125,6 +125,12 @@ def describe_steps(candidate: Mapping[str, Params], workload: Workload) -> tuple
         for call, effects in enumerate(get(name).step_types(params, reduced, context)):
             types[call] |= {Effect(f"{name} {effect.name}", effect.amount) for effect in effects}
     return tuple(frozenset(effects) for effects in types)
+
+
+def numbered(steps: Sequence[StepType]) -> list[int]:
+    """Return a number for each step, by its type; 0 is a plain call."""
+    numbers: dict[StepType, int] = {PLAIN: 0}
+    return [numbers.setdefault(step, len(numbers)) for step in steps]
 
 
 def step_table(

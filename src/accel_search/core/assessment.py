@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from accel_search.core.early_stopping import is_lost
 from accel_search.core.intervals import Estimate, Verdict, judge, prompts_needed, score_loss
-from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
+from accel_search.core.timing_noise import Timed, TimingNoise, is_gain
 from accel_search.core.trial import Goal, Measurement, Trial
 
 
@@ -37,6 +37,8 @@ class Assessment:
     """Loss as a fraction of the score's usable range, from `usable_range`; None where unknown."""
     prompts_needed: int | None = None
     """Prompts that would settle an inconclusive verdict; None of others, and where unknown."""
+    disagreement: Timed | None = None
+    """The speedup by whole calls and by single UNet calls, where they disagree."""
 
     @property
     def is_gain(self) -> bool:
@@ -137,13 +139,15 @@ def assess(
     else:
         lost = is_lost(before, measurement.scores, bound, len(baseline.scores))
         verdict = Verdict.FAIL if lost else Verdict.INCONCLUSIVE
+    timed = known.timed(measurement)
     usable = usable_range(baseline)
     points_lost = (sum(before) - sum(measurement.scores)) / count
     return Assessment(
-        speedup=speedup(measurement, known),
+        speedup=timed.speedup,
         score_loss=loss,
         verdict=verdict,
-        noise_floor=known.floor(len(measurement.baseline_seconds_per_image)),
+        noise_floor=known.floor_of(measurement),
+        disagreement=_disagreement(timed),
         prompts=count,
         is_complete=is_complete,
         psnr=_mean(measurement.psnr),
@@ -194,11 +198,17 @@ def tail_size(prompts: int) -> int:
 
 def retimed(assessment: Assessment, measurement: Measurement, noise: TimingNoise) -> Assessment:
     """Return an assessment with its timing judged by the noise as it is known by now."""
+    timed = noise.timed(measurement)
     return replace(
         assessment,
-        speedup=speedup(measurement, noise),
-        noise_floor=noise.floor(len(measurement.baseline_seconds_per_image)),
+        speedup=timed.speedup,
+        noise_floor=noise.floor_of(measurement),
+        disagreement=_disagreement(timed),
     )
+
+
+def _disagreement(timed: Timed) -> Timed | None:
+    return timed if timed.discrepancy > 1 else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

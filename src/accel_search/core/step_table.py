@@ -92,7 +92,7 @@ def _fits(times: StepTimes, types: Sequence[Effects]) -> bool:
     every = (times.call, *times.seconds, *(seconds for _, seconds in times.probes))
     return (
         0 < len(types) == len(times.seconds)
-        and plain.issuperset(times.plain)
+        and plain.issuperset(at for at, kind in enumerate(times.kinds) if kind == 0)
         and all(SHORTEST < seconds < LONGEST for seconds in every)
     )
 

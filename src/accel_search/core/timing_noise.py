@@ -1,9 +1,10 @@
-"""Speedups of calls timed in pairs, and how far they differ by chance."""
+"""Speedups by pairs of whole calls and by single UNet calls, and how far they are off by chance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from accel_search.core.extras import is_baseline
-from accel_search.core.intervals import Estimate, half_width, squares_of
+from accel_search.core.intervals import CONFIDENCE, Estimate, half_width, squares_of
+from accel_search.core.step_timing import Judged, StepNoise, speed_within
 from accel_search.core.trial import Measurement
 
 
@@ -38,8 +40,51 @@ LEAST_SPREAD = 0.0005
 that agree better agree by chance, or by a clock that repeats itself."""
 DOUBT = 0.2
 """Probability of a trial's own spread under the pooled one, below which its own counts more."""
+JUDGES = 8
+"""Trials whose pairs of whole calls tell how far single UNet calls mislead."""
+Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+"""Standard deviations from the mean to the end of an interval."""
+MOST_LOG = 700.0
+"""Logarithm beyond which a number counts as infinite."""
 OUTLIER = 0.01
 """The same over all trials together, below which a trial is left out of the pool."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A speedup, as whole calls and as single UNet calls tell it; one of them may be missing."""
+
+    whole: Estimate | None
+    """By pairs of whole calls: the geometric mean of their ratios."""
+    within: Estimate | None
+    """By UNet calls, each compared with plain ones of its own pipeline call."""
+
+    @property
+    def speedup(self) -> Estimate:
+        """Return one estimate from both, each weighted by what it tells.
+
+        Where they disagree beyond their intervals, that of the mean is as much wider.
+
+        Source:
+            Scale factor of the Particle Data Group, "Review of particle physics" (2024), section
+            5.2.2.
+        """
+        known = [estimate for estimate in (self.whole, self.within) if estimate is not None]
+        if len(known) < 2 or not known[0].is_bounded:
+            return known[-1]
+        weights = [math.log(estimate.high / estimate.value) ** -2 for estimate in known]
+        share = weights[0] / sum(weights)
+        mean = share * math.log(known[0].value) + (1 - share) * math.log(known[1].value)
+        return _estimate(mean, max(1.0, self.discrepancy) / math.sqrt(sum(weights)))
+
+    @property
+    def discrepancy(self) -> float:
+        """Return how far apart the two are, in units of what their intervals allow."""
+        if self.whole is None or self.within is None or not self.whole.is_bounded:
+            return 0.0
+        apart = abs(math.log(self.whole.value / self.within.value))
+        halves = [math.log(known.high / known.value) for known in (self.whole, self.within)]
+        return apart / math.hypot(*halves)
 
 
 class TimingNoise:
@@ -86,9 +131,30 @@ class TimingNoise:
         self._pooled = {key for key, keep in zip(pooled, kept, strict=True) if keep}
         self._squares = float(squares[kept].sum())
         self._free = float(free[kept].sum())
+        self._steps = step_noise(trials, self._spread)
+
+    @property
+    def _spread(self) -> float:
+        """Return the standard deviation of the log ratio of one pair; infinite where unknown."""
+        spread = math.sqrt(self._squares / self._free) if self._free else math.inf
+        return max(spread, LEAST_SPREAD)
+
+    def timed(self, measurement: Measurement) -> Timed:
+        """Estimate a speedup from all that a measurement holds.
+
+        Args:
+            measurement: With a pair, or step times that can be compared.
+        """
+        whole = within = None
+        if measurement.baseline_seconds_per_image:
+            mean = float(paired_log_ratios(measurement).mean())
+            whole = _estimate(mean, self.half_width(measurement))
+        if (known := self._steps.estimate(measurement.step_times)) is not None:
+            within = _estimate(known.log_speedup, Z * math.sqrt(known.variance))
+        return Timed(whole, within)
 
     def half_width(self, measurement: Measurement) -> float:
-        """Return half the width of the interval of a measurement's mean log ratio."""
+        """Return half the width of the interval of the mean log ratio of its pairs."""
         ratios = paired_log_ratios(measurement)
         own, own_free = squares_of(ratios)
         rest, free = self._squares, self._free
@@ -99,6 +165,17 @@ class TimingNoise:
             weight = min(1.0, chance / DOUBT)
             rest, free = weight * rest, weight * free
         return _half_width(own + rest, own_free + free, len(ratios))
+
+    def floor_of(self, measurement: Measurement) -> float:
+        """Return the relative difference that a candidate that gains nothing may show by chance.
+
+        Args:
+            measurement: As for `timed`.
+        """
+        timed = self.timed(measurement)
+        if timed.within is None:
+            return self.floor(len(measurement.baseline_seconds_per_image))
+        return timed.speedup.high / timed.speedup.value - 1
 
     def floor(self, pairs: int) -> float:
         """Return the relative difference that two copies of one pipeline may show by chance.
@@ -136,6 +213,30 @@ def timing_noises(
     return {size: TimingNoise(baselines.get(size, ()), others.get(size, ())) for size in sizes}
 
 
+def step_noise(trials: Sequence[Measurement], pair_spread: float) -> StepNoise:
+    """Return how far speedups from single UNet calls are wrong, by trials timed both ways.
+
+    Args:
+        trials: Candidates.
+        pair_spread: Standard deviation of the log ratio of one pair.
+    """
+    judged = []
+    for trial in trials:
+        pairs = len(trial.baseline_seconds_per_image)
+        if pairs and trial.step_times and math.isfinite(pair_spread):
+            mean = float(paired_log_ratios(trial).mean())
+            judged.append(Judged(trial.step_times, mean, pair_spread**2 / pairs))
+    return StepNoise([trial.step_times for trial in trials], judged)
+
+
+def _estimate(log_speedup: float, half: float) -> Estimate:
+    return Estimate(math.exp(log_speedup), math.exp(log_speedup - half), _exp(log_speedup + half))
+
+
+def _exp(logarithm: float) -> float:
+    return math.exp(logarithm) if logarithm < MOST_LOG else math.inf
+
+
 def _half_width(squares: float, freedom: float, count: int) -> float:
     return half_width(max(squares, freedom * LEAST_SPREAD**2), freedom, count)
 
@@ -153,20 +254,30 @@ def _chance(squares: Any, free: Any, rest: Any, rest_free: Any) -> Any:
 
 
 def speedup(measurement: Measurement, noise: TimingNoise | Measurement) -> Estimate:
-    """Estimate the speedup from calls timed in pairs.
+    """Estimate the speedup from all that was timed; see `Timed.speedup`.
 
     Args:
-        measurement: The candidate's, with at least one pair.
-        noise: How far pairs differ by chance; or the baseline, to take its pairs against itself.
-
-    Returns:
-        Geometric mean of the pairs' ratios, with its interval by Student's t and the spread of all
-        pairs.
+        measurement: The candidate's, with a pair or with step times that can be compared.
+        noise: How far timings differ by chance; or the baseline, to take its pairs against itself.
     """
     known = noise if isinstance(noise, TimingNoise) else TimingNoise([noise])
-    mean = float(paired_log_ratios(measurement).mean())
-    half = known.half_width(measurement)
-    return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    return known.timed(measurement).speedup
+
+
+def is_timed(measurement: Measurement) -> bool:
+    """Return whether a measurement tells a speedup, by whole calls or by single UNet calls."""
+    return bool(measurement.baseline_seconds_per_image) or any(
+        map(speed_within, measurement.step_times)
+    )
+
+
+def pairs_of_judge(measured: Sequence[Measurement]) -> int:
+    """Return how many pairs to time of a candidate whose speedup single UNet calls tell: 1 or 0.
+
+    Args:
+        measured: All candidates so far.
+    """
+    return int(sum(bool(trial.baseline_seconds_per_image) for trial in measured) < JUDGES)
 
 
 def noise_floor(noise: Measurement, pairs: int) -> float:

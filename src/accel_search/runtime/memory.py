@@ -109,6 +109,19 @@ class PeakMeter:
             return
         torch.cuda.reset_peak_memory_stats(self._device)
         yield
+        self._read()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave a part out of the block being watched."""
+        if self._device.type != "cuda":
+            yield
+            return
+        self._read()
+        yield
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def _read(self) -> None:
         peak = torch.cuda.max_memory_allocated(self._device)
         self.peak_bytes = max(peak, self.peak_bytes or 0)
 

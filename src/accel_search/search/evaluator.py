@@ -48,6 +48,10 @@ class Evaluator(Protocol):
     def pairs(self) -> int:
         """Return how many baseline calls a fully scored candidate is timed beside."""
 
+    @property
+    def times_steps(self) -> bool:
+        """Return whether single UNet calls tell the speedup of a candidate timed without pairs."""
+
     def measure(
         self,
         candidate: Candidate,

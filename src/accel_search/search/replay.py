@@ -81,6 +81,11 @@ class ReplayEvaluator:
         """Return 0: the pairs are those recorded."""
         return 0
 
+    @property
+    def times_steps(self) -> bool:
+        """Return False: the timings are those recorded."""
+        return False
+
     def measure(
         self,
         candidate: Candidate,

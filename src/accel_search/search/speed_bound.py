@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_search.core.outcome import SpeedBound
-from accel_search.core.timing_noise import TimingNoise, speedup
+from accel_search.core.timing_noise import TimingNoise, is_timed, pairs_of_judge, speedup
 from accel_search.core.trial import Failure, Measurement, Trial, commonest, describe_failures
 from accel_search.errors import NothingMeasured
 from accel_search.search.evaluator import Evaluator
@@ -21,7 +21,8 @@ from accel_search.search.strategies.latency_model import (
     LatencyModel,
     expected_gain,
     noise_of,
-    run_of,
+    noise_of_look,
+    runs_of,
 )
 from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
@@ -51,8 +52,8 @@ class SpeedBoundSearch:
         space: The candidates.
         store: Stores every run; candidates already in it are not timed again.
         observer: Receives the events.
-        pairs: Baseline calls beside a candidate's first timing; the fastest gets `evaluator.pairs`
-            in the end, unless its images are scored.
+        pairs: Baseline calls beside a candidate's first timing, where its UNet calls do not tell;
+            the fastest gets `evaluator.pairs` in the end, unless its images are scored.
         watchdog: Ends a measurement that hangs; None waits for it.
         max_trials: Most candidates to begin, those stored included; None is no limit.
 
@@ -104,7 +105,7 @@ class SpeedBoundSearch:
             position = self._most_promising(baseline, standing.may_be_timed(self._max_trials))
             if position is None:
                 break
-            baseline = self._time(position, self._pairs, baseline)
+            baseline = self._time(position, self._pairs_of_next(), baseline)
         settled = self._most_promising(baseline, ~standing.is_known) is None
         # The fastest by a few calls may not be the fastest by all of them.
         while (best := self._to_be_timed_again(baseline)) is not None:
@@ -130,7 +131,7 @@ class SpeedBoundSearch:
             candidate=self._space.candidate_at(best),
             measurement=measurement,
             speedup=speedup(measurement, noise),
-            noise_floor=noise.floor(len(measurement.baseline_seconds_per_image)),
+            noise_floor=noise.floor_of(measurement),
             baseline=baseline,
             timed=len(standing.measured),
             failed=len(standing.failures),
@@ -153,7 +154,8 @@ class SpeedBoundSearch:
             return int(np.argmax(np.where(fresh, log_speedup + OPTIMISTIC * sd, -np.inf)))
         best = max(log_speedup[position] for position in standing.measured)
         gain = np.where(fresh, expected_gain(log_speedup, sd, best + SAME_SPEED), 0.0)
-        least = max(LEAST_GAIN, NOISE_SHARE * self._noise(baseline))
+        noise = noise_of_look(list(standing.measured.values()), self._noise(baseline))
+        least = max(LEAST_GAIN, NOISE_SHARE * noise)
         return int(np.argmax(gain)) if gain.max() >= least else None
 
     def _to_be_timed_again(self, baseline: Measurement) -> tuple[int, int] | None:
@@ -170,14 +172,17 @@ class SpeedBoundSearch:
         log_speedup, _ = self._speeds(baseline)
         return max(self._standing.measured, key=lambda position: float(log_speedup[position]))
 
+    def _pairs_of_next(self) -> int:
+        if not self._evaluator.times_steps:
+            return self._pairs
+        return min(self._pairs, pairs_of_judge(list(self._standing.measured.values())))
+
     def _noise(self, baseline: Measurement) -> float:
         return noise_of(baseline, list(self._standing.measured.values()))
 
     def _speeds(self, baseline: Measurement) -> tuple[Array, Array]:
-        measured, noise = self._standing.measured, self._noise(baseline)
-        return self._model.speeds(
-            [run_of(at, measurement, noise) for at, measurement in measured.items()]
-        )
+        measured = list(self._standing.measured.items())
+        return self._model.speeds(runs_of(measured, self._noise(baseline)))
 
     def _time(self, position: int, pairs: int, baseline: Measurement) -> Measurement:
         """Time a candidate once more and store it; return the baseline of its batch size."""
@@ -221,7 +226,7 @@ class _Standing:
         if trial.failure is not None:
             self.failures.append(trial.failure)
             self.measured.pop(position, None)
-        elif trial.measurement is not None and trial.measurement.baseline_seconds_per_image:
+        elif trial.measurement is not None and is_timed(trial.measurement):
             self.measured[position] = trial.measurement
 
     def may_be_timed(self, most: int | None) -> NDArray[np.bool_]:

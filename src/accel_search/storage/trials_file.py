@@ -131,7 +131,8 @@ class _StepTimes:
 
     call: Seconds
     seconds: tuple[Seconds, ...]
-    plain: tuple[Annotated[int, Meta(ge=0)], ...]
+    kinds: tuple[Annotated[int, Meta(ge=0)], ...]
+    baseline_calls: Annotated[int, Meta(gt=0)]
     probes: tuple[tuple[Annotated[int, Meta(ge=0)], Seconds], ...] = ()
 
 
@@ -163,7 +164,7 @@ class _Samples:
         """
         own, beside = self.seconds_per_image, self.baseline_seconds_per_image
         beside = pairs or () if beside is None else beside
-        if not own or (pairs is not None and not beside):
+        if not own or not (beside or self.step_times or pairs is None):
             raise Unreadable(f"{name}: seconds_per_image holds no samples, or the baseline's none")
         if len(beside) > len(own):
             raise Unreadable(f"{name}: {len(beside)} baseline samples beside {len(own)}")

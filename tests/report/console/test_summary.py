@@ -8,6 +8,7 @@ import pytest
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
+from accel_search.core.timing_noise import Timed
 from accel_search.core.trial import Goal
 from accel_search.errors import TrialFailure
 from accel_search.report.console.color import takes_colour
@@ -186,6 +187,15 @@ def test_losses_on_which_early_stopping_errs_are_pointed_out(found):
     assert "of the 1 candidate given up early, some may be within the bound" in said
     complete = tuple(scored(trial, False) for trial in found.trials)
     assert "--strategy grid" not in text(replace(found, trials=complete))
+
+
+def test_whole_and_single_calls_that_disagree_are_shown_side_by_side(found):
+    assert "one by one" not in text(found)
+    timed = Timed(Estimate(1.4, 1.38, 1.42), Estimate(1.9, 1.8, 2.0))
+    held_out = replace(found.held_out, disagreement=timed)
+    said = " ".join(text(replace(found, held_out=held_out)).split())
+    assert "Whole calls of the winner beside the baseline's show a speedup of 1.40 " in said
+    assert "its UNet calls one by one 1.90 [1.80, 2.00]: the interval above" in said
 
 
 def test_one_that_failed_on_held_out_prompts_is_named(found):

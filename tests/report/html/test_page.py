@@ -260,7 +260,8 @@ def test_a_step_type_of_a_plug_in_stays_text(open_page, tmp_path, monkeypatch):
     content = json.loads(path.read_text())
     [trial] = content["trials"]
     trial |= {"candidate": {"evil": {"depth": 1}}, "scores": content["baseline"]["scores"]}
-    trial["step_times"] = [{"call": 0.25, "seconds": [0.01] * 20, "plain": []}]
+    times = {"call": 0.25, "seconds": [0.01] * 20, "kinds": [1] * 20, "baseline_calls": 20}
+    trial["step_times"] = [times]
     path.write_text(json.dumps(content))
     page_path = tmp_path / "evil.html"
     page_path.write_text(search_page(read_run(path)))

@@ -137,6 +137,19 @@ def test_a_part_smaller_than_a_batch_fills_it_by_going_round():
     assert plan_batches(range(0), 4) == []
 
 
+def test_full_batches_after_the_pairs_are_probed():
+    batches = plan_batches(range(9), 2)
+    steps = list(plan_steps(batches, 1, probes=range(1, 2)))
+    assert [(step.paired, step.probed) for step in steps] == [
+        (True, False), (False, True), (False, True), (False, False), (False, False)
+    ]  # fmt: skip
+    # One is repeated where all are paired, unless further prompts only complete what was probed.
+    two = plan_batches(range(4), 2)
+    assert [step.probed for step in plan_steps(two, 2, probes=range(1, 2))] == [False, False, True]
+    assert [step.probed for step in plan_steps(two, 2, probes=range(0, 2))] == [False, False]
+    assert not any(step.probed for step in plan_steps(two, 0))
+
+
 def test_batches_are_gone_round_until_there_are_enough_pairs():
     steps = list(plan_steps(plan_batches(range(5), 2), 3))
 
@@ -232,8 +245,8 @@ def test_a_small_held_out_part_is_timed_at_the_full_batch_size(evaluator_for, re
 
     assert {size for _, size, _, _ in recorder.events} <= {1, 2}
     assert len(measured.scores) == 1
-    assert len(measured.seconds_per_image) == 2
-    assert recorder.timed_calls().endswith("BCCB")
+    assert len(measured.baseline_seconds_per_image) == 2
+    assert recorder.timed_calls().endswith("BCCBC")  # One for its UNet calls alone.
 
 
 # Interleaving
@@ -262,7 +275,8 @@ def test_the_alternation_goes_on_where_earlier_prompts_ended(evaluator_for, reco
         recorder.events.clear()
         evaluator.measure(TOME, prompts=range(2 * turn, 2 * turn + 2), pairs=1, turn=turn)
         orders += recorder.timed_calls()
-    assert orders == "BCCBBCCB"
+    # The first prompts are timed once more, for single UNet calls.
+    assert orders == "BCCCBBCCB"
 
 
 def test_left_over_prompts_are_never_timed(evaluator_for, recorder):
@@ -623,7 +637,7 @@ def test_after_halving_the_baseline_is_measured_again_at_the_same_size(evaluator
     assert len(measured.baseline_seconds_per_image) == 2
     sizes = [size for _, size, _, _ in recorder.events]
     assert 4 not in sizes[sizes.index(2) :]
-    assert recorder.timed_calls().endswith("BCCB")
+    assert recorder.timed_calls().endswith("BCCBC")  # One for its UNet calls alone.
 
 
 def test_at_batch_size_1_it_ends_with_the_bytes(evaluator_for, recorder):

@@ -11,7 +11,6 @@ from pathlib import Path
 from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, Assessment, verdict
 from accel_search.core.candidate import Candidate
-from accel_search.core.early_stopping import hides_gains
 from accel_search.core.intervals import Verdict
 from accel_search.core.outcome import Outcome, is_sure
 from accel_search.core.secrets import without_secrets
@@ -19,6 +18,7 @@ from accel_search.core.trial import describe_failures
 from accel_search.core.workload import Workload
 from accel_search.errors import NothingMeasured
 from accel_search.report.console.color import painted
+from accel_search.report.console.doubts import WIDTH, disagreement, given_up
 from accel_search.report.format import (
     UNSTEADY,
     choosing,
@@ -43,8 +43,6 @@ from accel_search.storage.lookup import Wanted, arguments_for
 
 SHOWN = 5
 """Trials in the table of the best few."""
-WIDTH = 80
-"""Columns of a terminal that the text fits."""
 VERDICT_WIDTH = 12
 LONGEST = 4 * WIDTH
 """Characters shown of a failure's message."""
@@ -75,7 +73,8 @@ def summary(
             _noise_explained(outcome),
             _fewer_steps(outcome, settings),
             _failures(outcome),
-            _given_up(outcome),
+            disagreement(outcome),
+            given_up(outcome),
             _coverage(outcome, space),
             _use(use),
         )
@@ -318,27 +317,6 @@ def shown(text: str) -> str:
     """Return a text that holds messages of others as one line for a terminal, cut to length."""
     line = in_one_line(without_secrets(text))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
-
-
-def _given_up(outcome: Outcome) -> str:
-    """Return a warning where losses are of the shape on which early stopping errs."""
-    complete = [
-        trial for trial in outcome.trials if trial.assessment and trial.assessment.is_complete
-    ]
-    given_up = sum(
-        trial.assessment.verdict is Verdict.FAIL and not trial.assessment.is_complete
-        for trial in outcome.trials
-        if trial.assessment
-    )
-    scores = [trial.trial.measurement.scores for trial in complete if trial.trial.measurement]
-    if not given_up or not hides_gains(outcome.baseline.scores, scores):
-        return ""
-    return textwrap.fill(
-        f"A few prompts gain much here and most lose a little, which a few prompts do not show: of "
-        f"the {counted(given_up, 'candidate')} given up early, some may be within the bound. "
-        "--strategy grid scores every candidate on all prompts.",
-        WIDTH,
-    )
 
 
 def _coverage(outcome: Outcome, space: JointSpace) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from accel_search.core.intervals import Estimate, Verdict, judge
 from accel_search.core.workload import FIELDS
 from accel_search.report.console.color import painted
-from accel_search.report.console.summary import WIDTH
+from accel_search.report.console.doubts import WIDTH
 from accel_search.report.format import factor, percent, settings_lines
 from accel_search.search.verification import Verification
 from accel_search.settings import Settings

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+PROBED_CALLS = 2
+"""Most calls of one measurement in which plain UNet calls are made for comparison."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,23 +52,31 @@ class Step:
     """Whether the baseline is timed beside it."""
     baseline_first: bool
     """Order within a pair; it alternates so that neither side always has the warmer device."""
+    probed: bool = False
+    """Whether plain UNet calls are made in between, to compare the candidate's own with."""
 
 
-def plan_steps(batches: list[Batch], pairs: int, turn: int = 0) -> Iterator[Step]:
+def plan_steps(
+    batches: list[Batch], pairs: int, turn: int = 0, probes: range = range(0)
+) -> Iterator[Step]:
     """Yield the batches in the order of measuring.
 
-    Full batches come first, the first `pairs` of them paired, and are repeated if there are fewer
-    than pairs. Batches of another size come last, unpaired.
+    Full batches come first, the first `pairs` of them paired and those after them probed; they are
+    repeated if there are fewer than asked for. Batches of another size come last, unpaired.
 
     Args:
         batches: As returned by `plan_batches`.
         pairs: Baseline calls to time beside the candidate's.
         turn: Pairs timed before these, whose alternation goes on.
+        probes: From the least number of full batches to probe up to the most.
     """
     full = [batch for batch in batches if batch.timed]
-    for call in range(max(len(full), pairs) if full else 0):
+    for call in range(max(len(full), pairs + probes.start) if full else 0):
         baseline_first = (turn + call) % 2 == 0
-        yield Step(full[call % len(full)], call < len(full), call < pairs, baseline_first)
+        is_probed = pairs <= call < pairs + probes.stop
+        yield Step(
+            full[call % len(full)], call < len(full), call < pairs, baseline_first, is_probed
+        )
     for batch in batches:
         if not batch.timed:
             yield Step(batch, True, False, False)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from accel_search.accelerators.patching import layered
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.machine_health import Health
+from accel_search.core.step_times import StepTimes
 from accel_search.core.trial import Measurement
 from accel_search.core.workload import Prompt, Workload
 from accel_search.errors import (
@@ -25,6 +28,7 @@ from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.measuring.generation import Call, prepare
 from accel_search.runtime.measuring.health import HealthSampler
+from accel_search.runtime.measuring.step_timer import StepTimer, plain_twin
 from accel_search.runtime.measuring.timing import timed, warm_up_steps
 from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
@@ -89,6 +93,23 @@ class Samples:
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
     shuffled_scores: list[float] = field(default_factory=list)
+    step_times: list[StepTimes] = field(default_factory=list)
+
+    def add_step_times(
+        self, timer: StepTimer, seconds: float, kinds: Sequence[int], workload: Workload
+    ) -> None:
+        """Add the times of the UNet calls of a call of the full batch size.
+
+        Args:
+            timer: Has timed it.
+            seconds: Its seconds per image.
+            kinds: Number of the step type of each UNet call; 0 is a plain one.
+            workload: The baseline's.
+        """
+        images = workload.batch_size
+        times = timer.times(seconds * images, images, kinds, workload.unet_calls)
+        if times is not None:
+            self.step_times.append(times)
 
     def measurement(self, batch_size: int, seconds: float) -> Measurement:
         """Return the finished measurement.
@@ -107,6 +128,7 @@ class Samples:
             psnr=tuple(self.psnr),
             ssim=tuple(self.ssim),
             shuffled_scores=tuple(self.shuffled_scores),
+            step_times=tuple(self.step_times),
             health=tuple(self.health),
         )
 
@@ -139,6 +161,10 @@ class Caller:
         self._compiled = compiled
         self._timing_lock = timing_lock or TimingLock()
         self._device = execution_device(pipe)
+        # A copy of a compiled UNet would have to be compiled too, and hooks of offloading move the
+        # weights of one UNet.
+        self.makes_probes = not compiled and not hasattr(pipe.unet, "_hf_hook")
+        """Whether plain UNet calls can be made while a candidate is applied."""
         self.health = HealthSampler(self._device)
 
     def call(
@@ -147,6 +173,7 @@ class Caller:
         prompts: Sequence[Prompt],
         candidate: Candidate = BASELINE,
         peak: PeakMeter | None = None,
+        timer: StepTimer | None = None,
     ) -> tuple[torch.Tensor, float]:
         """Make one image per prompt in one pipeline call.
 
@@ -155,9 +182,11 @@ class Caller:
             prompts: One per image.
             candidate: Settings to apply; the empty one is the baseline.
             peak: Records the call's memory.
+            timer: Times its UNet calls.
 
         Returns:
-            Images `[B, 3, H, W]`, float32, 0..1, and the call's wall seconds per image.
+            Images `[B, 3, H, W]`, float32, 0..1, and the call's wall seconds per image, plain UNet
+            calls of the timer left out.
 
         Raises:
             TrialFailure: The accelerated pipeline raised.
@@ -167,7 +196,8 @@ class Caller:
         for _ in range(COMPILING_CALLS):
             graphs = graphs_compiled() if self._compiled else 0
             # Prepared for each call, because generators advance.
-            images, seconds = self._run(prepare(self._pipe, workload, prompts), candidate, peak)
+            call = prepare(self._pipe, workload, prompts)
+            images, seconds = self._run(call, candidate, peak, timer)
             if not self._compiled or graphs_compiled() == graphs:
                 self.health.keep()
                 return images.float(), seconds / len(prompts)
@@ -177,6 +207,20 @@ class Caller:
             f"--compile: {candidate or 'the baseline pipeline'} compiles at every call, so it "
             "cannot be timed: search without --compile"
         )
+
+    def timer(self, probed: Collection[int] = (), peak: PeakMeter | None = None) -> StepTimer:
+        """Return what times the UNet calls of one pipeline call.
+
+        Args:
+            probed: Indices of the UNet calls that a plain one is to follow; none can where
+                `makes_probes` is False.
+            peak: Watches the memory of that call.
+        """
+        return StepTimer(self._device, probed, self._twin if probed else None, peak)
+
+    @cached_property
+    def _twin(self) -> Any:
+        return plain_twin(self._pipe.unet)
 
     def warm_up(
         self, workload: Workload, prompts: Sequence[Prompt], candidate: Candidate = BASELINE
@@ -188,12 +232,16 @@ class Caller:
         """
         steps = warm_up_steps(self._device, workload.steps)
         decode = steps == workload.steps or not candidate
-        self._run(prepare(self._pipe, workload, prompts, steps, decode=decode), candidate, None)
+        self._run(prepare(self._pipe, workload, prompts, steps, decode=decode), candidate)
 
     def _run(
-        self, call: Call, candidate: Candidate, peak: PeakMeter | None
+        self,
+        call: Call,
+        candidate: Candidate,
+        peak: PeakMeter | None = None,
+        timer: StepTimer | None = None,
     ) -> tuple[torch.Tensor, float]:
-        watch = nullcontext() if peak is None else peak.watch()
+        watch = self._watch(peak, timer)
         try:
             with self._timing_lock.timing(), self.health.watch():
                 if candidate:
@@ -212,7 +260,22 @@ class Caller:
                 raise
             raise BaselineError(self._blame(error)) from error
         self._accounting.pipeline_seconds += seconds
+        if timer is not None:
+            self.makes_probes &= not timer.lacks_memory
+            seconds -= timer.probing_seconds()
         return images, seconds
+
+    @contextmanager
+    def _watch(self, peak: PeakMeter | None, timer: StepTimer | None) -> Iterator[None]:
+        """Watch the memory and the UNet calls of one pipeline call."""
+        with ExitStack() as stack:
+            if timer is not None:
+                timer.start()
+                # Outside the candidate's own layers.
+                stack.enter_context(layered(self._pipe.unet, timer))
+            if peak is not None:
+                stack.enter_context(peak.watch())
+            yield
 
     def _blame(self, error: Exception) -> str:
         """Return the message for a baseline pipeline that raised."""

@@ -12,20 +12,20 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from accel_search.accelerators.base import PLAIN, StepType
-from accel_search.accelerators.computation import describe_steps
+from accel_search.accelerators.computation import describe_steps, numbered
 from accel_search.core.candidate import Candidate
+from accel_search.core.step_times import steps_to_probe
 from accel_search.core.trial import Measurement
 from accel_search.core.validation import stages
 from accel_search.core.workload import Prompt, PromptSet, Provenance, Workload
 from accel_search.errors import (
     BaselineError,
-    InvalidImage,
     OutOfMemoryError,
     TrialFailure,
 )
 from accel_search.runtime import memory
 from accel_search.runtime.devices import execution_device
-from accel_search.runtime.measuring.batches import Batch, plan_batches, plan_steps
+from accel_search.runtime.measuring.batches import PROBED_CALLS, Batch, plan_batches, plan_steps
 from accel_search.runtime.measuring.calls import BASELINE, Accounting, Apply, Caller, Samples
 from accel_search.runtime.measuring.contamination import References
 from accel_search.runtime.measuring.generation import check_images
@@ -138,6 +138,11 @@ class PipelineEvaluator:
     def pairs(self) -> int:
         """Return the default number of baseline calls beside a candidate's."""
         return self._pairs
+
+    @property
+    def times_steps(self) -> bool:
+        """Return whether single UNet calls of every candidate can be compared with plain ones."""
+        return self._caller.makes_probes
 
     @property
     def held_out_stages(self) -> tuple[int, ...]:
@@ -269,9 +274,8 @@ class PipelineEvaluator:
 
     def _halve(self, message: str) -> None:
         memory.release(self._device)
-        shortage = memory.parse_shortage(message)
-        size, load = self.batch_size, self.workload
-        self._tried.append(size)
+        shortage, load = memory.parse_shortage(message), self.workload
+        self._tried.append(size := load.batch_size)
         if size == 1:
             raise OutOfMemoryError(
                 f"--pipe {load.pipeline} at {load.height} × {load.width} pixels does not fit "
@@ -310,7 +314,8 @@ class PipelineEvaluator:
                 _, seconds = self._call_baseline(split, step.batch, samples.peak)
                 samples.baseline_seconds_per_image.append(seconds)
             if step.is_new and self._scorer is not None:
-                self._check_baseline(split, step.batch, images)
+                texts = self._prompts(split, step.batch)
+                check_images(images, texts, step.batch.prompts, are_baselines=True)
                 samples.scores += self._score(split, step.batch, images, BASELINE)
                 captions = [prompt.text for prompt in self._part(split)]
                 scored = step.batch.prompts[: step.batch.scored]
@@ -330,7 +335,10 @@ class PipelineEvaluator:
         known = self.baselines.get(split)
         if known is not None and known.batch_size != self.batch_size:
             self._measure_baseline(split, range(max(len(known.scores), prompts.stop)))
-        plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs, turn))
+        kinds = numbered(describe_steps(candidate, self.workload))
+        probed = steps_to_probe(kinds) if self._caller.makes_probes else []
+        probes = range(not prompts.start, PROBED_CALLS) if probed else range(0)
+        plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs, turn, probes))
         self._make_references(split, [step.batch for step in plan])
         samples = Samples(memory.PeakMeter(self._device), health=self._caller.health.begin())
         for step in plan:
@@ -339,11 +347,14 @@ class PipelineEvaluator:
                 samples.baseline_seconds_per_image.append(self._call_baseline(split, step.batch)[1])
             # After the first baseline call, which checks the candidate before this one.
             self._warm_up(texts, candidate)
-            images, seconds = self._caller.call(self.workload, texts, candidate, peak=samples.peak)
+            timer = self._caller.timer(probed if step.probed else (), samples.peak)
+            load, peak = self.workload, samples.peak
+            images, seconds = self._caller.call(load, texts, candidate, peak, timer)
             if step.paired and not step.baseline_first:
                 samples.baseline_seconds_per_image.append(self._call_baseline(split, step.batch)[1])
             if step.batch.timed:
                 samples.seconds_per_image.append(seconds)
+                samples.add_step_times(timer, seconds, kinds, self.workload)
             if step.is_new and self._scorer is not None:
                 check_images(images, texts, step.batch.prompts)
                 samples.scores += self._score(split, step.batch, images, candidate)
@@ -379,15 +390,6 @@ class PipelineEvaluator:
             similarities = similarity(images[: batch.scored], reference)
         samples.psnr += similarities.psnr
         samples.ssim += similarities.ssim
-
-    def _check_baseline(self, split: Split, batch: Batch, images: torch.Tensor) -> None:
-        try:
-            check_images(images, self._prompts(split, batch), batch.prompts)
-        except InvalidImage as error:
-            raise InvalidImage(
-                f"{error}, made by the baseline pipeline: use --dtype float32 or bfloat16, or fix "
-                "the model"
-            ) from error
 
     def _make_ready(self) -> None:
         """Warm up and check the pipeline before the first call of a batch size."""

@@ -95,13 +95,19 @@ def prepare(
     )
 
 
-def check_images(images: torch.Tensor, prompts: Sequence[Prompt], indices: Sequence[int]) -> None:
+def check_images(
+    images: torch.Tensor,
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    are_baselines: bool = False,
+) -> None:
     """Check that images are valid.
 
     Args:
         images: `[B, 3, H, W]`.
         prompts: Their prompts.
         indices: The prompts' indices in their part, for the message.
+        are_baselines: Whether no candidate is to blame.
 
     Raises:
         InvalidImage: One holds NaN or infinity, or is one colour everywhere.
@@ -114,4 +120,10 @@ def check_images(images: torch.Tensor, prompts: Sequence[Prompt], indices: Seque
     ):
         if not is_finite or is_constant:
             what = "one colour everywhere" if is_finite else "NaN or infinity"
-            raise InvalidImage(f"the image of prompt {index} ({prompt.text[:60]!r}) is {what}")
+            message = f"the image of prompt {index} ({prompt.text[:60]!r}) is {what}"
+            if are_baselines:
+                message += (
+                    ", made by the baseline pipeline: use --dtype float32 or bfloat16, or fix "
+                    "the model"
+                )
+            raise InvalidImage(message)

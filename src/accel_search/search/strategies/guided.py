@@ -14,6 +14,7 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.early_stopping import stages
 from accel_search.core.intervals import CONFIDENCE
+from accel_search.core.trial import Measurement
 from accel_search.core.validation import worth_of
 from accel_search.search.step_plans import StepPlans, plans_in
 from accel_search.search.strategies.base import History, Proposal, Strategy, Task
@@ -21,7 +22,8 @@ from accel_search.search.strategies.latency_model import (
     LatencyModel,
     expected_gain,
     noise_of,
-    run_of,
+    noise_of_look,
+    runs_of,
 )
 from accel_search.search.strategies.quality_model import (
     LEAST_ROOM,
@@ -202,9 +204,7 @@ class Guided(Strategy):
             for position, assessed in located
             if assessed.trial.measurement is not None
         ]
-        noise = self._noise(history)
-        runs = [run_of(position, measurement, noise) for position, measurement in measured]
-        log_speedup, sd = self._latency.speeds(runs)
+        log_speedup, sd = self._latency.speeds(runs_of(measured, self._noise(history)))
         within = np.ones(len(self.space))
         for place, (model, used) in enumerate(self._bounds):
             known = scored(measured, history.baseline, used)
@@ -238,12 +238,15 @@ class Guided(Strategy):
             if measurement is not None
         )
         z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-        return z * self._noise(history) / math.sqrt(max(pairs, 1))
+        by_pairs = self._noise(history) / math.sqrt(max(pairs, 1))
+        return z * min(by_pairs, self._noise_of_look(history))
 
     def _noise(self, history: History) -> float:
-        measured = [assessed.trial.measurement for assessed in history.trials]
-        known = [measurement for measurement in measured if measurement is not None]
-        return noise_of(history.baseline, known)
+        """Return the standard deviation of the log ratio of one pair of calls."""
+        return noise_of(history.baseline, _measured(history))
+
+    def _noise_of_look(self, history: History) -> float:
+        return noise_of_look(_measured(history), self._noise(history))
 
     def _calibration(self, history: History, standing: Standing) -> int | None:
         """Return the next run for the latency model, None if it is accurate enough."""
@@ -252,7 +255,7 @@ class Guided(Strategy):
         if runs >= min(CALIBRATION_RUNS, math.ceil(CALIBRATION_SHARE * size)):
             return None
         fresh = np.flatnonzero(standing.is_open & (standing.prompts == 0))
-        noise = self._noise(history)
+        noise = self._noise_of_look(history)
         enough = max(SPEED_SD, noise / 2, 1.5 * self._latency.misfit)
         if not len(fresh) or (runs and np.quantile(standing.sd, 0.9) <= enough):
             return None
@@ -286,3 +289,8 @@ class Guided(Strategy):
         required = self.task.goal.min_speedup
         least = standing.best if required is None else math.log(required)
         return np.asarray(standing.log_speedup + OPTIMISTIC * standing.sd <= least)
+
+
+def _measured(history: History) -> list[Measurement]:
+    measured = [assessed.trial.measurement for assessed in history.trials]
+    return [measurement for measurement in measured if measurement is not None]

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from accel_search.core.timing_noise import paired_log_ratios, timing_spread
+from accel_search.core.timing_noise import paired_log_ratios, step_noise, timing_spread
 from accel_search.core.trial import Measurement
 from accel_search.search.step_plans import StepPlans
 
@@ -85,16 +85,42 @@ def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
     return np.asarray(sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead)))
 
 
-def run_of(position: int, measured: Measurement, noise: float) -> Run:
-    """Return a measurement as a run.
+def noise_of_look(measured: Sequence[Measurement], noise: float) -> float:
+    """Return the standard deviation of the log speedup of a candidate timed by one call.
 
     Args:
-        position: Index of the candidate in the plans.
-        measured: With at least one call timed beside the baseline's.
-        noise: Standard deviation of the log ratio of one such pair.
+        measured: Candidates so far.
+        noise: Standard deviation of the log ratio of one pair of calls.
     """
-    ratios = paired_log_ratios(measured)
-    return Run(position, -float(ratios.mean()), noise / math.sqrt(len(ratios)))
+    steps = step_noise(measured, noise)
+    estimates = [steps.estimate(measurement.step_times[:1]) for measurement in measured]
+    variances = [estimate.variance for estimate in estimates if estimate is not None]
+    if not variances:
+        return noise  # It is timed by a pair.
+    return min(noise, max(float(np.sqrt(np.median(variances))), LEAST_NOISE))
+
+
+def runs_of(measured: Sequence[tuple[int, Measurement]], noise: float) -> list[Run]:
+    """Return measurements as runs, by whole calls and single UNet calls together.
+
+    Args:
+        measured: Index in the plans of each candidate, with its measurement.
+        noise: Standard deviation of the log ratio of one pair of calls.
+    """
+    steps = step_noise([measurement for _, measurement in measured], noise)
+    runs = []
+    for position, measurement in measured:
+        known = []
+        if len(ratios := paired_log_ratios(measurement)):
+            known.append((float(ratios.mean()), noise**2 / len(ratios)))
+        if (within := steps.estimate(measurement.step_times)) is not None:
+            known.append(within)
+        if known:
+            means, variances = np.array(known).T
+            weights = 1 / variances
+            log_speedup = float(np.average(means, weights=weights))
+            runs.append(Run(position, -log_speedup, 1 / math.sqrt(weights.sum())))
+    return runs
 
 
 @dataclass(frozen=True)
