@@ -73,6 +73,8 @@ class Cell:
     drawing: Drawing
     num_samples: int
     held_out_samples: int
+    single_calls: bool = False
+    """Whether single UNet calls are timed."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def play(cell: Cell, strategy: str, budget: float | None, seed: int) -> Played:
     count = len(table.baseline_scores)
     parts = draw_parts(cell.drawing, count, cell.num_samples, cell.held_out_samples, seed)
     world = World(table, parts, seed)
-    evaluator = SimulatedEvaluator(world)
+    evaluator = SimulatedEvaluator(world, cell.single_calls)
     goal = Goal(cell.bound)
     make, sampler = STRATEGIES[strategy]
     task = Task(table.space, goal, evaluator.prompt_count, evaluator.chunk, seed, sampler)
@@ -260,13 +262,14 @@ def main() -> None:
     parser.add_argument("--prompts", choices=["split", "drawn"], default="split")
     parser.add_argument("--num_samples", type=int, help="default: 16 of split ones, else 32")
     parser.add_argument("--held_out_samples", type=int, help="default: as num_samples")
+    parser.add_argument("--single_calls", action="store_true", help="time single UNet calls too")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     samples = options.num_samples or (16 if options.prompts == "split" else 32)
     held_out = samples if options.held_out_samples is None else options.held_out_samples
     cells = [
-        Cell(path, options.seconds, bound, options.prompts, samples, held_out)
+        Cell(path, options.seconds, bound, options.prompts, samples, held_out, options.single_calls)
         for path in options.table
         for bound in options.bounds
     ]

@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from accel_search.accelerators.computation import describe_steps, numbered
 from accel_search.core.candidate import Candidate
+from accel_search.core.step_times import StepTimes, steps_to_probe
 from accel_search.core.timing_noise import paired_log_ratios, timing_spread
 from accel_search.core.trial import Measurement
-from accel_search.runtime.measuring.batches import plan_batches, plan_steps
+from accel_search.runtime.measuring.batches import PROBED_CALLS, plan_batches, plan_steps
 from accel_search.search.evaluator import Split
 from accel_search.search.replay import replay_space
 from accel_search.search.space import JointSpace
@@ -43,6 +45,9 @@ NOISE_PAIRS = 4
 """Least calls of the baseline against itself, as in `runtime.measuring.evaluator`."""
 OWN_SD = 0.03
 """Standard deviation of a candidate's own deviation from the latency model, in log time."""
+STEP_BIAS, STEP_MISFIT, STEP_SD = -0.013, 0.007, 0.004
+"""Of log speedups from single UNet calls: the error that all share, the standard deviation of each
+one's own, and that of a call. Measured on SDXL: `bench_step_timing.py`."""
 OVERHEAD_SHARE = 1 / (1 + math.exp(-OVERHEAD[0]))
 """Share of a call's time that fewer steps do not shorten."""
 STAGES = 4
@@ -201,13 +206,18 @@ class SimulatedEvaluator:
 
     Times are in units of the baseline pipeline's for one image, so a measurement's `seconds` are
     what it is charged.
+
+    Args:
+        world: The table as one search meets it.
+        times_steps: Whether single UNet calls tell speedups, too.
     """
 
     provenance = None
     pairs = PAIRS
     baselines: Mapping[Split, Measurement] = {}
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, times_steps: bool = False) -> None:
+        self.times_steps = times_steps
         self._world = world
         self._rng = np.random.default_rng([world.seed, 1])
         self._met: set[int] = set()
@@ -250,9 +260,35 @@ class SimulatedEvaluator:
             purpose, time = "extras", self._time_of_extra(candidate)
         wanted = range(len(self._part(split))) if prompts is None else prompts
         scores = self._scores(position, split)
-        return self._measured(
+        measured = self._measured(
             purpose, time, scores, wanted, PAIRS if pairs is None else pairs, began
         )
+        if not self.times_steps or position is None:
+            return measured
+        return self._with_step_times(measured, position, purpose, is_first=not wanted.start)
+
+    def _with_step_times(
+        self, measured: Measurement, position: int, purpose: str, is_first: bool
+    ) -> Measurement:
+        """Add what a candidate's UNet calls tell, and charge the plain ones between them."""
+        world = self._world
+        candidate = world.table.space.candidate_at(position)
+        probed = steps_to_probe(numbered(describe_steps(candidate, self.workload)))
+        own_error = np.random.default_rng([position, 7]).normal(STEP_BIAS, STEP_MISFIT)
+        times, charge = [], 0.0
+        unpaired = len(measured.seconds_per_image) - len(measured.baseline_seconds_per_image)
+        count = min(max(unpaired, int(is_first)), PROBED_CALLS) if probed else unpaired
+        for call in range(count):
+            error = own_error + self._rng.normal(0, STEP_SD)
+            times.append(_step_times(math.exp(float(world.log_speedup[position]) + error)))
+            if probed:
+                plain = (1 - OVERHEAD_SHARE) * len(probed) / self.workload.unet_calls
+                again = math.exp(-float(world.log_speedup[position])) if call >= unpaired else 0.0
+                charge += BATCH * (plain + again)
+        self.charged[purpose] += charge
+        self.searching += charge * (purpose == "search")
+        seconds = measured.seconds + charge
+        return replace(measured, step_times=tuple(times), seconds=seconds)
 
     def check(self) -> None:
         """Charge the image that shows whether the pipeline is unchanged."""
@@ -301,6 +337,14 @@ class SimulatedEvaluator:
             BATCH,
             seconds=charge,
         )
+
+
+def _step_times(speedup: float) -> StepTimes:
+    """Return the times of a call whose UNet calls tell a speedup below 6."""
+    kinds = tuple(min(at % 7, 1) for at in range(20))
+    relative = (20 / speedup - 3) / 17
+    seconds = tuple(relative if kind else 1.0 for kind in kinds)
+    return StepTimes(sum(seconds), seconds, kinds, 20)
 
 
 def oracle_cost(world: World, best: int | None) -> float:
