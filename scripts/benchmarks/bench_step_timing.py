@@ -130,6 +130,7 @@ class Bench:
 
         kinds = numbered(describe_steps(candidate, self.workload))
         timer = self._caller.timer(steps_to_probe(kinds) if probed else ())
+        assert timer is not None
         _, seconds = self._caller.call(self.workload, self._prompts, candidate, timer=timer)
         images = self.workload.batch_size
         times = timer.times(seconds * images, images, kinds, self.workload.unet_calls)

@@ -1,5 +1,7 @@
 """Single UNet calls of real pipelines are timed, and nothing else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.step_times import StepTimes, steps_to_probe
 from accel_search.core.step_timing import speed_within
 from accel_search.runtime.measuring.calls import Accounting, Caller
+from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.measuring.step_timer import plain_twin
 from tests.support.pipelines import prompt_set
 
@@ -90,7 +93,7 @@ def test_a_plain_call_that_does_not_fit_is_given_up_and_the_picture_made_all_the
     timer = caller.timer([0, 1, 2])
     probed, seconds = caller.call(workload, PROMPTS, Candidate(TOME), timer=timer)
     assert torch.equal(images, probed)
-    assert (len(calls), caller.makes_probes) == (1, False)
+    assert (len(calls), caller.times_steps) == (1, False)
     assert timer.times(seconds, 2, [1, 1, 1], 3).probes == ()
 
 
@@ -112,3 +115,13 @@ def test_an_evaluator_compares_every_candidate_with_plain_calls(evaluator_for, s
     kinds = numbered(describe_steps(Candidate(settings), evaluator.workload))
     assert {times.kinds for times in measured.step_times} == {tuple(kinds)}
     assert bool(steps_to_probe(kinds)) == any(times.probes for times in measured.step_times)
+
+
+def test_what_packages_do_is_not_compared_with_calls_that_they_slow_down(evaluator_for):
+    own = evaluator_for(search=4)
+    where = replace(own.provenance, implementation="package")
+    evaluator = PipelineEvaluator(own._caller._pipe, own._scorer, own.prompts, own.workload, where)
+    evaluator.baseline()
+    measured = evaluator.measure(Candidate(TOME), pairs=2)
+    assert not evaluator.times_steps
+    assert measured.step_times == () and len(measured.seconds_per_image) == 2

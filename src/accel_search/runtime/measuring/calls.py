@@ -96,18 +96,18 @@ class Samples:
     step_times: list[StepTimes] = field(default_factory=list)
 
     def add_step_times(
-        self, timer: StepTimer, seconds: float, kinds: Sequence[int], workload: Workload
+        self, timer: StepTimer | None, seconds: float, kinds: Sequence[int], workload: Workload
     ) -> None:
         """Add the times of the UNet calls of a call of the full batch size.
 
         Args:
-            timer: Has timed it.
+            timer: Has timed it; None adds nothing.
             seconds: Its seconds per image.
             kinds: Number of the step type of each UNet call; 0 is a plain one.
             workload: The baseline's.
         """
-        images = workload.batch_size
-        times = timer.times(seconds * images, images, kinds, workload.unet_calls)
+        images, calls = workload.batch_size, workload.unet_calls
+        times = None if timer is None else timer.times(seconds * images, images, kinds, calls)
         if times is not None:
             self.step_times.append(times)
 
@@ -141,6 +141,7 @@ class Caller:
         apply: Applies a candidate; entered and left around each call, outside its time.
         accounting: Counts every call.
         compiled: Whether the UNet is compiled: a call that compiles anything is repeated.
+        times_steps: Whether UNet calls that are described as plain are as the baseline's.
         timing_lock: Keeps calls apart from other processes' loading.
     """
 
@@ -151,6 +152,7 @@ class Caller:
         accounting: Accounting,
         *,
         compiled: bool = False,
+        times_steps: bool = True,
         timing_lock: TimingLock | None = None,
     ) -> None:
         self.last_applied: Candidate | None = None
@@ -163,8 +165,8 @@ class Caller:
         self._device = execution_device(pipe)
         # A copy of a compiled UNet would have to be compiled too, and hooks of offloading move the
         # weights of one UNet.
-        self.makes_probes = not compiled and not hasattr(pipe.unet, "_hf_hook")
-        """Whether plain UNet calls can be made while a candidate is applied."""
+        self.times_steps = times_steps and not compiled and not hasattr(pipe.unet, "_hf_hook")
+        """Whether UNet calls of a candidate can be compared with plain ones."""
         self.health = HealthSampler(self._device)
 
     def call(
@@ -208,14 +210,17 @@ class Caller:
             "cannot be timed: search without --compile"
         )
 
-    def timer(self, probed: Collection[int] = (), peak: PeakMeter | None = None) -> StepTimer:
-        """Return what times the UNet calls of one pipeline call.
+    def timer(
+        self, probed: Collection[int] = (), peak: PeakMeter | None = None
+    ) -> StepTimer | None:
+        """Return what times the UNet calls of one pipeline call; None where it would not tell.
 
         Args:
-            probed: Indices of the UNet calls that a plain one is to follow; none can where
-                `makes_probes` is False.
+            probed: Indices of the UNet calls that a plain one is to follow.
             peak: Watches the memory of that call.
         """
+        if not self.times_steps:
+            return None
         return StepTimer(self._device, probed, self._twin if probed else None, peak)
 
     @cached_property
@@ -261,7 +266,7 @@ class Caller:
             raise BaselineError(self._blame(error)) from error
         self._accounting.pipeline_seconds += seconds
         if timer is not None:
-            self.makes_probes &= not timer.lacks_memory
+            self.times_steps &= not timer.lacks_memory
             seconds -= timer.probing_seconds()
         return images, seconds
 

@@ -92,9 +92,9 @@ class PipelineEvaluator:
         self.accounting = Accounting()
         self.baselines: dict[Split, Measurement] = {}
         """The latest baseline of each part."""
-        self._caller = Caller(
-            pipe, apply, self.accounting, compiled=compiled, timing_lock=timing_lock
-        )
+        # T-GATE's package slows down plain calls too.
+        how = {"compiled": compiled, "times_steps": provenance.implementation == "own"}
+        self._caller = Caller(pipe, apply, self.accounting, timing_lock=timing_lock, **how)
         self._scorer = scorer
         self._pairs = timing_pairs
         self._log = log or logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class PipelineEvaluator:
     @property
     def times_steps(self) -> bool:
         """Return whether single UNet calls of every candidate can be compared with plain ones."""
-        return self._caller.makes_probes
+        return self._caller.times_steps
 
     @property
     def held_out_stages(self) -> tuple[int, ...]:
@@ -336,7 +336,7 @@ class PipelineEvaluator:
         if known is not None and known.batch_size != self.batch_size:
             self._measure_baseline(split, range(max(len(known.scores), prompts.stop)))
         kinds = numbered(describe_steps(candidate, self.workload))
-        probed = steps_to_probe(kinds) if self._caller.makes_probes else []
+        probed = steps_to_probe(kinds) if self._caller.times_steps else []
         probes = range(not prompts.start, PROBED_CALLS) if probed else range(0)
         plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs, turn, probes))
         self._make_references(split, [step.batch for step in plan])
