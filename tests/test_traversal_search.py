@@ -64,7 +64,10 @@ def test_a_search_ends_with_a_result_that_is_reused_and_applied_in_two_lines(fol
     entry = stored[next(iter(stored))]
     assert f"speedup: {entry['speedup']:.2f} [" in out and entry["cache_branch_id"] == 0
     assert entry["provenance"]["clip_model"] and entry["provenance"]["versions"]["torch"]
+    steps = entry["evidence"]["step_table"]["rows"]
+    assert [row["type"] for row in steps][:2] == ["plain", "deepcache partial at branch 0"]
     trials = json.loads((folder / "trials.json").read_text())
+    assert all(trial["step_times"] and trial["health"] for trial in trials["trials"])
     assert trials["format"] == "accel-search-trials/1"
     assert [len(trial["scores"]) for trial in trials["trials"]] == [2, 2]
 
