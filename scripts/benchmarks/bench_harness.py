@@ -17,6 +17,8 @@ import logging
 import random
 from collections.abc import Iterator
 
+import torch
+
 from accel_search.core.candidate import Candidate
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.memory import SETTLING_TRIALS, GrowthWatch, release
@@ -52,7 +54,8 @@ def main() -> None:
         latency_only=options.latency_only,
     )
     evaluator = open_evaluator(settings, logging.getLogger("bench"))
-    watch = GrowthWatch(evaluator.device, logging.getLogger("bench"))
+    device = torch.device(evaluator.workload.device)
+    watch = GrowthWatch(device, logging.getLogger("bench"))
     peaks, levels = [], []
     before = (0.0, 0.0)
     for candidate in (None, *_candidates(evaluator, options.trials)):
@@ -61,7 +64,7 @@ def main() -> None:
         calls = account.pipeline_seconds + account.scoring_seconds + account.comparing_seconds
         spent, inside = account.total_seconds - before[0], calls - before[1]
         before = (account.total_seconds, calls)
-        release(evaluator.device)
+        release(device)
         levels.append(watch.bytes_in_use())
         peaks.append(found.peak_memory_bytes or 0)
         memory = f"{levels[-1] / 2**20:9,.1f} MiB in use" if options.trials else ""

@@ -434,6 +434,28 @@ def test_an_accelerator_that_leaves_something_behind_is_named(evaluator_for, lea
         evaluator.measure(TOME)
 
 
+@pytest.mark.parametrize("earlier", [None, DEEPCACHE])
+def test_it_is_named_at_once_where_no_baseline_call_is_beside_it(evaluator_for, leak, earlier):
+    evaluator = evaluator_for(apply=leak, timing_pairs=2)
+    evaluator.baseline()
+    if earlier is not None:
+        evaluator.measure(earlier, pairs=1)
+    with pytest.raises(ContaminationError, match="no longer bit-identical after tome"):
+        evaluator.measure(TOME, pairs=0)
+
+
+def test_a_candidate_timed_by_itself_costs_a_glance_at_the_pipeline_before_and_after(
+    evaluator_for, recorder
+):
+    evaluator = evaluator_for(search=4, apply=recorder.apply)
+    evaluator.baseline()
+    evaluator.measure(TOME, pairs=0)
+    recorder.events.clear()
+    evaluator.measure(DEEPCACHE, prompts=range(2), pairs=0)
+    baseline = [event for event in recorder.events if event[0] == "B"]
+    assert baseline == [("B", 1, 2, "latent")] * 2
+
+
 def test_it_is_named_though_another_candidate_is_in_hand(evaluator_for, leak):
     # It leaks in the last call of its trial, when no baseline call follows any more.
     calls = []

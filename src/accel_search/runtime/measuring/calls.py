@@ -38,6 +38,8 @@ Apply = Callable[[Any, Mapping[str, Params]], AbstractContextManager[None]]
 
 BASELINE = Candidate()
 
+GLANCE_STEPS = 2
+"""Denoising steps by which it is checked whether a candidate left the pipeline changed."""
 COMPILING_CALLS = 4
 """Successive calls that may compile something before a pipeline counts as untimeable."""
 
@@ -226,6 +228,11 @@ class Caller:
     @cached_property
     def _twin(self) -> Any:
         return plain_twin(self._pipe.unet)
+
+    def glance(self, workload: Workload, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """Return what a few steps of the baseline make of prompts: latents, `[B, C, h, w]`."""
+        steps = min(GLANCE_STEPS, workload.steps)
+        return self._run(prepare(self._pipe, workload, prompts, steps, decode=False), BASELINE)[0]
 
     def warm_up(
         self, workload: Workload, prompts: Sequence[Prompt], candidate: Candidate = BASELINE

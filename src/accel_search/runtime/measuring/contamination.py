@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 import xxhash
 
 from accel_search.core.candidate import Candidate
+from accel_search.core.workload import Prompt, Workload
 from accel_search.errors import ContaminationError
+from accel_search.runtime.measuring.calls import Caller
 
 
 class References:
@@ -54,3 +56,30 @@ class References:
             "the baseline pipeline does not make the same image twice on this device, so what an "
             "accelerator leaves behind cannot be detected"
         )
+
+
+class Sentinel:
+    """Checks a pipeline by one image.
+
+    Args:
+        caller: Calls the pipeline.
+        references: Holds what the image was.
+        prompts: A single prompt. One image fits the device at any batch size, if any does.
+    """
+
+    def __init__(self, caller: Caller, references: References, prompts: Sequence[Prompt]) -> None:
+        self._caller = caller
+        self._references = references
+        self._prompts = prompts
+
+    def check(self, workload: Workload) -> None:
+        """Check the whole image; raises as `References.compare`."""
+        images, _ = self._caller.call(workload, self._prompts)
+        self._references.compare("sentinel", images, self._caller.last_applied)
+
+    def glance(self, workload: Workload) -> None:
+        """Check a few steps of it; raises as `References.compare`."""
+        if "glance" not in self._references and self._caller.last_applied is not None:
+            self.check(workload)
+        latents = self._caller.glance(workload, self._prompts)
+        self._references.compare("glance", latents, self._caller.last_applied)

@@ -27,7 +27,7 @@ from accel_search.runtime import memory
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.measuring.batches import PROBED_CALLS, Batch, plan_batches, plan_steps
 from accel_search.runtime.measuring.calls import BASELINE, Accounting, Apply, Caller, Samples
-from accel_search.runtime.measuring.contamination import References
+from accel_search.runtime.measuring.contamination import References, Sentinel
 from accel_search.runtime.measuring.generation import check_images
 from accel_search.runtime.measuring.scores import try_to_score
 from accel_search.runtime.measuring.timing_lock import TimingLock
@@ -101,6 +101,7 @@ class PipelineEvaluator:
         self._device = execution_device(pipe)
         self._growth = memory.GrowthWatch(self._device, self._log)
         self._references = References(self._log)
+        self._sentinel = Sentinel(self._caller, self._references, prompts.search[:1])
         self._baseline_images: dict[Hashable, torch.Tensor] = {}
         self._met: set[tuple[int, StepType]] = set()
         self._tried: list[int] = []
@@ -118,11 +119,6 @@ class PipelineEvaluator:
     def batch_size(self) -> int:
         """Return the current number of images per call."""
         return self.workload.batch_size
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device that computes."""
-        return self._device
 
     @property
     def chunk(self) -> int:
@@ -233,7 +229,7 @@ class PipelineEvaluator:
             BaselineError: It makes none.
         """
         with self._session():
-            self._until_it_fits(self._check_sentinel)
+            self._until_it_fits(lambda: self._sentinel.check(self.workload))
 
     @contextmanager
     def _session(self) -> Iterator[None]:
@@ -302,7 +298,7 @@ class PipelineEvaluator:
     def _measure_baseline(self, split: Split, prompts: range) -> Measurement:
         self._make_ready()
         if self._caller.last_applied is not None:
-            self._check_sentinel()  # The calls below may become references.
+            self._sentinel.check(self.workload)  # The calls below may become references.
         samples = Samples(memory.PeakMeter(self._device), health=self._caller.health.begin())
         # The first prompts' pairs show how far calls differ by chance.
         pairs = 0 if prompts.start else max(self._pairs, NOISE_PAIRS)
@@ -340,6 +336,9 @@ class PipelineEvaluator:
         probes = range(not prompts.start, PROBED_CALLS) if probed else range(0)
         plan = list(plan_steps(plan_batches(prompts, self.batch_size), pairs, turn, probes))
         self._make_references(split, [step.batch for step in plan])
+        is_alone = not pairs and not prompts.start
+        if is_alone:  # No baseline call will check what it leaves behind.
+            self._sentinel.glance(self.workload)
         samples = Samples(memory.PeakMeter(self._device), health=self._caller.health.begin())
         for step in plan:
             texts = self._prompts(split, step.batch)
@@ -359,6 +358,8 @@ class PipelineEvaluator:
                 check_images(images, texts, step.batch.prompts)
                 samples.scores += self._score(split, step.batch, images, candidate)
                 self._compare(split, step.batch, images, samples)
+        if is_alone:
+            self._sentinel.glance(self.workload)
         return samples.measurement(self.batch_size, self.accounting.elapsed())
 
     def _warm_up(self, prompts: Sequence[Prompt], candidate: Candidate = BASELINE) -> None:
@@ -396,13 +397,7 @@ class PipelineEvaluator:
         if (self.batch_size, PLAIN) not in self._met:
             first = plan_batches(range(len(self.prompts.search)), self.batch_size)[0]
             self._warm_up(self._prompts("search", first))
-            self._check_sentinel()
-
-    def _check_sentinel(self) -> None:
-        # One image, at the batch size that fits if any does: it checks the pipeline before
-        # references are made after candidates were applied.
-        images, _ = self._caller.call(self.workload, self.prompts.search[:1])
-        self._references.compare("sentinel", images, self._caller.last_applied)
+            self._sentinel.check(self.workload)
 
     def _make_references(self, split: Split, batches: list[Batch]) -> None:
         """Make the baseline's images that a resumed search lacks."""
@@ -412,7 +407,7 @@ class PipelineEvaluator:
             if (split, batch.prompts) not in self._baseline_images
         }
         if missing and self._caller.last_applied is not None:
-            self._check_sentinel()
+            self._sentinel.check(self.workload)
         for batch in missing.values():
             self._call_baseline(split, batch)
 
