@@ -456,6 +456,12 @@ def test_a_candidate_timed_by_itself_costs_a_glance_at_the_pipeline_before_and_a
     assert baseline == [("B", 1, 2, "latent")] * 2
 
 
+def test_a_pipeline_in_bfloat16_is_glanced_at_too(settings_for):
+    evaluator = open_evaluator(settings_for(num_samples=2, dtype="bfloat16"), LOG)
+    evaluator.baseline()
+    assert evaluator.measure(TOME, pairs=0).step_times
+
+
 def test_it_is_named_though_another_candidate_is_in_hand(evaluator_for, leak):
     # It leaks in the last call of its trial, when no baseline call follows any more.
     calls = []

@@ -230,9 +230,14 @@ class Caller:
         return plain_twin(self._pipe.unet)
 
     def glance(self, workload: Workload, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Return what a few steps of the baseline make of prompts: latents, `[B, C, h, w]`."""
+        """Return what a few steps of the baseline make of prompts.
+
+        Returns:
+            Latents `[B, C, h, w]`, float32.
+        """
         steps = min(GLANCE_STEPS, workload.steps)
-        return self._run(prepare(self._pipe, workload, prompts, steps, decode=False), BASELINE)[0]
+        call = prepare(self._pipe, workload, prompts, steps, decode=False)
+        return self._run(call, BASELINE)[0].float()
 
     def warm_up(
         self, workload: Workload, prompts: Sequence[Prompt], candidate: Candidate = BASELINE
