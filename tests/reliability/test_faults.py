@@ -535,6 +535,7 @@ def test_a_device_that_turns_half_as_fast_does_not_bend_a_speedup(
         calls, "timed", lambda call, device: (real(call, device)[0], clock.seconds())
     )
     evaluator = evaluator_for(search=6, apply=clock.apply, timing_pairs=3)
+    evaluator._caller.times_steps = False  # The clock is of whole calls.
     noise, measured = evaluator.baseline(), evaluator.measure(named(0.1))
     found = speedup(measured, noise)
     assert found.low <= 2.0 <= found.high
