@@ -211,7 +211,7 @@ def test_a_search_by_the_real_command(targets: str, tmp_path: Path) -> None:
     """It resumes, verifies, answers no search for `own`, and exports a script without us."""
     command = f"""--implementation package --targets {targets} --steps 10 --num_samples 4 --json
         --held_out_samples 0 --max_trials 1 --req_score_loss 1 --batch_size 2 --threads 1
-        --height 64 --width 64 --config space.toml""".split()
+        --height 128 --width 128 --config space.toml""".split()
     command += SURE  # A gain that a busy machine does not hide.
     space = "[space.deepcache]\ncache_interval = [5]\ncache_branch_id = [0]\n"
     if "tgate" in targets:
