@@ -60,8 +60,8 @@ def record(asked: argparse.Namespace) -> None:
     """Time all settings in every cell and write the raw times."""
     warnings.filterwarnings("ignore")
     content: dict[str, Any] = {"busy": asked.busy, "cells": []}
-    settings = [each for name in asked.settings.split(",") for each in SETTINGS[name]]
-    candidates = [Candidate(each) for each in settings[:: asked.every]]
+    settings = [point for name in asked.settings.split(",") for point in SETTINGS[name]]
+    candidates = [Candidate(point) for point in settings[:: asked.every]]
     for cell in asked.cells.split(","):
         bench = Bench(*cell.split(":"), asked.steps)
         for candidate in (Candidate(), *candidates):
@@ -76,8 +76,8 @@ def record(asked: argparse.Namespace) -> None:
                 for candidate in candidates:
                     pair = [("baseline", Candidate()), ("own", candidate)]
                     row = {
-                        name: bench.call(each, probed=False)
-                        for name, each in (pair if number % 2 else pair[::-1])
+                        name: bench.call(called, probed=False)
+                        for name, called in (pair if number % 2 else pair[::-1])
                     }
                     row["probed"] = bench.call(candidate, probed=True)
                     calls.setdefault(str(candidate), []).append(row)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import bench_latency
+import bench_step_timing
 import record_tables
 from accel_search.storage.trials_file import read_trials
 
@@ -29,6 +32,33 @@ def test_recorded_runs_are_predicted_and_reported(monkeypatch, capsys):
     names = ["deepcache", "deepcache+tgate", "tgate"]
     assert sorted(line.split()[0] for line in lines[1:4]) == names
     assert lines[-1].split()[:2] == ["noise", "floor:"]
+
+
+def test_the_page_on_single_unet_calls_has_the_figures_of_its_data(monkeypatch, capsys):
+    page = (ROOT / "docs/measurements/step_timing.md").read_text()
+    files = sorted((ROOT / "docs/data").glob("step_timing_*.json"))
+    run(monkeypatch, bench_step_timing, "compare", *files)
+    printed = capsys.readouterr().out
+    held = re.findall(r"truth in (\d+\.\d)% of (\d+);.* ±(\S+)%, of one pair ±(\S+)%", printed)
+    assert len(held) == 3
+    for share, count, single, pair in held:
+        assert f"| {float(share):g} % of {count} | ±{single} % | ±{pair} % |" in page
+    settings = re.findall(r"pairs +(\S+) \(sd of one +(\S+)%\)  single calls +(\S+) \(", printed)
+    for pairs, spread, single in settings[:12]:
+        assert f"| {pairs} | {spread} % | {single} |" in page
+
+
+@pytest.mark.slow
+def test_single_unet_calls_are_recorded_beside_pairs_and_compared(tmp_path):
+    """As the page shows it, in processes of their own; on the demo."""
+    script, out = ROOT / "scripts/benchmarks/bench_step_timing.py", tmp_path / "out.json"
+    small = ["--cells", "demo:1", "--steps", "5", "--rounds", "2", "--every", "5"]
+    for options in (["record", *small, "--out", out], ["compare", out]):
+        done = subprocess.run(
+            [sys.executable, script, *options], capture_output=True, text=True, check=True
+        )
+    assert "demo:1, 2 rounds of 3 settings" in done.stdout
+    assert "the interval of one call holds the truth in" in done.stdout
 
 
 @pytest.mark.slow

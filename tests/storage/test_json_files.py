@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from accel_search.errors import ConfigurationError
-from accel_search.storage.json_files import read_json, update_json, write_atomically
+from accel_search.storage.json_files import (
+    Unreadable,
+    as_type,
+    read_json,
+    update_json,
+    write_atomically,
+)
 
 
 def add_entries(path: str, writer: int, count: int) -> None:
@@ -81,3 +87,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_an_absent_file_is_empty(tmp_path):
     assert read_json(tmp_path / "none.json") == {}
+
+
+def test_half_a_character_in_a_file_is_a_value_that_does_not_fit():
+    number = json.loads('{"name": "\\ud800"}')  # JSON allows it; it is no text.
+    with pytest.raises(Unreadable, match="surrogates"):
+        as_type(number, dict[str, int])

@@ -41,7 +41,8 @@ class Rival:
 
     def may_rival(self, winner: AssessedTrial, held_out: Assessment | None, goal: Goal) -> bool:
         """Return whether its intervals leave open that it is as fast and within the bound."""
-        least = min(each.speedup.low for each in (winner.assessment, held_out) if each is not None)
+        known = [assessment for assessment in (winner.assessment, held_out) if assessment]
+        least = min(assessment.speedup.low for assessment in known)
         own = self.assessment
         return (
             own.speedup.high >= least

@@ -120,7 +120,7 @@ class StepNoise:
                 freedom += len(calls) - 1
         self.inflation = max(squares / freedom, 1.0)
         """Variance between calls over that expected from the scatter within them."""
-        self._learn([each for each in judged if _calls(each.step_times)])
+        self._learn([trial for trial in judged if _calls(trial.step_times)])
 
     def estimate(self, step_times: Sequence[StepTimes]) -> Within | None:
         """Return the log speedup by single UNet calls and its variance, the misfit included.
@@ -136,9 +136,10 @@ class StepNoise:
 
     def _learn(self, judged: Sequence[Judged]) -> None:
         """Learn from trials timed both ways how wrong comparisons are, alike and each by itself."""
-        variances = [each.variance + self.inflation * _mean(_calls(each.step_times)).variance
-                     for each in judged]  # fmt: skip
-        apart = [_mean(_calls(each.step_times)).log_speedup - each.log_speedup for each in judged]
+        means = [_mean(_calls(trial.step_times)) for trial in judged]
+        pairs = list(zip(means, judged, strict=True))
+        variances = [trial.variance + self.inflation * mean.variance for mean, trial in pairs]
+        apart = [mean.log_speedup - trial.log_speedup for mean, trial in pairs]
         total = np.array(variances)[:, None] + MISFITS**2
         off = np.array(apart)[:, None]
         # The shared error is normal, and so is its posterior under each misfit.

@@ -140,7 +140,7 @@ def as_type(value: Any, kind: type[T]) -> T:
     """
     try:
         return convert(value, kind)
-    except ValidationError as error:
+    except (ValidationError, UnicodeEncodeError) as error:  # The latter of half a character.
         raise Unreadable(str(error).splitlines()[0]) from error
 
 
