@@ -309,6 +309,35 @@ def test_more_scores_than_the_baseline_has_are_refused(tmp_path, scores):
         read_trials(path)
 
 
+CALL = {"call": 1.0, "seconds": [0.2, 0.1, 0.2], "kinds": [0, 1, 0], "baseline_calls": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"kinds": [1, 1, 1]}, "tell no speedup"),
+        ({"kinds": [0, 1]}, "tell no speedup"),
+        ({"seconds": [], "kinds": [], "probes": [[0, 0.1]]}, "tell no speedup"),
+        ({"seconds": [0.2, 5e-324, 0.2]}, "seconds"),
+        ({"baseline_calls": 10**400}, "not a valid"),
+        ({"kinds": [0, 10**30, 0]}, "not a valid"),
+        ({"probes": [[10**30, 0.1]]}, "not a valid"),
+    ],
+    ids=str,
+)
+def test_unet_calls_that_tell_nothing_take_no_pairs_place(tmp_path, changes, problem):
+    content = recorded()
+    for trial in content["trials"]:
+        trial |= {"baseline_seconds_per_image": [], "step_times": [CALL]}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    assert all(trial.measurement.step_times for trial in read_trials(path).trials)
+    content["trials"][1]["step_times"] = [CALL | changes]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=problem):
+        read_trials(path)
+
+
 def test_a_replay_loads_no_torch(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(recorded()))
     code = (

@@ -56,7 +56,7 @@ def speed_within(times: StepTimes) -> Within | None:
     own = [(float(at), seconds[at]) for at in np.flatnonzero(kinds == 0)]
     # A probe lies between the call that it followed and the next.
     plain = sorted(own + [(at + 0.5, second) for at, second in times.probes])
-    if not plain or len(kinds) != len(seconds):
+    if not plain or not len(seconds) or len(kinds) != len(seconds):
         return None
     places, paces = np.array(plain).T
     steps = np.arange(len(seconds))

@@ -22,6 +22,7 @@ from accel_search.core import extras
 from accel_search.core.candidate import Candidate
 from accel_search.core.machine_health import Health
 from accel_search.core.step_times import StepTimes
+from accel_search.core.timing_noise import is_timed
 from accel_search.core.trial import Failure, Measurement, Trial
 from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, first_line
@@ -123,17 +124,19 @@ def read_trials(path: Path) -> TrialsFile:
 
 
 Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
+StepSeconds = Annotated[float, Meta(ge=1e-9, lt=1e9)]
+Count = Annotated[int, Meta(ge=0, le=100_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _StepTimes:
     """The UNet calls of one pipeline call as a file gives them."""
 
-    call: Seconds
-    seconds: tuple[Seconds, ...]
-    kinds: tuple[Annotated[int, Meta(ge=0)], ...]
-    baseline_calls: Annotated[int, Meta(gt=0)]
-    probes: tuple[tuple[Annotated[int, Meta(ge=0)], Seconds], ...] = ()
+    call: StepSeconds
+    seconds: tuple[StepSeconds, ...]
+    kinds: tuple[Count, ...]
+    baseline_calls: Annotated[int, Meta(gt=0, le=100_000)]
+    probes: tuple[tuple[Count, StepSeconds], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,7 @@ class _Samples:
             raise Unreadable(f"{name}: seconds_per_image holds no samples, or the baseline's none")
         if len(beside) > len(own):
             raise Unreadable(f"{name}: {len(beside)} baseline samples beside {len(own)}")
-        return Measurement(
+        measurement = Measurement(
             own,
             beside,
             self.scores,
@@ -181,6 +184,11 @@ class _Samples:
             tuple(StepTimes(**asdict(times)) for times in self.step_times),
             self.health,
         )
+        if pairs is not None and not is_timed(measurement):
+            raise Unreadable(
+                f"{name}: holds no baseline samples, and step_times that tell no speedup"
+            )
+        return measurement
 
 
 @dataclass(frozen=True, kw_only=True)
