@@ -320,6 +320,7 @@ CALL = {"call": 1.0, "seconds": [0.2, 0.1, 0.2], "kinds": [0, 1, 0], "baseline_c
         ({"seconds": [], "kinds": [], "probes": [[0, 0.1]]}, "tell no speedup"),
         ({"seconds": [0.2, 5e-324, 0.2]}, "seconds"),
         ({"baseline_calls": 10**400}, "not a valid"),
+        ({"baseline_calls": 5}, "baseline_calls is 5, but unet_calls of the workload 3"),
         ({"kinds": [0, 10**30, 0]}, "not a valid"),
         ({"probes": [[10**30, 0.1]]}, "not a valid"),
     ],
@@ -327,6 +328,7 @@ CALL = {"call": 1.0, "seconds": [0.2, 0.1, 0.2], "kinds": [0, 1, 0], "baseline_c
 )
 def test_unet_calls_that_tell_nothing_take_no_pairs_place(tmp_path, changes, problem):
     content = recorded()
+    content["workload"]["unet_calls"] = CALL["baseline_calls"]
     for trial in content["trials"]:
         trial |= {"baseline_seconds_per_image": [], "step_times": [CALL]}
     path = tmp_path / "t.json"

@@ -119,6 +119,20 @@ def test_the_order_of_pairs_goes_on_over_the_stages_of_a_candidate(store):
     assert evaluator.turns == (0, 1, 3)
 
 
+def test_what_single_unet_calls_do_not_tell_is_measured_again_in_pairs(store):
+    class Untold(FakeEvaluator):
+        """Makes other UNet calls than its step plan describes."""
+
+        def measure(self, *args, **kwargs):
+            return replace(super().measure(*args, **kwargs), step_times=(), seconds=10.0)
+
+    evaluator = Untold()
+    trial = StoredEvaluator(evaluator, store).trial(point(4, 3), range(4), 0)
+    assert evaluator.pairs_asked == [("search", 0), ("search", None)]
+    assert len(trial.measurement.baseline_seconds_per_image) == evaluator.pairs
+    assert trial.measurement.seconds == 20.0  # What told nothing took its time too.
+
+
 def test_without_a_store_the_baseline_is_kept_in_memory():
     evaluator = FakeEvaluator()
     measuring = StoredEvaluator(evaluator, None)

@@ -34,6 +34,10 @@ MISFIT_PRIOR = (math.log(0.01), 0.7)
 """Mean and standard deviation of the logarithm of the misfit, before any pairs."""
 BIAS_SD = 0.01
 """Standard deviation of the error that all comparisons share, before any pairs."""
+BIASES = np.linspace(-0.06, 0.06, 61)
+"""Such errors, among which pairs of whole calls choose."""
+DISTURBED, DISTURBANCE = 0.1, 0.3
+"""Probability that a trial's pairs were disturbed, and the standard deviation of what that does."""
 
 
 class Within(NamedTuple):
@@ -104,7 +108,8 @@ class StepNoise:
 
     Source:
         The misfit by its posterior on a grid, as in `search.strategies.latency_model`: MacKay,
-        "Bayesian interpolation" (1992).
+        "Bayesian interpolation" (1992). Disturbed pairs as a wide component: Box and Tiao, "A
+        Bayesian approach to some outlier problems" (1968).
     """
 
     def __init__(
@@ -135,25 +140,31 @@ class StepNoise:
         return Within(mean - self.bias, self.inflation * variance + self.misfit**2)
 
     def _learn(self, judged: Sequence[Judged]) -> None:
-        """Learn from trials timed both ways how wrong comparisons are, alike and each by itself."""
-        means = [_mean(_calls(trial.step_times)) for trial in judged]
-        pairs = list(zip(means, judged, strict=True))
-        variances = [trial.variance + self.inflation * mean.variance for mean, trial in pairs]
-        apart = [mean.log_speedup - trial.log_speedup for mean, trial in pairs]
-        total = np.array(variances)[:, None] + MISFITS**2
-        off = np.array(apart)[:, None]
-        # The shared error is normal, and so is its posterior under each misfit.
-        precision = 1 / BIAS_SD**2 + (1 / total).sum(axis=0)
-        bias = (off / total).sum(axis=0) / precision
-        evidence = -0.5 * ((np.log(MISFITS) - MISFIT_PRIOR[0]) / MISFIT_PRIOR[1]) ** 2
-        evidence -= 0.5 * (np.log(total) + off**2 / total).sum(axis=0)
-        evidence += 0.5 * (precision * bias**2 - np.log(precision))
+        """Learn from trials timed both ways how wrong comparisons are, alike and each by itself.
+
+        Some pairs are disturbed: what only one of them says counts for little.
+        """
+        bias, misfit = BIASES[:, None], MISFITS[None, :]
+        evidence = -0.5 * (bias / BIAS_SD) ** 2
+        evidence = evidence - 0.5 * ((np.log(misfit) - MISFIT_PRIOR[0]) / MISFIT_PRIOR[1]) ** 2
+        for trial in judged:
+            mean = _mean(_calls(trial.step_times))
+            variance = trial.variance + self.inflation * mean.variance + misfit**2
+            off = mean.log_speedup - trial.log_speedup - bias
+            usual = np.log1p(-DISTURBED) + _log_density(off, variance)
+            disturbed = np.log(DISTURBED) + _log_density(off, variance + DISTURBANCE**2)
+            evidence = evidence + np.logaddexp(usual, disturbed)
         weights = np.exp(evidence - evidence.max())
-        self.bias = float(np.average(bias, weights=weights))
+        weights /= weights.sum()
+        self.bias = float((weights * bias).sum())
         """Logarithm by which all comparisons are expected to overstate a speedup."""
-        squares = MISFITS**2 + 1 / precision + (bias - self.bias) ** 2
-        self.misfit = math.sqrt(float(np.average(squares, weights=weights)))
+        self.misfit = math.sqrt(float((weights * (misfit**2 + (bias - self.bias) ** 2)).sum()))
         """Root mean square of the relative error that is left."""
+
+
+def _log_density(off: Array, variance: Array) -> Array:
+    """Return the normal log density of a deviation, but for a constant."""
+    return np.asarray(-0.5 * (np.log(variance) + off**2 / variance))
 
 
 def _calls(step_times: Sequence[StepTimes]) -> list[Within]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,8 @@ class Timed:
     def speedup(self) -> Estimate:
         """Return one estimate from both, each weighted by what it tells.
 
-        Where they disagree beyond their intervals, that of the mean is as much wider.
-
-        Source:
-            Scale factor of the Particle Data Group, "Review of particle physics" (2024), section
-            5.2.2.
+        Where they disagree beyond their intervals, the interval spans both: a few disturbed pairs
+        agree with each other as well as good ones do.
         """
         known = [estimate for estimate in (self.whole, self.within) if estimate is not None]
         if len(known) < 2 or not known[0].is_bounded:
@@ -75,7 +72,11 @@ class Timed:
         weights = [math.log(estimate.high / estimate.value) ** -2 for estimate in known]
         share = weights[0] / sum(weights)
         mean = share * math.log(known[0].value) + (1 - share) * math.log(known[1].value)
-        return _estimate(mean, max(1.0, self.discrepancy) / math.sqrt(sum(weights)))
+        joint = _estimate(mean, 1 / math.sqrt(sum(weights)))
+        if self.discrepancy <= 1:
+            return joint
+        lows, highs = zip(*((estimate.low, estimate.high) for estimate in known), strict=True)
+        return replace(joint, low=min(lows), high=max(highs))
 
     @property
     def discrepancy(self) -> float:
@@ -264,20 +265,35 @@ def speedup(measurement: Measurement, noise: TimingNoise | Measurement) -> Estim
     return known.timed(measurement).speedup
 
 
+def is_compared(measurement: Measurement) -> bool:
+    """Return whether single UNet calls tell a measurement's speedup."""
+    return any(map(speed_within, measurement.step_times))
+
+
 def is_timed(measurement: Measurement) -> bool:
     """Return whether a measurement tells a speedup, by whole calls or by single UNet calls."""
-    return bool(measurement.baseline_seconds_per_image) or any(
-        map(speed_within, measurement.step_times)
-    )
+    return bool(measurement.baseline_seconds_per_image) or is_compared(measurement)
 
 
-def pairs_of_judge(measured: Sequence[Measurement]) -> int:
-    """Return how many pairs to time of a candidate whose speedup single UNet calls tell: 1 or 0.
+def pairs_beside_steps(
+    measured: Sequence[Measurement], before: Measurement | None, pairs: int
+) -> int:
+    """Return how many pairs of whole calls to time of a candidate whose UNet calls are timed.
 
     Args:
-        measured: All candidates so far.
+        measured: All candidates so far, at one batch size.
+        before: What was measured of this one.
+        pairs: How many where only pairs tell a speedup.
     """
-    return int(sum(bool(trial.baseline_seconds_per_image) for trial in measured) < JUDGES)
+    known = measured if before is None else [before]
+    if known and not any(map(is_compared, known)):
+        return pairs  # Stored by an earlier version, or other UNet calls are made than described.
+    if before is not None and before.baseline_seconds_per_image:
+        return 0
+    judges = sum(
+        bool(trial.baseline_seconds_per_image) and is_compared(trial) for trial in measured
+    )
+    return min(pairs, 1) if judges < JUDGES else 0
 
 
 def noise_floor(noise: Measurement, pairs: int) -> float:

@@ -12,7 +12,7 @@ from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
-from accel_search.core.timing_noise import TimingNoise, pairs_of_judge, timing_noises
+from accel_search.core.timing_noise import TimingNoise, pairs_beside_steps, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.validation import LIKELY, MAX_TRIED, priority
 from accel_search.errors import TrialFailure
@@ -317,9 +317,10 @@ class Search:
             pairs = min(pairs, math.ceil((stop - scored) / self._evaluator.chunk))
         if self._evaluator.times_steps and self._evaluator.held_out_stages:
             # Held-out prompts will time the winner in pairs.
-            measured = [assessed.trial.measurement for assessed in self._trials.values()]
-            judge = pairs_of_judge([known for known in measured if known is not None])
-            return 0 if paired else min(pairs, judge)
+            size = self._evaluator.workload.batch_size
+            trials = [assessed.trial.measurement for assessed in self._trials.values()]
+            measured = [known for known in trials if known and known.batch_size == size]
+            return pairs_beside_steps(measured, before, pairs)
         return pairs
 
     def _still_wins(self, candidate: Candidate) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_search.core.outcome import SpeedBound
-from accel_search.core.timing_noise import TimingNoise, is_timed, pairs_of_judge, speedup
+from accel_search.core.timing_noise import TimingNoise, is_timed, pairs_beside_steps, speedup
 from accel_search.core.trial import Failure, Measurement, Trial, commonest, describe_failures
 from accel_search.errors import NothingMeasured
 from accel_search.search.evaluator import Evaluator
@@ -175,7 +175,8 @@ class SpeedBoundSearch:
     def _pairs_of_next(self) -> int:
         if not self._evaluator.times_steps:
             return self._pairs
-        return min(self._pairs, pairs_of_judge(list(self._standing.measured.values())))
+        measured = list(self._standing.measured.values())
+        return pairs_beside_steps(measured, None, self._pairs)
 
     def _noise(self, baseline: Measurement) -> float:
         return noise_of(baseline, list(self._standing.measured.values()))

@@ -39,8 +39,6 @@ class StoredEvaluator:
         self._store = store
         self._watchdog = watchdog or Watchdog()
         self._on_extra = on_extra
-        self._needs_pairs = False
-        """Whether a candidate's UNet calls did not tell its speedup."""
         self.spent = self._watchdog.spent
         """Seconds measured by this process and those before its restarts."""
 
@@ -161,14 +159,14 @@ class StoredEvaluator:
         try:
             with self._watchdog.over(candidate, prompts.stop, record):
                 turn = 0 if before is None else len(before.baseline_seconds_per_image)
-                pairs = 1 if pairs == 0 and before is None and self._needs_pairs else pairs
                 measured = self._evaluator.measure(
                     candidate, prompts=prompts, pairs=pairs, turn=turn
                 )
                 if before is None and not is_timed(measured):
-                    # Other UNet calls are made than described, so single ones tell nothing.
-                    self._needs_pairs = True
-                    measured = self._evaluator.measure(candidate, prompts=prompts, pairs=1)
+                    # Other UNet calls were made than described, so pairs have to tell.
+                    wasted = measured.seconds
+                    measured = self._evaluator.measure(candidate, prompts=prompts)
+                    measured = replace(measured, seconds=measured.seconds + wasted)
                 if before is not None and before.batch_size == measured.batch_size:
                     measured = before.joined(measured)
                 elif before is not None:  # The batch was halved since.

@@ -222,6 +222,12 @@ def _trials_of(document: _Document, workload: Collection[str]) -> TrialsFile:
     is_whole = {option.name for option in fields(Workload)} <= set(workload)
     baseline = _baseline(document.baseline, given)
     trials = tuple(_trial(trial, baseline) for trial in document.trials)
+    calls = {times.baseline_calls for trial in document.trials for times in trial.step_times}
+    if given.unet_calls and calls - {given.unet_calls}:
+        raise Unreadable(
+            f"step_times: baseline_calls is {min(calls - {given.unet_calls})}, but unet_calls of "
+            f"the workload {given.unet_calls}"
+        )
     by_text = {str(trial.candidate): trial.candidate for trial in trials}
     held_out_baseline = None
     held_out: dict[Candidate, Measurement] = {}

@@ -7,12 +7,13 @@ import torch
 
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.computation import describe_steps, numbered
+from accel_search.accelerators.patching import layered
 from accel_search.core.candidate import Candidate
 from accel_search.core.step_times import StepTimes, steps_to_probe
 from accel_search.core.step_timing import speed_within
 from accel_search.runtime.measuring.calls import Accounting, Caller
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator
-from accel_search.runtime.measuring.step_timer import plain_twin
+from accel_search.runtime.measuring.step_timer import StepTimer, has_hooks, plain_twin
 from tests.support.pipelines import prompt_set
 
 PROMPTS = prompt_set(2).search
@@ -78,23 +79,53 @@ def test_a_twin_shares_the_weights_and_none_of_the_patches(loaded):
         assert patched and not any(map(is_layered, twin.modules()))
 
 
-def test_a_plain_call_that_does_not_fit_is_given_up_and_the_picture_made_all_the_same(
-    loaded, monkeypatch
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), KeyError("x")]
+)
+def test_a_plain_call_that_fails_is_given_up_and_the_picture_made_all_the_same(
+    loaded, monkeypatch, caplog, error
 ):
     caller, workload = caller_of(loaded)
     images, _ = caller.call(workload, PROMPTS, Candidate(TOME))
     calls = []
 
-    def starve(*_args, **_kwargs):
+    def fail(*_args, **_kwargs):
         calls.append(1)
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise error
 
-    monkeypatch.setattr(type(caller), "_twin", starve)
+    monkeypatch.setattr(type(caller), "_twin", fail)
     timer = caller.timer([0, 1, 2])
     probed, seconds = caller.call(workload, PROMPTS, Candidate(TOME), timer=timer)
     assert torch.equal(images, probed)
-    assert (len(calls), caller.times_steps) == (1, False)
+    assert (len(calls), caller.times_steps, caller.timer()) == (1, False, None)
     assert timer.times(seconds, 2, [1, 1, 1], 3).probes == ()
+    assert "timed in pairs alone" in caplog.text and type(error).__name__ in caplog.text
+
+
+def test_a_plain_call_gets_the_lists_as_they_were_before_the_call(loaded):
+    seen = []
+
+    class Popping(torch.nn.Module):
+        def forward(self, residuals):
+            return residuals.pop()
+
+    module = Popping()
+    timer = StepTimer(torch.device("cpu"), [0], twin=lambda residuals: seen.append(list(residuals)))
+    with layered(module, timer):
+        module(residuals=[1, 2])
+    assert seen == [[1, 2]]
+
+
+@pytest.mark.parametrize("hook", ["_hf_hook", "_diffusers_hook"])
+def test_a_unet_whose_parts_are_moved_by_hooks_has_no_twin(loaded, hook):
+    assert caller_of(loaded)[0].times_steps
+    unet = loaded("sd")[0].unet
+    setattr(unet.mid_block, hook, object())
+    try:
+        assert has_hooks(unet)
+    finally:
+        delattr(unet.mid_block, hook)
+    assert not has_hooks(unet)
 
 
 def test_a_pipeline_that_makes_other_calls_than_described_is_not_compared(loaded):

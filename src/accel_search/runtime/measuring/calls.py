@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -28,7 +29,7 @@ from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
 from accel_search.runtime.measuring.generation import Call, prepare
 from accel_search.runtime.measuring.health import HealthSampler
-from accel_search.runtime.measuring.step_timer import StepTimer, plain_twin
+from accel_search.runtime.measuring.step_timer import StepTimer, has_hooks, plain_twin
 from accel_search.runtime.measuring.timing import timed, warm_up_steps
 from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.memory import PeakMeter, is_out_of_memory
@@ -145,6 +146,7 @@ class Caller:
         compiled: Whether the UNet is compiled: a call that compiles anything is repeated.
         times_steps: Whether UNet calls that are described as plain are as the baseline's.
         timing_lock: Keeps calls apart from other processes' loading.
+        log: Gets warnings.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Caller:
         compiled: bool = False,
         times_steps: bool = True,
         timing_lock: TimingLock | None = None,
+        log: logging.Logger | None = None,
     ) -> None:
         self.last_applied: Candidate | None = None
         """The candidate that was applied last; None before the first."""
@@ -164,10 +167,11 @@ class Caller:
         self._accounting = accounting
         self._compiled = compiled
         self._timing_lock = timing_lock or TimingLock()
+        self._log = log or logging.getLogger(__name__)
         self._device = execution_device(pipe)
         # A copy of a compiled UNet would have to be compiled too, and hooks of offloading move the
         # weights of one UNet.
-        self.times_steps = times_steps and not compiled and not hasattr(pipe.unet, "_hf_hook")
+        self.times_steps = times_steps and not compiled and not has_hooks(pipe.unet)
         """Whether UNet calls of a candidate can be compared with plain ones."""
         self.health = HealthSampler(self._device)
 
@@ -278,8 +282,14 @@ class Caller:
             raise BaselineError(self._blame(error)) from error
         self._accounting.pipeline_seconds += seconds
         if timer is not None:
-            self.times_steps &= not timer.lacks_memory
             seconds -= timer.probing_seconds()
+            if timer.failure is not None:
+                self.times_steps = False
+                self._log.warning(
+                    "a plain UNet call, made for comparison, failed (%s): from now on candidates "
+                    "are timed in pairs alone",
+                    timer.failure,
+                )
         return images, seconds
 
     @contextmanager

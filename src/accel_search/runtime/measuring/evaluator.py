@@ -92,12 +92,13 @@ class PipelineEvaluator:
         self.accounting = Accounting()
         self.baselines: dict[Split, Measurement] = {}
         """The latest baseline of each part."""
-        # T-GATE's package slows down plain calls too.
-        how = {"compiled": compiled, "times_steps": provenance.implementation == "own"}
-        self._caller = Caller(pipe, apply, self.accounting, timing_lock=timing_lock, **how)
+        self._log = log or logging.getLogger(__name__)
+        self._caller = Caller(
+            pipe, apply, self.accounting, compiled=compiled, timing_lock=timing_lock, log=self._log,
+            times_steps=provenance.implementation == "own",  # T-GATE's slows plain calls down.
+        )  # fmt: skip
         self._scorer = scorer
         self._pairs = timing_pairs
-        self._log = log or logging.getLogger(__name__)
         self._device = execution_device(pipe)
         self._growth = memory.GrowthWatch(self._device, self._log)
         self._references = References(self._log)

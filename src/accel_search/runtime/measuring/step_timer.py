@@ -13,8 +13,9 @@ import torch
 
 from accel_search.accelerators.patching import Layer
 from accel_search.core.step_times import StepTimes
+from accel_search.errors import first_line
 from accel_search.runtime.devices import synchronize
-from accel_search.runtime.memory import PeakMeter, is_out_of_memory
+from accel_search.runtime.memory import PeakMeter
 
 
 def plain_twin(unet: Any) -> Any:
@@ -27,6 +28,16 @@ def plain_twin(unet: Any) -> Any:
     """
     tensors = itertools.chain(unet.parameters(), unet.buffers())
     return copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
+
+
+def has_hooks(unet: Any) -> bool:
+    """Return whether hooks move or cast the weights of a module, for which a twin's would fight."""
+    names = ("_hf_hook", "_diffusers_hook")  # Of accelerate, and of diffusers' group offloading.
+    return any(hasattr(module, name) for module in unet.modules() for name in names)
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
 
 
 class StepTimer(Layer):
@@ -54,8 +65,8 @@ class StepTimer(Layer):
         self._probed = frozenset(probed)
         self._twin = twin
         self._peak = peak
-        self.lacks_memory = False
-        """Whether a plain call did not fit the device, so that none is made any more."""
+        self.failure: str | None = None
+        """Why a plain call failed, after which none is made any more."""
         self.start()
 
     def start(self) -> None:
@@ -66,13 +77,16 @@ class StepTimer(Layer):
     def run(self, unet: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call the UNet as if it were not timed."""
         index = len(self._calls)
+        is_probed = index in self._probed and self.failure is None
+        # The UNet takes the residuals of adapters off the lists that it is given.
+        again = {name: _copied(value) for name, value in kwargs.items()} if is_probed else {}
         start = self._mark()
         output = self.inner(unet, *args, **kwargs)
         self._calls.append((start, self._mark()))
-        if index in self._probed and not self.lacks_memory:
+        if is_probed:
             is_waiting = self._device.type == "cuda" and start.query()
             with nullcontext() if self._peak is None else self._peak.pause():
-                self._probe(index, args, kwargs)
+                self._probe(index, args, again)
             if is_waiting:
                 synchronize(self._device)
         return output
@@ -81,11 +95,10 @@ class StepTimer(Layer):
         start = self._mark()
         try:
             self._twin(*args, **kwargs)
-        except RuntimeError as error:
-            # What the candidate keeps and a plain call together may not fit; each alone does.
-            if not is_out_of_memory(error):
-                raise
-            self.lacks_memory = True
+        except Exception as error:
+            # The candidate is not to blame: what it keeps and a plain call together may not fit the
+            # device, where each alone does.
+            self.failure = first_line(error)
         else:
             self._probes[index] = start, self._mark()
 

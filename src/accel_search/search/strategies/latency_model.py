@@ -119,7 +119,9 @@ def runs_of(measured: Sequence[tuple[int, Measurement]], noise: float) -> list[R
             means, variances = np.array(known).T
             weights = 1 / variances
             log_speedup = float(np.average(means, weights=weights))
-            runs.append(Run(position, -log_speedup, 1 / math.sqrt(weights.sum())))
+            # Where the two disagree, one of them is wrong, and it is unknown which.
+            apart = float((weights * (means - log_speedup) ** 2).sum())
+            runs.append(Run(position, -log_speedup, math.sqrt(max(1.0, apart) / weights.sum())))
     return runs
 
 
