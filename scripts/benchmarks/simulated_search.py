@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from accel_search.accelerators.base import StepType
 from accel_search.accelerators.computation import describe_steps, numbered
 from accel_search.core.candidate import Candidate
 from accel_search.core.step_times import StepTimes, steps_to_probe
@@ -71,6 +72,8 @@ class Table:
     """Errors of single readings of a pair, as differences of logarithms."""
     step_types: tuple[frozenset[int], ...]
     """Types of step that each candidate runs; the baseline runs type 0."""
+    step_log_times: Mapping[StepType, float]
+    """Logarithm of the time of each type of step, in units of a plain one's."""
 
 
 @cache
@@ -91,10 +94,10 @@ def load(path: Path, seconds: Path | None) -> Table:
                 for position, logs in enumerate(readings)
             ]
         )
-        times = model.predict().log_time
+        times, step_log_times = model.predict().log_time, model.step_log_times
         errors = np.concatenate([logs - times[at] for at, logs in enumerate(readings)])
     else:
-        times, errors = _elsewhere(seconds, space, plans)
+        times, errors, step_log_times = _elsewhere(seconds, space, plans)
     counts = plans.counts.tocsr()
     types = tuple(
         frozenset(counts.indices[counts.indptr[row] : counts.indptr[row + 1]].tolist())
@@ -102,11 +105,15 @@ def load(path: Path, seconds: Path | None) -> Table:
     )
     scores = np.array([measurement.scores for measurement in measured])
     before = np.array(recorded.baseline.scores)
-    return Table(space, scores, before, -np.asarray(times), errors, types)
+    by_type = dict(zip(plans.types, step_log_times.tolist(), strict=False))
+    return Table(space, scores, before, -np.asarray(times), errors, types, by_type)
 
 
-def _elsewhere(path: Path, space: JointSpace, own: StepPlans) -> tuple[Array, Array]:
-    """Return the log times of a space by the runs of another file, and the errors of readings."""
+def _elsewhere(path: Path, space: JointSpace, own: StepPlans) -> tuple[Array, Array, Array]:
+    """Return the log times of a space by the runs of another file, and the errors of readings.
+
+    The third are the log times of the step types, the space's first.
+    """
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = content["calibration"] + content["measured"]
     others = plans_of([Candidate(row["candidate"]) for row in rows], space.workload)  # type: ignore[arg-type]
@@ -128,7 +135,7 @@ def _elsewhere(path: Path, space: JointSpace, own: StepPlans) -> tuple[Array, Ar
     model.fit(runs)
     times = model.predict().log_time
     errors = np.array([run.log_time - float(times[run.position]) for run in runs])
-    return times[: len(own)], errors
+    return times[: len(own)], errors, model.step_log_times
 
 
 @dataclass(frozen=True)
@@ -282,7 +289,8 @@ class SimulatedEvaluator:
         count = min(max(unpaired, int(is_first)), PROBED_CALLS) if probed else unpaired
         for call in range(count):
             error = own_error + self._rng.normal(0, STEP_SD)
-            times.append(_step_times(math.exp(float(world.log_speedup[position]) + error)))
+            told = float(world.log_speedup[position]) + error
+            times.append(_step_times(world.table, candidate, probed, told))
             if probed:
                 plain = (1 - OVERHEAD_SHARE) * len(probed) / self.workload.unet_calls
                 again = math.exp(-float(world.log_speedup[position])) if call >= unpaired else 0.0
@@ -341,12 +349,22 @@ class SimulatedEvaluator:
         )
 
 
-def _step_times(speedup: float) -> StepTimes:
-    """Return the times of a call whose UNet calls tell a speedup below 6."""
-    kinds = tuple(min(at % 7, 1) for at in range(20))
-    relative = (20 / speedup - 3) / 17
-    seconds = tuple(relative if kind else 1.0 for kind in kinds)
-    return StepTimes(sum(seconds), seconds, kinds, 20)
+def _step_times(
+    table: Table, candidate: Candidate, probed: Sequence[int], log_speedup: float
+) -> StepTimes:
+    """Return the times of a call whose UNet calls tell a speedup, each type's by the model."""
+    steps = describe_steps(candidate, table.space.workload)  # type: ignore[arg-type]
+    kinds = numbered(steps)
+    seconds = np.array([math.exp(table.step_log_times.get(step, 0.0)) for step in steps])
+    calls = table.space.workload.unet_calls  # type: ignore[union-attr]
+    overhead = calls * OVERHEAD_SHARE / (1 - OVERHEAD_SHARE)
+    plain = np.array(kinds) == 0
+    # What the candidate deviates by falls on all steps that are not plain.
+    rest = (overhead + calls) * math.exp(-log_speedup) - overhead - plain.sum()
+    seconds[~plain] *= rest / seconds[~plain].sum()
+    probes = tuple((at, 1.0) for at in probed)
+    call = overhead + float(seconds.sum())
+    return StepTimes(call, tuple(seconds.tolist()), tuple(kinds), calls, probes)
 
 
 def oracle_cost(world: World, best: int | None) -> float:

@@ -72,6 +72,17 @@ def test_what_was_not_measured_is_expected_to_lose_more_too_but_not_without_end(
     assert hopeless == pytest.approx(calm + 0.01, abs=1e-3)
 
 
+def test_each_ones_shift_is_by_how_much_it_has_to_be_within_the_bound():
+    other = RNG.permutation(LOSSES)
+    outlook = foresee([losing(0.0), losing(0.0, other)], [tried(0.0, 0.01)], 0.02, 128)
+    like, unlike, itself = outlook.shifts
+    # What loses on the same prompts lost there as the one that was tried did.
+    assert like == pytest.approx(itself, rel=0.15) and unlike < 0.5 * like
+    at_shift = [losing(0.02 - like), losing(0.02 - unlike, other)]
+    chances = np.exp(foresee(at_shift, [tried(0.0, 0.01)], 0.02, 128).log_chances)
+    assert chances == pytest.approx([0.5, 0.5], abs=0.05)
+
+
 def test_nothing_known_is_no_outlook_and_equal_scores_are_sure():
     assert not len(foresee([], (), 0.02, 128).log_chances)
     same = Scores(tuple(BASE), tuple(BASE * 0.99))

@@ -49,8 +49,21 @@ class Within(NamedTuple):
     """Of that, by the scatter of its UNet calls."""
 
 
+class Compared(NamedTuple):
+    """The UNet calls of one pipeline call beside its plain ones."""
+
+    relative: Array
+    """Time of each, in units of a plain call's at that moment, `[calls]`."""
+    pace: float
+    """Mean time of a plain call."""
+    scatter: float
+    """Relative scatter of UNet calls of one type."""
+    plain: int
+    """Plain calls timed, those made for comparison alone among them."""
+
+
 @lru_cache(maxsize=10_000)
-def speed_within(times: StepTimes) -> Within | None:
+def compare(times: StepTimes) -> Compared | None:
     """Compare the UNet calls of one pipeline call with its plain ones.
 
     Returns:
@@ -67,12 +80,42 @@ def speed_within(times: StepTimes) -> Within | None:
     if np.abs(steps[:, None] - places).min(axis=1).max() > FARTHEST:
         return None
     pace = np.interp(steps, places, paces)
-    overhead = max(times.call - float(seconds.sum()), 0.0)
     relative = seconds / pace
-    before = overhead + times.baseline_calls * float(pace.mean())
-    after = overhead + float(relative.sum() * pace.mean())
-    variance = _scatter(relative, kinds, paces) ** 2 * (1 / len(paces) + 1 / len(seconds))
+    return Compared(relative, float(pace.mean()), _scatter(relative, kinds, paces), len(paces))
+
+
+def speed_within(times: StepTimes) -> Within | None:
+    """Return what the UNet calls of one pipeline call tell of its speedup.
+
+    Returns:
+        None where `compare` tells nothing.
+    """
+    known = compare(times)
+    if known is None:
+        return None
+    overhead = _overhead(times, known)
+    before = overhead + times.baseline_calls
+    after = overhead + float(known.relative.sum())
+    variance = known.scatter**2 * (1 / known.plain + 1 / len(known.relative))
     return Within(math.log(before / after), variance)
+
+
+def overhead_within(times: StepTimes) -> float | None:
+    """Return the share of a baseline call that its UNet calls do not take, by one pipeline call.
+
+    Returns:
+        None where `compare` tells nothing.
+    """
+    known = compare(times)
+    if known is None:
+        return None
+    overhead = _overhead(times, known)
+    return overhead / (overhead + times.baseline_calls)
+
+
+def _overhead(times: StepTimes, known: Compared) -> float:
+    """Return what a pipeline call takes beside its UNet calls, in units of a plain one."""
+    return max(times.call - sum(times.seconds), 0.0) / known.pace
 
 
 def _scatter(relative: Array, kinds: NDArray[np.int64], paces: Array) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,9 @@ class Outlook:
     not."""
     error: float = 0.0
     """Standard deviation of its loss on held-out prompts, around that on the search's."""
+    shifts: Array = field(default_factory=lambda: np.zeros(0))
+    """`shift` of each one that was scored, in the order of the candidates, then of those tried;
+    `shift` itself is that of one unlike all of them."""
 
 
 def foresee(
@@ -132,7 +135,8 @@ def foresee(
     margins = special.ndtri(SURE) * spreads / math.sqrt(most) if most else np.zeros(len(spreads))
     chances = special.log_ndtr((bound - losses - shifts - margins) / errors)[: len(candidates)]
     shift = min(float(shifts.mean()), MOST_SHIFT * bound) + float(margins.mean())
-    return Outlook(np.asarray(chances), shift, float(np.sqrt(variances.mean())))
+    error = float(np.sqrt(variances.mean()))
+    return Outlook(np.asarray(chances), shift, error, shifts + margins)
 
 
 def priority(log_speedup: float, log_chance: float) -> float:

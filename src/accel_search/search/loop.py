@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from statistics import median
 from typing import TypeVar
 
 from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
+from accel_search.core.step_timing import overhead_within
 from accel_search.core.timing_noise import TimingNoise, pairs_beside_steps, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.validation import LIKELY, MAX_TRIED, priority
@@ -218,14 +220,16 @@ class Search:
     def _history(self, baseline: Measurement) -> History:
         feasible = self._feasible()
         outlook = self._validator.outlook(feasible)
-        chances = zip(feasible, outlook.log_chances, strict=True)
+        within = [assessed.trial.candidate for assessed in feasible]
+        scored = [*within, *self._validator.scores]
         return History(
             baseline,
             tuple(self._trials.values()),
             frozenset(self._validator.tried),
-            {trial.trial.candidate: float(log_chance) for trial, log_chance in chances},
+            dict(zip(within, outlook.log_chances.tolist(), strict=True)),
             outlook.shift,
             outlook.error,
+            dict(zip(scored, outlook.shifts.tolist(), strict=True)),
         )
 
     def _feasible(self) -> list[AssessedTrial]:
@@ -342,9 +346,10 @@ class Search:
         key = self._strategy.space.key
         steps, target = self._evaluator.workload.steps, speed_of(winner, held_out)
         rivals: dict[int, Rival] = {}
-        guess = math.floor(steps / target)
-        # Time is a fixed overhead plus a constant per step; the first guess ignores the overhead,
-        # and its measurement corrects the second.
+        # Time is a fixed overhead plus a constant per step; the first guess's measurement corrects
+        # the second.
+        overhead = self._overhead()
+        guess = math.floor(steps * (1 / target - overhead) / (1 - overhead))
         for _ in range(2):
             guess = min(max(guess, 1), steps - 1)
             if guess in rivals or guess < 1:
@@ -363,6 +368,12 @@ class Search:
                 break
             guess = steps - math.ceil((1 - 1 / target) / per_step)
         return tuple(rivals[key] for key in sorted(rivals))
+
+    def _overhead(self) -> float:
+        """Return the share of a baseline call that fewer steps would not shorten; 0 if unknown."""
+        measured = (assessed.trial.measurement for assessed in self._trials.values())
+        told = (overhead_within(times) for known in measured if known for times in known.step_times)
+        return median([share for share in told if share is not None] or [0.0])
 
     def _ablations(self, winner: Candidate) -> tuple[Ablation, ...]:
         """Time a winner of several targets without each of them: one may cost time."""

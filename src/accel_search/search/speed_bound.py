@@ -15,15 +15,9 @@ from accel_search.errors import NothingMeasured
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observer
 from accel_search.search.space import ALL_BASELINE, JointSpace
-from accel_search.search.step_plans import plans_in
 from accel_search.search.stored_evaluator import StoredEvaluator
-from accel_search.search.strategies.latency_model import (
-    LatencyModel,
-    expected_gain,
-    noise_of,
-    noise_of_look,
-    runs_of,
-)
+from accel_search.search.strategies.latency_model import expected_gain
+from accel_search.search.strategies.speed_model import SpeedModel, noise_of, noise_of_look
 from accel_search.search.watchdog import Watchdog
 from accel_search.storage.trials_db import TrialStore
 
@@ -114,8 +108,8 @@ class SpeedBoundSearch:
         return self._outcome(baseline, settled)
 
     @cached_property
-    def _model(self) -> LatencyModel:
-        return LatencyModel(plans_in(self._space))
+    def _model(self) -> SpeedModel:
+        return SpeedModel(self._space)
 
     def _outcome(self, baseline: Measurement, settled: bool) -> SpeedBound:
         standing = self._standing
@@ -183,7 +177,7 @@ class SpeedBoundSearch:
 
     def _speeds(self, baseline: Measurement) -> tuple[Array, Array]:
         measured = list(self._standing.measured.items())
-        return self._model.speeds(runs_of(measured, self._noise(baseline)))
+        return self._model.speeds(measured, self._noise(baseline))
 
     def _time(self, position: int, pairs: int, baseline: Measurement) -> Measurement:
         """Time a candidate once more and store it; return the baseline of its batch size."""

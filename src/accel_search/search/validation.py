@@ -50,13 +50,14 @@ class Validator:
         self._assess = assess
         self._may_go_on = may_go_on
         self._observer = observer
-        self._scores: dict[Candidate, Tried] = {}
+        self.scores: dict[Candidate, Tried] = {}
+        """Scores of every candidate that was tried on held-out prompts."""
 
     def outlook(self, trials: Sequence[AssessedTrial]) -> Outlook:
         """Return what held-out prompts will say of trials, by all that is known."""
         searched = [self._searched(trial) for trial in trials]
         most = max(self._evaluator.held_out_stages, default=0)
-        known = list(self._scores.values())
+        known = list(self.scores.values())
         return foresee(searched, known, self._goal.max_score_loss, most)
 
     def validate(self, trial: AssessedTrial) -> bool:
@@ -81,7 +82,7 @@ class Validator:
             except TrialFailure:
                 break  # The earlier stages count.
             scores = self._paired(candidate)
-            self._scores[candidate] = Tried(self._searched(trial), scores)
+            self.scores[candidate] = Tried(self._searched(trial), scores)
             chance = self._chance(scores) if self.passes(held_out) else 0.0
             if not HOPELESS <= chance < SURE:
                 break

@@ -30,8 +30,17 @@ def table(name):
     return recorded, replay_space(recorded, tuple(name.split("-")))
 
 
-def timed(recorded, space, noise, seed, baseline_noise=None):
-    """Return the table with times that are known: what each step computes, and some noise."""
+def timed(recorded, space, noise, seed, baseline_noise=None, besides=lambda params: 0.0):
+    """Return the table with times that are known: what each step computes, and some noise.
+
+    Args:
+        recorded: The table.
+        space: Its candidates.
+        noise: Standard deviation of the logarithm of a timing.
+        seed: Of the noise.
+        baseline_noise: The same of the baseline.
+        besides: Returns what no step type explains, in log time.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(recorded.baseline.scores))
     truth = {}
@@ -61,6 +70,7 @@ def timed(recorded, space, noise, seed, baseline_noise=None):
             )
         if "tome" in params:
             seconds *= 1 - 0.2 * params["tome"]["ratio"] / params["tome"]["max_downsample"]
+        seconds *= np.exp(besides(params))
         truth[trial.candidate] = seconds
         trials.append(replace(trial, measurement=mixed(trial.measurement, seconds, noise)))
     before = noise if baseline_noise is None else baseline_noise
@@ -117,6 +127,18 @@ def test_it_finds_the_grids_answer_at_a_fraction_of_its_cost(name, bound, most):
     assert truth[best.winner.trial.candidate] / truth[winner] > 0.98
     assert cost < most
     assert outcome.settled
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_value_that_is_slower_than_its_steps_misleads_nobody(seed):
+    def slow(params):
+        return 0.25 * (params["deepcache"]["cache_interval"] == 5)
+
+    recorded, space = table("deepcache")
+    recorded, truth = timed(recorded, space, 0.005, seed, besides=slow)
+    outcome, _ = search(recorded, space, Goal(0.02))
+    best = min(truth[candidate] for candidate in within(recorded, 0.02))
+    assert best / truth[outcome.winner.trial.candidate] > 0.98 and outcome.settled
 
 
 @pytest.mark.parametrize("seed", [1, 3])
@@ -218,6 +240,14 @@ def test_what_is_too_slow_even_at_the_optimistic_end_is_never_run():
     assert len(run.trials) < len(run.space) / 3
     assert len(slow) <= 12 and max(speeds) >= best
     assert all(each.assessment.prompts <= 8 for each in slow)
+
+
+def test_one_call_is_the_first_look_at_every_candidate():
+    looks = finished().looks
+    first = {}
+    for candidate, prompts in looks:
+        first.setdefault(candidate, prompts)
+    assert set(first.values()) == {4} and max(prompts for _, prompts in looks) == 32
 
 
 def test_a_refuted_winner_makes_slower_ones_worth_a_trial_again():

@@ -150,3 +150,13 @@ def test_on_recorded_scores_its_probabilities_are_about_true(name, bound):
     assert np.mean((said - is_so) ** 2) < 0.4 * share * (1 - share)
     sure = (said > 0.95) | (said < 0.05)
     assert sure.mean() > 0.3 and ((said > 0.5) == is_so)[sure].mean() > 0.9
+
+
+def test_what_is_known_of_some_holds_for_those_like_them():
+    points = np.linspace(0, 10, 101)[:, None]
+    model = QualityModel(points)
+    spread = model.spread_out([10, 12], [0.5, 0.7], 0.1)
+    assert spread[[10, 12]] == pytest.approx([0.5, 0.7], abs=0.06)
+    assert 0.5 < spread[11] < 0.7
+    assert spread[100] == pytest.approx(0.1, abs=0.01)  # Nothing like it is known.
+    assert np.all(model.spread_out([], [], 0.3) == 0.3)

@@ -44,9 +44,11 @@ class History:
     """The others that meet the goal -> log probability that held-out prompts show it too."""
     shift: float = 0.0
     """How far within the bound a candidate must be on the search's prompts to pass there as likely
-    as not."""
+    as not, where it is unlike all that were scored."""
     error: float = 0.0
     """Standard deviation of its loss there, around that on the search's prompts."""
+    shifts: Mapping[Candidate, float] = field(default_factory=dict)
+    """`shift` of each candidate that is in `refuted` or `log_chances`."""
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,11 @@ from scipy import stats
 
 from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
-from accel_search.core.early_stopping import stages
 from accel_search.core.intervals import CONFIDENCE
 from accel_search.core.trial import Measurement
 from accel_search.core.validation import worth_of
-from accel_search.search.step_plans import StepPlans, plans_in
 from accel_search.search.strategies.base import History, Proposal, Strategy, Task
-from accel_search.search.strategies.latency_model import (
-    LatencyModel,
-    expected_gain,
-    noise_of,
-    noise_of_look,
-    runs_of,
-)
+from accel_search.search.strategies.latency_model import FREEDOM, expected_gain
 from accel_search.search.strategies.quality_model import (
     LEAST_ROOM,
     QualityModel,
@@ -33,6 +25,7 @@ from accel_search.search.strategies.quality_model import (
     inputs,
     scored,
 )
+from accel_search.search.strategies.speed_model import SpeedModel, noise_of, noise_of_look
 
 Array = NDArray[np.float64]
 
@@ -42,8 +35,12 @@ CALIBRATION_SHARE = 0.35
 """Their largest share of a small space."""
 SPEED_SD = 0.02
 """Error of predicted speeds at which calibration ends, unless timing is noisier than that."""
-LEAST_GAIN = 0.005
-"""Expected further gain of speed, as a fraction, below which a candidate is not worth a trial."""
+UNMET_SD = 0.05
+"""Error of predicted speeds, as far as a parameter's value may do what the latency model does not
+know of, until a candidate with it is measured."""
+LEAST_GAIN = 0.01
+"""Expected further gain of speed, as a fraction, that is worth the time of the baseline on all
+prompts: a candidate that promises less for its time is not worth a trial."""
 SAME_SPEED = 0.005
 """Relative difference of speeds that counts as none: timing a few calls cannot resolve it."""
 LEAST_CHANCE = 0.01
@@ -54,8 +51,8 @@ FIXED_COST = 0.05
 """Cost of a stage beside its images, in units of a baseline on all prompts."""
 SURE = 0.95
 """Probability that counts as certain."""
-OPTIMISTIC = float(stats.norm.ppf(SURE))
-"""Standard deviations up to the optimistic end of a predicted speed."""
+OPTIMISTIC = float(stats.t.ppf(SURE, FREEDOM))
+"""Standard deviations up to the optimistic end of a predicted speed, whose errors are Student's."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,10 @@ class Guided(Strategy):
 
     A few short, informative runs calibrate the latency model, and their scores the quality model.
     Then the candidate with the largest expected gain per second goes to its next stage: gain by the
-    latency model × probability of being within the bounds by the quality model. Both learn from
-    every stage. The search ends when no candidate is expected to gain more than `LEAST_GAIN`: those
-    left are slower even at the optimistic end, or lose too much.
+    latency model × probability of passing on held-out prompts by the quality model. The first stage
+    is one call, which tells its speed; both models learn from every stage. The search ends when no
+    candidate promises `LEAST_GAIN` for what it costs: those left are slower even at the optimistic
+    end, or lose too much.
 
     Source:
         Expected improvement under a constraint that is learnt too: Gardner et al., "Bayesian
@@ -119,13 +117,11 @@ class Guided(Strategy):
             return None
         worth = np.where(worthy, self._gain(standing) / self._cost(standing), -1.0)
         position = int(np.argmax(worth))
-        candidate = self.space.candidate_at(position)
-        if standing.within[position] >= SURE:
+        candidate, scored = self.space.candidate_at(position), int(standing.prompts[position])
+        # The first stage tells its speed, at a small part of the cost.
+        if scored and standing.within[position] >= SURE:
             return Proposal(candidate, self.task.prompts)
-        # The first stage is for calibration; it decides little.
-        ends = stages(self.task.prompts, self.task.chunk)
-        least = ends[0] if len(ends) > 1 else 0
-        return self.raced(candidate, max(int(standing.prompts[position]), least))
+        return self.raced(candidate, scored)
 
     def speedup_of(self, assessed: AssessedTrial, history: History) -> float:
         """Return the speedup by the latency model and the candidate's own timings together.
@@ -163,16 +159,12 @@ class Guided(Strategy):
         return int(self._is_worthy(self._standing(history)).sum())
 
     @cached_property
-    def _plans(self) -> StepPlans:
-        return plans_in(self.space)
-
-    @cached_property
-    def _latency(self) -> LatencyModel:
-        return LatencyModel(self._plans)
+    def _speed(self) -> SpeedModel:
+        return SpeedModel(self.space)
 
     @cached_property
     def _bounds(self) -> list[tuple[QualityModel, Used]]:
-        points = inputs(self.space.coordinates(), self._plans)
+        points = inputs(self.space.coordinates(), self._speed.plans)
         return [(QualityModel(points), used) for used in bounds_of(self.task.goal)]
 
     @property
@@ -204,13 +196,16 @@ class Guided(Strategy):
             for position, assessed in located
             if assessed.trial.measurement is not None
         ]
-        log_speedup, sd = self._latency.speeds(runs_of(measured, self._noise(history)))
+        log_speedup, sd = self._speed.speeds(measured, self._noise(history))
+        sd = np.hypot(sd, UNMET_SD * self._speed.has_unmet([position for position, _ in measured]))
         within = np.ones(len(self.space))
         for place, (model, used) in enumerate(self._bounds):
             known = scored(measured, history.baseline, used)
-            # The score is the first bound; the others have no outlook.
-            shift, error = (0.0, 0.0) if place else (history.shift, history.error)
-            within *= model.within(known, shift / self._room, error / self._room)
+            if place:  # The score is the first bound; the others have no outlook.
+                within *= model.within(known)
+            else:
+                shift = self._shift(history, model)
+                within *= model.within(known, shift / self._room, history.error / self._room)
         is_open = np.ones(len(self.space), dtype=bool)
         prompts = np.zeros(len(self.space), dtype=np.int64)
         meeting: list[tuple[float, float]] = []
@@ -224,6 +219,15 @@ class Guided(Strategy):
                 meeting.append((float(log_speedup[position]), log_chance))
         best = worth_of(meeting, self._least_gain(history))
         return Standing(log_speedup, sd, within, is_open, prompts, best)
+
+    def _shift(self, history: History, model: QualityModel) -> Array:
+        """Return how far within the bound each candidate must be to pass on held-out prompts."""
+        known = {
+            position: shift
+            for candidate, shift in history.shifts.items()
+            if (position := self._position(candidate)) is not None
+        }
+        return model.spread_out(list(known), list(known.values()), history.shift)
 
     def _least_gain(self, history: History) -> float:
         """Return the logarithm of the least speedup that will count as a gain.
@@ -256,14 +260,17 @@ class Guided(Strategy):
             return None
         fresh = np.flatnonzero(standing.is_open & (standing.prompts == 0))
         noise = self._noise_of_look(history)
-        enough = max(SPEED_SD, noise / 2, 1.5 * self._latency.misfit)
+        enough = max(SPEED_SD, noise / 2, 1.5 * self._speed.latency.misfit)
         if not len(fresh) or (runs and np.quantile(standing.sd, 0.9) <= enough):
             return None
-        return self._latency.most_informative(fresh, noise, np.arange(size))
+        return self._speed.latency.most_informative(fresh, noise, np.arange(size))
 
     def _is_worthy(self, standing: Standing) -> NDArray[np.bool_]:
-        least = LEAST_GAIN if self.task.goal.min_speedup is None else LEAST_CHANCE
-        return np.asarray(standing.is_open & (self._gain(standing) >= least))
+        if self.task.goal.min_speedup is None:
+            is_worthy = self._gain(standing) >= LEAST_GAIN * self._cost(standing)
+        else:
+            is_worthy = self._gain(standing) >= LEAST_CHANCE
+        return np.asarray(standing.is_open & is_worthy)
 
     def _gain(self, standing: Standing) -> Array:
         """Return what each candidate is worth, `[N]`.
@@ -271,18 +278,31 @@ class Guided(Strategy):
         Without a required speedup, the expected gain over the best one in logarithms, less
         `SAME_SPEED`; with one, the probability of meeting it.
         """
+        if self.task.goal.min_speedup is not None:
+            return np.asarray(standing.within * self._faster(standing))
+        gain = expected_gain(standing.log_speedup, standing.sd, self._beaten(standing))
+        return standing.within * gain
+
+    def _beaten(self, standing: Standing) -> float:
+        """Return the logarithm of the speed that a candidate has to have."""
         required = self.task.goal.min_speedup
-        if required is not None:
-            ahead = (standing.log_speedup - math.log(required)) / standing.sd
-            return np.asarray(standing.within * stats.norm.cdf(ahead))
-        beaten = standing.best + SAME_SPEED
-        return standing.within * expected_gain(standing.log_speedup, standing.sd, beaten)
+        return standing.best + SAME_SPEED if required is None else math.log(required)
+
+    def _faster(self, standing: Standing) -> Array:
+        """Return the probability that each candidate is as fast as it has to be, `[N]`."""
+        return np.asarray(
+            stats.norm.cdf((standing.log_speedup - self._beaten(standing)) / standing.sd)
+        )
 
     def _cost(self, standing: Standing) -> Array:
         """Return the cost of deciding on each candidate, in units of a baseline on all prompts."""
         left = 1 - standing.prompts / self.task.prompts
         lost = np.minimum(np.maximum(SHORT_RACE - (1 - left), SHORT_RACE / 4), left)
         share = standing.within * left + (1 - standing.within) * lost
+        # Of those not started, the slow ones are given up once the first stage tells their speed.
+        first = np.minimum(self.task.chunk / self.task.prompts, share)
+        begun = first + self._faster(standing) * (share - first)
+        share = np.where(standing.prompts > 0, share, begun)
         return np.asarray(share * np.exp(-standing.log_speedup) + FIXED_COST)
 
     def _is_too_slow(self, standing: Standing) -> NDArray[np.bool_]:

@@ -10,6 +10,9 @@ where `N` is the baseline's number of calls and a plain call has `v = 0`. `v_k` 
 effect alone (linear and, where its amount varies, quadratic), of each pair of effects, and of a
 small term of the type's own. Each coefficient has a normal prior, a narrow one for pairs: a type
 that was never measured is predicted from its effects, with the uncertainty that follows.
+
+What a candidate deviates by from that is the misfit. Candidates with the same parameters share a
+part of it: where the model is wrong about one value of a parameter, a few runs with it mend that.
 """
 
 from __future__ import annotations
@@ -23,8 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from accel_search.core.timing_noise import paired_log_ratios, step_noise, timing_spread
-from accel_search.core.trial import Measurement
 from accel_search.search.step_plans import StepPlans
 
 Array = NDArray[np.float64]
@@ -32,8 +33,9 @@ Array = NDArray[np.float64]
 OVERHEAD = (-2.4, 0.7)
 """Prior mean and standard deviation of the logit of the overhead's share: mostly 4 to 15 %. It
 matters only where numbers of calls differ."""
-EFFECT_SD = 0.7
-"""Prior standard deviation of an effect on the logarithm of a UNet call's time."""
+EFFECT_SD = 2.0
+"""Prior standard deviation of an effect on the logarithm of a UNet call's time: what skips modules
+can leave a tenth of it, and a narrower prior would expect all such candidates too slow."""
 PAIR_SD = 0.1
 """Prior standard deviation of the interaction of two effects."""
 TYPE_SD = 0.03
@@ -42,10 +44,10 @@ MISFITS = np.geomspace(0.002, 0.1, 18)
 """Relative errors of the model itself, of which the runs select one."""
 MISFIT_PRIOR = (math.log(0.012), 0.6)
 """Prior mean and standard deviation of the logarithm of the misfit."""
+SHARED = 0.5
+"""Part of the misfit that candidates with the same parameters share, squared."""
 FREEDOM = 4.0
 """Degrees of freedom of the errors: disturbed runs get a low weight."""
-LEAST_NOISE = 0.003
-"""Least relative error of a timing."""
 CHUNK = 20_000
 """Candidates predicted at a time, to bound memory."""
 POOL = 1_000
@@ -64,9 +66,16 @@ class Run:
     """Standard deviation of that by timing alone."""
 
 
-def noise_of(baseline: Measurement, measured: Sequence[Measurement]) -> float:
-    """Return the standard deviation of the log ratio of one pair of calls."""
-    return max(timing_spread(baseline, measured), LEAST_NOISE)
+@dataclass(frozen=True)
+class Contrast:
+    """By how much two step types differ."""
+
+    types: tuple[int, int]
+    """Their indices in the plans."""
+    log_ratio: float
+    """Logarithm of the time of the first, in units of the second's."""
+    noise: float
+    """Standard deviation of that."""
 
 
 def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
@@ -85,46 +94,6 @@ def expected_gain(log_speedup: Array, sd: Array, beaten: float) -> Array:
     return np.asarray(sd * (stats.norm.pdf(ahead) + ahead * stats.norm.cdf(ahead)))
 
 
-def noise_of_look(measured: Sequence[Measurement], noise: float) -> float:
-    """Return the standard deviation of the log speedup of a candidate timed by one call.
-
-    Args:
-        measured: Candidates so far.
-        noise: Standard deviation of the log ratio of one pair of calls.
-    """
-    steps = step_noise(measured, noise)
-    estimates = [steps.estimate(measurement.step_times[:1]) for measurement in measured]
-    variances = [estimate.variance for estimate in estimates if estimate is not None]
-    if not variances:
-        return noise  # It is timed by a pair.
-    return min(noise, max(float(np.sqrt(np.median(variances))), LEAST_NOISE))
-
-
-def runs_of(measured: Sequence[tuple[int, Measurement]], noise: float) -> list[Run]:
-    """Return measurements as runs, by whole calls and single UNet calls together.
-
-    Args:
-        measured: Index in the plans of each candidate, with its measurement.
-        noise: Standard deviation of the log ratio of one pair of calls.
-    """
-    steps = step_noise([measurement for _, measurement in measured], noise)
-    runs = []
-    for position, measurement in measured:
-        known = []
-        if len(ratios := paired_log_ratios(measurement)):
-            known.append((float(ratios.mean()), noise**2 / len(ratios)))
-        if (within := steps.estimate(measurement.step_times)) is not None:
-            known.append(within)
-        if known:
-            means, variances = np.array(known).T
-            weights = 1 / variances
-            log_speedup = float(np.average(means, weights=weights))
-            # Where the two disagree, one of them is wrong, and it is unknown which.
-            apart = float((weights * (means - log_speedup) ** 2).sum())
-            runs.append(Run(position, -log_speedup, math.sqrt(max(1.0, apart) / weights.sum())))
-    return runs
-
-
 @dataclass(frozen=True)
 class Prediction:
     """Times of many candidates."""
@@ -135,11 +104,33 @@ class Prediction:
     """Standard deviation of its error, the model's misfit included, `[N]`."""
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """What a model is fitted to: `R` runs, then `K` contrasts."""
+
+    counts: Array
+    """UNet calls of each type in each run, `[R, types]`."""
+    alike: Array
+    """What the runs' candidates have in common, `[R, levels]`."""
+    log_times: Array
+    """`[R]`"""
+    contrasts: Array
+    """Derivatives of the contrasts by the coefficients, `[K, D]`."""
+    log_ratios: Array
+    """`[K]`"""
+    noise: Array
+    """Standard deviations, `[R + K]`."""
+    strays: Array
+    """Part of the squared misfit that each has for itself, `[R + K]`: none within a call."""
+
+
 class LatencyModel:
     """Predicts the time of step plans.
 
     Args:
         plans: Those of all candidates, measured or not.
+        alike: The product of two rows says what part of the shared misfit two candidates share,
+            `[N, levels]`; None where nothing is known of it.
 
     Source:
         Gaussian prior and likelihood, linearised about the mode (Gauss-Newton, Laplace); errors
@@ -147,73 +138,111 @@ class LatencyModel:
         distribution", 1989); the misfit by the evidence (MacKay, "Bayesian interpolation", 1992).
     """
 
-    def __init__(self, plans: StepPlans) -> None:
+    def __init__(self, plans: StepPlans, alike: Array | None = None) -> None:
         self._plans = plans
-        self._features, spread = _features(plans)
-        # Coefficient 0 is the logit of the overhead's share; the others give v.
-        self._mean = np.concatenate([[OVERHEAD[0]], np.zeros(len(spread))])
-        self._variance = np.concatenate([[OVERHEAD[1] ** 2], np.square(spread)])
-        self._mode = self._mean.copy()
-        self._gain: Array = np.empty((0, 0))
-        self._rows: Array = np.empty((0, len(self._mean)))
-        self.misfit = math.exp(MISFIT_PRIOR[0])
-        """Relative error of the model itself."""
+        self._alike = np.zeros((len(plans), 0)) if alike is None else alike
+        self._own = 1 - SHARED if self._alike.shape[1] else 1.0
+        self._features, spreads = _features(plans)
+        # Coefficient 0 is the logit of the overhead's share; the next ones give v, and those from
+        # _end on what candidates that are alike deviate by.
+        self._end = 1 + len(spreads)
+        self._mean = np.zeros(self._end + self._alike.shape[1])
+        self._mean[0] = OVERHEAD[0]
+        self._variance = np.zeros(len(self._mean))
+        self._variance[: self._end] = np.square([OVERHEAD[1], *spreads])
+        self._forget()
 
-    def fit(self, runs: Sequence[Run]) -> None:
-        """Fit the model to these runs alone."""
-        self._mode, self._rows = self._mean.copy(), self._rows[:0]
-        self.misfit = math.exp(MISFIT_PRIOR[0])
+    def _forget(self) -> None:
+        self._mode = self._mean.copy()
+        self._rows: Array = np.empty((0, len(self._mean)))
+        self._gain: Array = np.empty((0, 0))
+        self._choose(math.exp(MISFIT_PRIOR[0]))
+
+    def _choose(self, misfit: float) -> None:
+        self.misfit = misfit
+        """Relative error of the model itself."""
+        self._variance[self._end :] = SHARED * misfit**2
+
+    def fit(self, runs: Sequence[Run], contrasts: Sequence[Contrast] = ()) -> None:
+        """Fit the model to these runs alone, and to what is known of step types."""
+        self._forget()
         if not runs:
             return
-        positions = np.array([run.position for run in runs])
-        observed = np.array([run.log_time for run in runs])
-        noise = np.array([run.noise for run in runs])
-        weights = np.ones(len(runs))
-        counts = self._plans.counts[positions].toarray()
+        given = self._evidence(runs, contrasts)
+        weights = np.ones(len(given.noise))
         for _ in range(25):
             before = self._mode
-            value, rows = self._linearised(counts)
-            target = observed - value + rows @ self._mode
-            self.misfit = self._most_likely_misfit(rows, target, noise, weights)
-            variances = (noise**2 + self.misfit**2) / weights
+            value, rows = self._linearised(given.counts, given.alike)
+            target = np.append(given.log_times - value + rows @ self._mode, given.log_ratios)
+            rows = np.concatenate([rows, given.contrasts])
+            self._choose(self._most_likely_misfit(rows, target, given, weights))
+            variances = (given.noise**2 + given.strays * self.misfit**2) / weights
             carried = rows * self._variance
-            gain = np.linalg.inv(carried @ rows.T + np.diag(variances))
+            gain = np.asarray(np.linalg.inv(carried @ rows.T + np.diag(variances)), np.float64)
             mode = self._mean + carried.T @ gain @ (target - rows @ self._mean)
             # At most 1 at a time: exp is far from linear beyond that.
             step = mode - before
-            moved = np.append(self._features @ step[1:], step[0])
+            moved = np.append(self._features @ step[1 : self._end], step[0])
             largest = max(1.0, float(np.abs(moved).max()))
             self._mode = before + step / largest
             self._rows, self._gain = rows, gain
-            residuals = observed - self._linearised(counts)[0]
-            squares = residuals**2 / (noise**2 + self.misfit**2)
+            squares = self._residuals(given) ** 2 / (given.noise**2 + given.strays * self.misfit**2)
             weights = (FREEDOM + 1) / (FREEDOM + squares)
             if np.abs(self._mode - before).max() < 1e-6:
                 break
+
+    def _evidence(self, runs: Sequence[Run], contrasts: Sequence[Contrast]) -> _Evidence:
+        positions = np.array([run.position for run in runs])
+        between = np.zeros((len(contrasts), len(self._mean)))
+        for row, contrast in zip(between, contrasts, strict=True):
+            first, second = contrast.types
+            row[1 : self._end] = self._features[first] - self._features[second]
+        return _Evidence(
+            counts=self._plans.counts[positions].toarray(),
+            alike=self._alike[positions],
+            log_times=np.array([run.log_time for run in runs]),
+            contrasts=between,
+            log_ratios=np.array([contrast.log_ratio for contrast in contrasts]),
+            noise=np.array([run.noise for run in runs] + [known.noise for known in contrasts]),
+            strays=np.repeat([self._own, 0.0], [len(runs), len(contrasts)]),
+        )
+
+    def _residuals(self, given: _Evidence) -> Array:
+        by_runs = given.log_times - self._linearised(given.counts, given.alike)[0]
+        return np.append(by_runs, given.log_ratios - given.contrasts @ self._mode)
+
+    @property
+    def step_log_times(self) -> Array:
+        """Logarithm of the time of each step type, in units of a plain one's, `[types]`."""
+        return np.asarray(self._features @ self._mode[1 : self._end])
 
     def predict(self) -> Prediction:
         """Predict the time of every plan."""
         values, spreads = [], []
         for start in range(0, len(self._plans), CHUNK):
-            value, rows = self._linearised(self._plans.counts[start : start + CHUNK])
+            part = slice(start, start + CHUNK)
+            value, rows = self._linearised(self._plans.counts[part], self._alike[part])
             values.append(value)
-            spreads.append(np.sqrt(self._variances(rows) + self.misfit**2))
+            spreads.append(np.sqrt(self._variances(rows) + self._own * self.misfit**2))
         return Prediction(np.concatenate(values), np.concatenate(spreads))
 
-    def speeds(self, runs: Sequence[Run]) -> tuple[Array, Array]:
-        """Fit the runs and predict all candidates, measured ones by their own timings too.
+    def speeds(
+        self, runs: Sequence[Run], contrasts: Sequence[Contrast] = ()
+    ) -> tuple[Array, Array]:
+        """Fit what is known and predict all candidates, measured ones by their own timings too.
 
         Returns:
             Expected logarithm of each speedup and the standard deviation of its error, `[N]`.
         """
-        self.fit(runs)
+        self.fit(runs, contrasts)
         predicted = self.predict()
         log_speedup, sd = -predicted.log_time, predicted.sd.copy()
         for run in runs:
             # The candidate's own timing corrects the misfit of the model.
-            kept = self.misfit**2 / (self.misfit**2 + run.noise**2)
+            own = self._own * self.misfit**2
+            kept = own / (own + run.noise**2)
             log_speedup[run.position] -= kept * (run.log_time + log_speedup[run.position])
-            rest = sd[run.position] ** 2 - kept * self.misfit**2
+            rest = sd[run.position] ** 2 - kept * own
             sd[run.position] = math.sqrt(max(rest, 0.0))
         return log_speedup, np.maximum(sd, 1e-6)
 
@@ -229,26 +258,31 @@ class LatencyModel:
         """
         wanted = positions if wanted is None else wanted
         thinned = positions[:: max(1, len(positions) // POOL)]
-        _, rows = self._linearised(self._plans.counts[thinned])
-        _, others = self._linearised(self._plans.counts[wanted[:: max(1, len(wanted) // POOL)]])
+        aims = wanted[:: max(1, len(wanted) // POOL)]
+        _, rows = self._linearised(self._plans.counts[thinned], self._alike[thinned])
+        _, others = self._linearised(self._plans.counts[aims], self._alike[aims])
         shared = self._covariances(others, rows)
         learnt = (shared**2).sum(axis=0) / (self._variances(rows) + noise**2 + self.misfit**2)
         return int(thinned[np.argmax(learnt)])
 
-    def _linearised(self, counts: Array | sparse.csr_array) -> tuple[Array, Array]:
+    def _linearised(self, counts: Array | sparse.csr_array, alike: Array) -> tuple[Array, Array]:
         """Return log times and their derivatives by the coefficients, `[N]` and `[N, D]`.
 
         Args:
             counts: UNet calls of each type, `[N, types]`.
+            alike: As of the model, of the same candidates.
         """
         overhead = 1 / (1 + math.exp(-self._mode[0]))
-        times = np.exp(self._features @ self._mode[1:]) / self._plans.baseline_calls
+        times = np.exp(self.step_log_times) / self._plans.baseline_calls
         unet = np.asarray(counts @ times)
         total = overhead + (1 - overhead) * unet
         by_feature = np.asarray(counts @ (times[:, None] * self._features))
         by_feature *= (1 - overhead) / total[:, None]
         by_overhead = overhead * (1 - overhead) * (1 - unet) / total
-        return np.log(total), np.concatenate([by_overhead[:, None], by_feature], axis=1)
+        strayed = alike @ self._mode[self._end :]
+        return np.log(total) + strayed, np.concatenate(
+            [by_overhead[:, None], by_feature, alike], axis=1
+        )
 
     def _variances(self, rows: Array) -> Array:
         """Return the posterior variance for each row of derivatives."""
@@ -266,13 +300,16 @@ class LatencyModel:
         return np.asarray(prior - (rows @ seen.T) @ self._gain @ (seen @ others.T))
 
     def _most_likely_misfit(
-        self, rows: Array, target: Array, noise: Array, weights: Array
+        self, rows: Array, target: Array, given: _Evidence, weights: Array
     ) -> float:
-        """Return the misfit that makes the runs most likely."""
-        explained = (rows * self._variance) @ rows.T
+        """Return the misfit that makes the evidence most likely."""
+        effects, alike = rows[:, : self._end], rows[:, self._end :]
+        explained = (effects * self._variance[: self._end]) @ effects.T
         error = target - rows @ self._mean
-        variances = (noise**2 + MISFITS[:, None] ** 2) / weights
-        covariances = explained + variances[:, :, None] * np.eye(len(rows))
+        squared = MISFITS[:, None] ** 2
+        variances = (given.noise**2 + given.strays * squared) / weights
+        covariances = explained + squared[:, :, None] * SHARED * (alike @ alike.T)
+        covariances = covariances + variances[:, :, None] * np.eye(len(rows))
         # One factor per misfit; the determinant of a covariance is the square of its factor's.
         factors = np.linalg.cholesky(covariances)
         logarithms = 2 * np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)

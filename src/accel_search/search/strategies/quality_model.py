@@ -41,6 +41,8 @@ LINEAR = (np.log(0.5), 1.0)
 own spread and the slope of the linear part: mean and standard deviation."""
 OFFSET = 0.3
 """Weight of the constant in the linear part, beside inputs from 0 to 1."""
+NUGGET = 0.05
+"""Part of a candidate's shift that others like it do not share."""
 REFIT = 1.15
 """Growth of the number of scored candidates at which the parameters are fitted again."""
 
@@ -160,23 +162,40 @@ class QualityModel:
         self._theta = self._center.copy()
         self._fitted = 0
 
-    def within(self, scored: Sequence[Scored], shift: float = 0.0, error: float = 0.0) -> Array:
+    def within(
+        self, scored: Sequence[Scored], shift: Array | float = 0.0, error: float = 0.0
+    ) -> Array:
         """Return the probability that each candidate is within the bound, `[N]`.
 
         Args:
             scored: Candidates that were scored.
-            shift: How far within the bound it has to be to be so on other prompts too, as likely
-                as not; 1 is the bound.
+            shift: How far within the bound each has to be to be so on other prompts too, as likely
+                as not, `[N]`; 1 is the bound.
             error: Standard deviation of its loss there, in the same unit.
         """
         mean, sd = self.posterior(scored)
         own = stats.norm.cdf((np.arcsinh(1.0) - mean) / sd)
-        if not shift and not error:
+        if not np.any(shift) and not error:
             return np.asarray(own)
         limit = 1 - shift
         slope = 1 / np.sqrt(1 + limit**2)  # Of the scale.
         total = np.sqrt(sd**2 + (slope * error) ** 2)
         return np.asarray(np.minimum(own, stats.norm.cdf((np.arcsinh(limit) - mean) / total)))
+
+    def spread_out(self, rows: Sequence[int], values: Sequence[float], mean: float) -> Array:
+        """Return what is known exactly of some candidates for each, by how alike they are, `[N]`.
+
+        Args:
+            rows: Positions of those of which it is known, `[K]`.
+            values: What is known of them, `[K]`.
+            mean: What holds where none is alike.
+        """
+        if not rows:
+            return np.full(len(self._points), mean)
+        points = self._points[rows]
+        among = self._bend(points, points) + NUGGET * np.eye(len(rows))
+        weights = linalg.solve(among, np.asarray(values) - mean, assume_a="pos")
+        return np.asarray(mean + self._bend(self._points, points) @ weights)
 
     def posterior(self, scored: Sequence[Scored]) -> tuple[Array, Array]:
         """Return the mean and standard deviation of each candidate's value, on the scale, `[N]`."""
@@ -222,19 +241,26 @@ class QualityModel:
         own = np.exp(2 * theta[-2]) + 1e-9
         return np.asarray(self._kernel(points, points, theta) + np.diag(noise**2 + own))
 
+    def _bend(self, left: Array, right: Array) -> Array:
+        """Return how alike candidates are, from 0 to 1."""
+        return _matern(left, right, np.exp(self._theta[:-3]))
+
     def _kernel(self, left: Array, right: Array, theta: Array) -> Array:
-        scale = np.exp(theta[:-3])
-        scaled_left, scaled_right = left / scale, right / scale
-        squares = (
-            (scaled_left**2).sum(1)[:, None]
-            + (scaled_right**2).sum(1)[None]
-            - 2 * scaled_left @ scaled_right.T
-        )
-        distance = np.sqrt(5 * np.maximum(squares, 0.0))
-        bend = np.exp(2 * theta[-3]) * (1 + distance + distance**2 / 3) * np.exp(-distance)
+        bend = np.exp(2 * theta[-3]) * _matern(left, right, np.exp(theta[:-3]))
         return np.asarray(bend + np.exp(2 * theta[-1]) * (left @ right.T + OFFSET))
 
     def _own_variance(self, points: Array) -> Array:
         theta = self._theta
         linear = np.exp(2 * theta[-1]) * ((points**2).sum(axis=1) + OFFSET)
         return np.asarray(np.exp(2 * theta[-3]) + np.exp(2 * theta[-2]) + linear)
+
+
+def _matern(left: Array, right: Array, scale: Array) -> Array:
+    scaled_left, scaled_right = left / scale, right / scale
+    squares = (
+        (scaled_left**2).sum(1)[:, None]
+        + (scaled_right**2).sum(1)[None]
+        - 2 * scaled_left @ scaled_right.T
+    )
+    distance = np.sqrt(5 * np.maximum(squares, 0.0))
+    return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
