@@ -40,7 +40,7 @@ def test_the_page_on_single_unet_calls_has_the_figures_of_its_data(monkeypatch, 
     run(monkeypatch, bench_step_timing, "compare", *files)
     printed = capsys.readouterr().out
     held = re.findall(r"truth in (\d+\.\d)% of (\d+);.* ±(\S+)%, of one pair ±(\S+)%", printed)
-    assert len(held) == 3
+    assert len(held) == len(files) == 5
     for share, count, single, pair in held:
         assert f"| {float(share):g} % of {count} | ±{single} % | ±{pair} % |" in page
     settings = re.findall(r"pairs +(\S+) \(sd of one +(\S+)%\)  single calls +(\S+) \(", printed)

@@ -48,6 +48,24 @@ def test_a_few_prompts_say_less_than_many():
     assert spreads == sorted(spreads, reverse=True) and spreads[-1] > 0
 
 
+def test_first_prompts_that_lose_little_of_all_candidates_do_not_stand_for_the_others():
+    rng = np.random.default_rng(0)
+    before = np.full(32, 30.0)
+    # No candidate loses on the first four prompts; on the others each loses its own.
+    hard = np.arange(32) >= 4
+    truths = [0.02, 0.03, 0.04, 0.03, 0.025]
+    after = [before * (1 - 32 / 28 * loss * hard * rng.uniform(0.5, 1.5, 32)) for loss in truths]
+    baseline = measured(before)
+    (used,) = bounds_of(Goal(0.01))
+    few = [(0, measured(after[0][:4]))]
+    (alone,) = scored(few, baseline, used)
+    assert alone.value + 2 * alone.sd < 1  # It seems to be within the bound for sure.
+    others = [(at, measured(after[at])) for at in range(1, 5)]
+    (known, *_) = scored(few + others, baseline, used)
+    assert known.value > 1 and known.sd > 0.2
+    assert abs(known.value - 2) < 2 * known.sd + 0.5
+
+
 def test_bounds_on_likeness_are_used_up_the_farther_from_the_baselines_images():
     _, psnr, ssim = bounds_of(Goal(0.02, min_psnr=20.0, min_ssim=0.9))
     own = measured([30.0] * 3, psnr=(50.0, 20.0, 5.0), ssim=(1.0, 0.9, 0.8))

@@ -118,8 +118,8 @@ class Guided(Strategy):
         worth = np.where(worthy, self._gain(standing) / self._cost(standing), -1.0)
         position = int(np.argmax(worth))
         candidate, scored = self.space.candidate_at(position), int(standing.prompts[position])
-        # The first stage tells its speed, at a small part of the cost.
-        if scored and standing.within[position] >= SURE:
+        # The first call tells its speed, at a small part of the cost, and little of its loss.
+        if scored > self.task.chunk and standing.within[position] >= SURE:
             return Proposal(candidate, self.task.prompts)
         return self.raced(candidate, scored)
 

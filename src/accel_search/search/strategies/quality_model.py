@@ -108,13 +108,24 @@ def scored(
     values = [used(measurement, baseline) for _, measurement in measured]
     counts = np.array([len(losses) for losses in values])
     spreads = np.array([losses.var(ddof=1) if len(losses) > 1 else 0.0 for losses in values])
-    # The spread of a few prompts is uncertain: mix it with the typical one.
-    typical = float(np.median(spreads)) if values else 0.0
+    # The spread of a few prompts is uncertain, and they may all lose less than others do: mix it
+    # with the typical one of candidates that were scored on more.
+    typical = float(np.median(spreads[counts >= counts.max() / 2])) if values else 0.0
     spreads = ((counts - 1) * spreads + SHARED * typical) / (counts - 1 + SHARED)
     errors = np.sqrt(spreads * (1 - counts / len(baseline.scores)) / np.maximum(counts, 1))
+    means = np.array([losses.mean() for losses in values])
+    whole = [losses for losses in values if len(losses) == len(baseline.scores)]
+    for count in set(counts.tolist()) - {len(baseline.scores)} if whole else ():
+        # All were scored on the same prompts: where the first of them lose less than all do, they
+        # do of every candidate.
+        missed = np.array([losses.mean() - losses[:count].mean() for losses in whole])
+        here = counts == count
+        means[here] += missed.sum() / (len(whole) + 1)
+        squares = (SHARED * errors[here] ** 2 + len(whole) * missed.var()) / (SHARED + len(whole))
+        errors[here] = np.sqrt(squares)
     return [
-        Scored(position, float(losses.mean()), float(error))
-        for (position, _), losses, error in zip(measured, values, errors, strict=True)
+        Scored(position, float(mean), float(error))
+        for (position, _), mean, error in zip(measured, means, errors, strict=True)
     ]
 
 
