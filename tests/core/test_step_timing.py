@@ -178,6 +178,19 @@ def test_the_first_candidates_are_timed_both_ways_and_later_ones_by_single_calls
     assert pairs_beside_steps([BOTH], BOTH, 3) == pairs_beside_steps([BOTH] * 8, SINGLE, 3) == 0
 
 
+@pytest.mark.parametrize(
+    ("by_pairs", "within", "pairs"), [(0.003, 0.05, 1), (0.003, 0.01, 0), (0.3, 0.05, 0)]
+)
+def test_later_candidates_are_timed_by_what_tells_more_a_second(by_pairs, within, pairs):
+    rng = np.random.default_rng(0)
+    quiet = {"noise": by_pairs, "scatter": 0.01, "misfit": within}
+    baseline = measured(rng, 1.0, 8, 0, **quiet)
+    judges = [measured(rng, 1.1 + 0.05 * at, 1, 1, **quiet) for at in range(8)]
+    noise = TimingNoise([baseline], judges)
+    assert pairs_beside_steps(judges, None, 3, noise) == pairs
+    assert pairs_beside_steps(judges, SINGLE, 3, noise) == 0
+
+
 def test_trials_without_step_times_judge_nothing_and_are_timed_in_all_their_pairs():
     assert pairs_beside_steps([PAIR] * 20, None, 3) == 3
     assert pairs_beside_steps([BOTH], PAIR, 2) == 2

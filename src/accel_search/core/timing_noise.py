@@ -40,6 +40,8 @@ LEAST_SPREAD = 0.0005
 that agree better agree by chance, or by a clock that repeats itself."""
 DOUBT = 0.2
 """Probability of a trial's own spread under the pooled one, below which its own counts more."""
+ENOUGH = 0.04
+"""Half-width of an interval of speed, in logarithms, that is narrow enough to choose by."""
 JUDGES = 8
 """Trials whose pairs of whole calls tell how far single UNet calls mislead."""
 Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
@@ -276,7 +278,10 @@ def is_timed(measurement: Measurement) -> bool:
 
 
 def pairs_beside_steps(
-    measured: Sequence[Measurement], before: Measurement | None, pairs: int
+    measured: Sequence[Measurement],
+    before: Measurement | None,
+    pairs: int,
+    noise: TimingNoise | None = None,
 ) -> int:
     """Return how many pairs of whole calls to time of a candidate whose UNet calls are timed.
 
@@ -284,16 +289,43 @@ def pairs_beside_steps(
         measured: All candidates so far, at one batch size.
         before: What was measured of this one.
         pairs: How many where only pairs tell a speedup.
+        noise: At that batch size; None where it is unknown what tells more.
     """
     known = measured if before is None else [before]
     if known and not any(map(is_compared, known)):
         return pairs  # Stored by an earlier version, or other UNet calls are made than described.
     if before is not None and before.baseline_seconds_per_image:
         return 0
-    judges = sum(
-        bool(trial.baseline_seconds_per_image) and is_compared(trial) for trial in measured
+    judges = [
+        trial for trial in measured if trial.baseline_seconds_per_image and is_compared(trial)
+    ]
+    is_wanted = len(judges) < JUDGES or (
+        before is None and noise is not None and _pair_is_worth_its_time(judges[:JUDGES], noise)
     )
-    return min(pairs, 1) if judges < JUDGES else 0
+    return min(pairs, 1) if is_wanted else 0
+
+
+def _pair_is_worth_its_time(judges: Sequence[Measurement], noise: TimingNoise) -> bool:
+    """Return whether a baseline call beside a candidate's own tells more a second than none.
+
+    On a quiet device pairs tell more than UNet calls do; where others share it, far less. Nothing
+    more is needed where UNet calls alone tell enough to choose by.
+    """
+    gains, halves = [], []
+    for judge in judges:
+        timed = noise.timed(judge)
+        if timed.whole is None or timed.within is None or not timed.whole.is_bounded:
+            continue
+        by_pairs, within = (
+            math.log(known.high / known.value) ** -2 for known in (timed.whole, timed.within)
+        )
+        by_pair = by_pairs / len(judge.baseline_seconds_per_image)
+        first = judge.step_times[0]
+        own = first.call + sum(seconds for _, seconds in first.probes)
+        pair = float(np.mean(judge.baseline_seconds_per_image))
+        gains.append((by_pair + within) / (own + pair) - within / own)
+        halves.append(within**-0.5)
+    return bool(gains) and float(np.median(gains)) > 0 and float(np.median(halves)) > ENOUGH
 
 
 def noise_floor(noise: Measurement, pairs: int) -> float:

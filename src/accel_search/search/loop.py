@@ -326,7 +326,7 @@ class Search:
             size = self._evaluator.workload.batch_size
             trials = [assessed.trial.measurement for assessed in self._trials.values()]
             measured = [known for known in trials if known and known.batch_size == size]
-            return pairs_beside_steps(measured, before, pairs)
+            return pairs_beside_steps(measured, before, pairs, self._noises.get(size))
         return pairs
 
     def _still_wins(self, candidate: Candidate) -> bool:
