@@ -66,6 +66,19 @@ def test_first_prompts_that_lose_little_of_all_candidates_do_not_stand_for_the_o
     assert abs(known.value - 2) < 2 * known.sd + 0.5
 
 
+def test_what_the_first_prompts_missed_of_the_worst_ones_is_by_their_own_worst():
+    rng = np.random.default_rng(0)
+    before = np.full(32, 30.0)
+    baseline = measured(before)
+    after = [before * (1 - rng.permutation(np.linspace(0, 0.1, 32))) for _ in range(6)]
+    _, tail = bounds_of(Goal(0.02, max_tail_loss=0.1))
+    whole = [(at, measured(scores)) for at, scores in enumerate(after[1:], 1)]
+    (alone,) = scored([(0, measured(after[0][:8]))], baseline, tail)
+    (known, *_) = scored([(0, measured(after[0][:8])), *whole], baseline, tail)
+    missed = [tail_loss(before, scores) - tail_loss(before[:8], scores[:8]) for scores in after[1:]]
+    assert known.value - alone.value == pytest.approx(sum(missed) / 6 / 0.1)
+
+
 def test_bounds_on_likeness_are_used_up_the_farther_from_the_baselines_images():
     _, psnr, ssim = bounds_of(Goal(0.02, min_psnr=20.0, min_ssim=0.9))
     own = measured([30.0] * 3, psnr=(50.0, 20.0, 5.0), ssim=(1.0, 0.9, 0.8))

@@ -8,7 +8,7 @@ bound; losses far beyond the bound are compressed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,11 +114,13 @@ def scored(
     spreads = ((counts - 1) * spreads + SHARED * typical) / (counts - 1 + SHARED)
     errors = np.sqrt(spreads * (1 - counts / len(baseline.scores)) / np.maximum(counts, 1))
     means = np.array([losses.mean() for losses in values])
-    whole = [losses for losses in values if len(losses) == len(baseline.scores)]
+    whole = [known for _, known in measured if len(known.scores) == len(baseline.scores)]
+    losses_of_whole = np.array([used(known, baseline).mean() for known in whole])
     for count in set(counts.tolist()) - {len(baseline.scores)} if whole else ():
         # All were scored on the same prompts: where the first of them lose less than all do, they
         # do of every candidate.
-        missed = np.array([losses.mean() - losses[:count].mean() for losses in whole])
+        first = [used(_first(known, count), baseline).mean() for known in whole]
+        missed = losses_of_whole - np.array(first)
         here = counts == count
         means[here] += missed.sum() / (len(whole) + 1)
         squares = (SHARED * errors[here] ** 2 + len(whole) * missed.var()) / (SHARED + len(whole))
@@ -127,6 +129,12 @@ def scored(
         Scored(position, float(mean), float(error))
         for (position, _), mean, error in zip(measured, means, errors, strict=True)
     ]
+
+
+def _first(measurement: Measurement, count: int) -> Measurement:
+    """Return a measurement as it was after its first prompts."""
+    names = ("scores", "psnr", "ssim")
+    return replace(measurement, **{name: getattr(measurement, name)[:count] for name in names})
 
 
 def inputs(coordinates: Array, plans: StepPlans) -> Array:
