@@ -146,3 +146,11 @@ def test_prompts_needed_grow_as_the_loss_nears_the_bound():
     needed = [prompts_needed(before, after, loss + distance) for distance in (0.0, 0.005, 0.01)]
     assert MOST_NEEDED > needed[0] > needed[1] > 64 and needed[2] < needed[1] / 2
     assert prompts_needed(before, after, loss + 0.1) == FEWEST_TO_PASS
+
+
+def test_two_timings_agree_if_they_differ_by_no_more_than_chance_allows():
+    low, high = Estimate(2.80, 2.70, 2.90), Estimate(3.01, 2.90, 3.12)
+    # They touch, yet each would have to be off by as much as it may be, both at once.
+    assert not low.agrees_with(high) and not high.agrees_with(low)
+    assert low.agrees_with(Estimate(2.90, 2.80, 3.01)) and low.agrees_with(low)
+    assert low.agrees_with(Estimate(9.0, -math.inf, math.inf))

@@ -191,6 +191,18 @@ def test_later_candidates_are_timed_by_what_tells_more_a_second(by_pairs, within
     assert pairs_beside_steps(judges, SINGLE, 3, noise) == 0
 
 
+def test_a_gain_that_both_ways_of_timing_show_is_a_gain_though_they_disagree():
+    rng = np.random.default_rng(0)
+    quiet = {"noise": 0.004, "scatter": 0.003, "misfit": 0.003}
+    trials = [measured(rng, 1.1 + 0.05 * at, 4, 1, **quiet) for at in range(8)]
+    slow, fast = measured(rng, 1.06, 4, 0, **quiet), measured(rng, 1.3, 0, 1, **quiet)
+    torn = replace(slow, step_times=fast.step_times)
+    noise = TimingNoise([measured(rng, 1.0, 8, 0, **quiet)], [*trials, torn])
+    found = noise.timed(torn)
+    assert found.discrepancy > 1 and found.speedup.high > 1.2 and found.speedup.low > 1.03
+    assert noise.floor_of(torn) < found.speedup.value - 1
+
+
 def test_trials_without_step_times_judge_nothing_and_are_timed_in_all_their_pairs():
     assert pairs_beside_steps([PAIR] * 20, None, 3) == 3
     assert pairs_beside_steps([BOTH], PAIR, 2) == 2

@@ -291,9 +291,10 @@ def test_a_search_among_copies_of_the_baseline_seldom_finds_a_winner(runs, strat
 @pytest.mark.parametrize("strategy", ["random", "guided"])
 def test_a_faster_second_call_makes_no_copy_faster(runs, strategy):
     for seed in range(runs):
-        trials = search_among(Copies(seed, 0.001, order=0.02), seed, strategy).trials
-        complete = [each.assessment for each in trials if each.assessment.is_complete]
-        assert complete
+        found = search_among(Copies(seed, 0.001, order=0.02), seed, strategy)
+        complete = [each.assessment for each in found.trials if each.assessment.is_complete]
+        # Guided looks at a few for one call each, and sees that none is worth more.
+        assert found.winner is None and (complete or strategy == "guided")
         assert all(abs(math.log(each.speedup.value)) < 0.004 for each in complete)
 
 

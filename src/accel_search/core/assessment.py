@@ -207,19 +207,6 @@ def retimed(assessment: Assessment, measurement: Measurement, noise: TimingNoise
     )
 
 
-def spanning(assessment: Assessment, earlier: Estimate) -> Assessment:
-    """Return an assessment whose interval of speed spans an earlier one if the two disagree.
-
-    What all timings of a minute have in common is not in their interval: only two such minutes
-    that disagree show it.
-    """
-    own = assessment.speedup
-    if Timed(own, earlier).discrepancy <= 1:
-        return assessment
-    both = replace(own, low=min(own.low, earlier.low), high=max(own.high, earlier.high))
-    return replace(assessment, speedup=both)
-
-
 def _disagreement(timed: Timed) -> Timed | None:
     return timed if timed.discrepancy > 1 else None
 

@@ -53,8 +53,10 @@ class Estimate:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def agrees_with(self, other: Estimate) -> bool:
-        """Return whether the two intervals overlap."""
-        return self.low <= other.high and other.low <= self.high
+        """Return whether the two differ by no more than both intervals allow."""
+        lower, upper = sorted((self, other), key=lambda estimate: estimate.value)
+        allowed = math.hypot(lower.high - lower.value, upper.value - upper.low)
+        return upper.value - lower.value <= allowed
 
 
 class Verdict(StrEnum):

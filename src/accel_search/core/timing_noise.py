@@ -178,7 +178,8 @@ class TimingNoise:
         timed = self.timed(measurement)
         if timed.within is None:
             return self.floor(len(measurement.baseline_seconds_per_image))
-        return timed.speedup.high / timed.speedup.value - 1
+        # To the lower end: an interval that spans two disagreeing ones is wide to one side.
+        return timed.speedup.value / timed.speedup.low - 1
 
     def floor(self, pairs: int) -> float:
         """Return the relative difference that two copies of one pipeline may show by chance.
@@ -320,9 +321,11 @@ def _pair_is_worth_its_time(judges: Sequence[Measurement], noise: TimingNoise) -
             math.log(known.high / known.value) ** -2 for known in (timed.whole, timed.within)
         )
         by_pair = by_pairs / len(judge.baseline_seconds_per_image)
-        first = judge.step_times[0]
-        own = first.call + sum(seconds for _, seconds in first.probes)
+        told = next(times for times in judge.step_times if speed_within(times) is not None)
+        own = told.call + sum(seconds for _, seconds in told.probes)
         pair = float(np.mean(judge.baseline_seconds_per_image))
+        if told is not judge.step_times[0]:
+            pair += judge.step_times[0].call  # A call of a pair has no plain calls in it.
         gains.append((by_pair + within) / (own + pair) - within / own)
         halves.append(within**-0.5)
     return bool(gains) and float(np.median(gains)) > 0 and float(np.median(halves)) > ENOUGH

@@ -127,7 +127,7 @@ UNSTEADY = (
     "The two timings differ by more than their intervals allow: the machine's speed varied. Count "
     "on the lower one, or search again with more --timing_pairs."
 )
-"""For a winner whose two speedup intervals do not overlap."""
+"""For a winner whose speedup in the search and on held-out prompts disagree."""
 
 
 def to_settle(shown: Assessment | Figures, searched: int, *, is_cut_short: bool) -> str:

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TypeVar
 
 from accel_search.core import extras
-from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed, spanning
+from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
 from accel_search.core.step_timing import overhead_within
@@ -122,8 +122,6 @@ class Search:
             held_out = self._held_out(winner.trial.candidate)
             if held_out is not None:
                 chance = self._validator.chance(winner.trial.candidate)
-                if winner.assessment is not None:
-                    held_out = spanning(held_out, winner.assessment.speedup)
             rivals = tuple(self._reassessed(rival) for rival in rivals)
             ablations = tuple(self._reassessed(ablation) for ablation in ablations)
         if winner is not None and winner.trial.measurement is not None:

@@ -163,9 +163,9 @@ class StoredEvaluator:
                     candidate, prompts=prompts, pairs=pairs, turn=turn
                 )
                 if before is None and not is_timed(measured):
-                    # Other UNet calls were made than described, so pairs have to tell.
+                    # Other UNet calls were made than described, so a pair has to tell.
                     wasted = measured.seconds
-                    measured = self._evaluator.measure(candidate, prompts=prompts)
+                    measured = self._evaluator.measure(candidate, prompts=prompts, pairs=1)
                     measured = replace(measured, seconds=measured.seconds + wasted)
                 if before is not None and before.batch_size == measured.batch_size:
                     measured = before.joined(measured)

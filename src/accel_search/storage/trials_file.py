@@ -222,7 +222,8 @@ def _trials_of(document: _Document, workload: Collection[str]) -> TrialsFile:
     is_whole = {option.name for option in fields(Workload)} <= set(workload)
     baseline = _baseline(document.baseline, given)
     trials = tuple(_trial(trial, baseline) for trial in document.trials)
-    calls = {times.baseline_calls for trial in document.trials for times in trial.step_times}
+    every = [*document.trials, *document.beside.values()]
+    calls = {times.baseline_calls for samples in every for times in samples.step_times}
     if given.unet_calls and calls - {given.unet_calls}:
         raise Unreadable(
             f"step_times: baseline_calls is {min(calls - {given.unet_calls})}, but unet_calls of "

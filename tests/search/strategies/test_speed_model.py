@@ -1,6 +1,7 @@
 """The speed model: what single calls tell of step types, and what candidates have in common."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ from accel_search.accelerators.computation import describe_steps, numbered
 from accel_search.core.step_times import StepTimes, steps_to_probe
 from accel_search.core.trial import Measurement
 from accel_search.search.space import JointSpace
-from accel_search.search.strategies.speed_model import SpeedModel, likeness
+from accel_search.search.strategies.speed_model import SpeedModel, likeness, noise_of_look
 from tests.support.fakes import WORKLOAD
 
 TGATE = {"gate_step": 8, "sp_interval": 3, "fi_interval": 2, "warmup": 3}
@@ -57,6 +58,18 @@ def test_one_call_tells_what_each_of_its_step_types_costs(pace):
     model.speeds([(position, one_call(candidate, pace))], 0.01)
     told = model.latency.step_log_times[numbers]
     assert told == pytest.approx([math.log(cost(step)) for step in types], abs=0.05)
+
+
+def test_a_pairs_call_without_plain_ones_hides_no_later_call():
+    space = space_of("tgate")
+    probed = one_call(space.candidate_at(40))
+    bare = replace(probed.step_times[0], probes=())
+    judge = replace(probed, step_times=(bare, *probed.step_times))
+    alone, behind = SpeedModel(space), SpeedModel(space)
+    alone.speeds([(40, probed)], 0.01)
+    behind.speeds([(40, judge)], 0.01)
+    assert behind.latency.step_log_times == pytest.approx(alone.latency.step_log_times)
+    assert noise_of_look([judge], 0.1) == noise_of_look([probed], 0.1) < 0.1
 
 
 def test_a_call_that_was_not_made_as_described_tells_of_no_type():

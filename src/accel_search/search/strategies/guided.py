@@ -37,7 +37,7 @@ SPEED_SD = 0.02
 """Error of predicted speeds at which calibration ends, unless timing is noisier than that."""
 UNMET_SD = 0.05
 """Error of predicted speeds, as far as a parameter's value may do what the latency model does not
-know of, until a candidate with it is measured."""
+know of, until a candidate with it was tried."""
 LEAST_GAIN = 0.01
 """Expected further gain of speed, as a fraction, that is worth the time of the baseline on all
 prompts: a candidate that promises less for its time is not worth a trial."""
@@ -197,7 +197,8 @@ class Guided(Strategy):
             if assessed.trial.measurement is not None
         ]
         log_speedup, sd = self._speed.speeds(measured, self._noise(history))
-        sd = np.hypot(sd, UNMET_SD * self._speed.has_unmet([position for position, _ in measured]))
+        # What failed was met too: others with its values are not tried for that alone.
+        sd = np.hypot(sd, UNMET_SD * self._speed.has_unmet([position for position, _ in located]))
         within = np.ones(len(self.space))
         for place, (model, used) in enumerate(self._bounds):
             known = scored(measured, history.baseline, used)

@@ -202,7 +202,7 @@ class QualityModel:
         return np.asarray(np.minimum(own, stats.norm.cdf((np.arcsinh(limit) - mean) / total)))
 
     def spread_out(self, rows: Sequence[int], values: Sequence[float], mean: float) -> Array:
-        """Return what is known exactly of some candidates for each, by how alike they are, `[N]`.
+        """Return what is known of some candidates for each, by how alike they are, `[N]`.
 
         Args:
             rows: Positions of those of which it is known, `[K]`.

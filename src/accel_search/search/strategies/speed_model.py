@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -69,7 +70,7 @@ class SpeedModel:
         """
         known: dict[tuple[int, int], list[tuple[float, float]]] = {}
         for position, measurement in measured:
-            for times in measurement.step_times[:1]:
+            for times in _first_told(measurement):
                 for pair, log_ratio, variance in _apart(times, self._types_of(position)):
                     known.setdefault(pair, []).append((log_ratio, variance))
         contrasts = []
@@ -102,7 +103,7 @@ def noise_of_look(measured: Sequence[Measurement], noise: float) -> float:
         noise: Standard deviation of the log ratio of one pair of calls.
     """
     steps = step_noise(measured, noise)
-    estimates = [steps.estimate(measurement.step_times[:1]) for measurement in measured]
+    estimates = [steps.estimate(_first_told(measurement)) for measurement in measured]
     variances = [estimate.variance for estimate in estimates if estimate is not None]
     if not variances:
         return noise  # It is timed by a pair.
@@ -151,6 +152,12 @@ def likeness(coordinates: Array) -> Array:
     if not columns:
         return np.zeros((len(coordinates), 0))
     return np.concatenate(columns, axis=1) / math.sqrt(len(columns))
+
+
+def _first_told(measurement: Measurement) -> tuple[StepTimes, ...]:
+    """Return the first call whose UNet calls tell a speedup; those of pairs have no probes."""
+    told = (times for times in measurement.step_times if compare(times) is not None)
+    return tuple(itertools.islice(told, 1))
 
 
 def _apart(
