@@ -8,7 +8,7 @@ import pytest
 
 from accel_search.core.intervals import Estimate
 from accel_search.core.step_times import StepTimes, steps_to_probe
-from accel_search.core.step_timing import Judged, StepNoise, overhead_within, speed_within
+from accel_search.core.step_timing import Judged, StepNoise, compare, speed_within
 from accel_search.core.timing_noise import Timed, TimingNoise, pairs_beside_steps, speedup
 from accel_search.core.trial import Measurement
 from tests.support.fakes import step_times
@@ -41,11 +41,11 @@ def test_fewer_steps_are_compared_with_the_baselines_number_of_them():
 
 
 def test_one_call_tells_what_fewer_steps_would_not_shorten():
-    assert overhead_within(called(EVEN, 0.2)) == pytest.approx(2 / 22)
+    assert compare(called(EVEN, 0.2)).overhead == pytest.approx(2)
     # At half the pace too, and where the candidate's own calls are few.
     slow = replace(called((0,) * 10, 1.0, lambda at: 2.0, 4.0), baseline_calls=20)
-    assert overhead_within(slow) == pytest.approx(2 / 22)
-    assert overhead_within(called(GATED, 0.2)) is None
+    assert compare(slow).overhead == pytest.approx(2)
+    assert compare(called(GATED, 0.2)) is None
 
 
 @pytest.mark.parametrize(("kinds", "probed"), [(EVEN, ()), (GATED, (7, 16))])

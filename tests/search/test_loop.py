@@ -463,6 +463,23 @@ def test_a_batch_that_was_halved_in_the_middle_of_a_race_starts_it_anew():
     assert len(outcome.trials[0].trial.measurement.scores) == 32
 
 
+@pytest.mark.parametrize(("slower", "is_found"), [(1.0, True), (1.3, False)])
+def test_a_required_speed_is_judged_by_pairs_where_unet_calls_disagree(slower, is_found):
+    class Torn(FakeEvaluator):
+        """On held-out prompts whole calls are slower than their UNet calls say."""
+
+        def measure(self, candidate, split="search", *args, **kwargs):
+            measured = super().measure(candidate, split, *args, **kwargs)
+            factor = slower if split == "held_out" else 1.0
+            seconds = tuple(each * factor for each in measured.seconds_per_image)
+            return replace(measured, seconds_per_image=seconds)
+
+    evaluator = Torn(lambda candidate: (1.55, 0.001))
+    evaluator.times_steps = True
+    outcome = run(evaluator, speedup=1.5)
+    assert (outcome.winner is not None) == is_found
+
+
 # Fewer steps
 
 

@@ -92,7 +92,7 @@ def test_a_cluster_that_is_started_here_gives_way_to_nobody(tmp_path, monkeypatc
     common = {"device": "cpu", "run_dir": str(tmp_path / "runs")}
     with ray_workers(SweepSettings(executor="ray", common=common)) as workers:
         assert len(workers) == 1
-        there = ray.get(ray.remote(lambda: os.nice(0)).remote(), timeout=120)
+        there = ray.get(ray.remote(lambda: os.nice(0)).remote(), timeout=600)
     assert there == os.nice(0)
 
 

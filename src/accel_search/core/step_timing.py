@@ -54,12 +54,12 @@ class Compared(NamedTuple):
 
     relative: Array
     """Time of each, in units of a plain call's at that moment, `[calls]`."""
-    pace: float
-    """Mean time of a plain call."""
     scatter: float
     """Relative scatter of UNet calls of one type."""
     plain: int
     """Plain calls timed, those made for comparison alone among them."""
+    overhead: float
+    """What the pipeline call takes beside its UNet calls, in units of a plain one."""
 
 
 @lru_cache(maxsize=10_000)
@@ -80,8 +80,9 @@ def compare(times: StepTimes) -> Compared | None:
     if np.abs(steps[:, None] - places).min(axis=1).max() > FARTHEST:
         return None
     pace = np.interp(steps, places, paces)
-    relative = seconds / pace
-    return Compared(relative, float(pace.mean()), _scatter(relative, kinds, paces), len(paces))
+    relative, mean = seconds / pace, float(pace.mean())
+    overhead = max(times.call - sum(times.seconds), 0.0) / mean
+    return Compared(relative, _scatter(relative, kinds, paces), len(paces), overhead)
 
 
 def speed_within(times: StepTimes) -> Within | None:
@@ -93,29 +94,10 @@ def speed_within(times: StepTimes) -> Within | None:
     known = compare(times)
     if known is None:
         return None
-    overhead = _overhead(times, known)
-    before = overhead + times.baseline_calls
-    after = overhead + float(known.relative.sum())
+    before = known.overhead + times.baseline_calls
+    after = known.overhead + float(known.relative.sum())
     variance = known.scatter**2 * (1 / known.plain + 1 / len(known.relative))
     return Within(math.log(before / after), variance)
-
-
-def overhead_within(times: StepTimes) -> float | None:
-    """Return the share of a baseline call that its UNet calls do not take, by one pipeline call.
-
-    Returns:
-        None where `compare` tells nothing.
-    """
-    known = compare(times)
-    if known is None:
-        return None
-    overhead = _overhead(times, known)
-    return overhead / (overhead + times.baseline_calls)
-
-
-def _overhead(times: StepTimes, known: Compared) -> float:
-    """Return what a pipeline call takes beside its UNet calls, in units of a plain one."""
-    return max(times.call - sum(times.seconds), 0.0) / known.pace
 
 
 def _scatter(relative: Array, kinds: NDArray[np.int64], paces: Array) -> float:

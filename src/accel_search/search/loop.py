@@ -13,7 +13,7 @@ from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment, assess, retimed
 from accel_search.core.candidate import Candidate
 from accel_search.core.outcome import Ablation, Outcome, Rival, speed_of
-from accel_search.core.step_timing import overhead_within
+from accel_search.core.step_timing import compare
 from accel_search.core.timing_noise import TimingNoise, pairs_beside_steps, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.validation import LIKELY, MAX_TRIED, priority
@@ -371,9 +371,14 @@ class Search:
 
     def _overhead(self) -> float:
         """Return the share of a baseline call that fewer steps would not shorten; 0 if unknown."""
-        measured = (assessed.trial.measurement for assessed in self._trials.values())
-        told = (overhead_within(times) for known in measured if known for times in known.step_times)
-        return median([share for share in told if share is not None] or [0.0])
+        shares = [
+            compared.overhead / (compared.overhead + times.baseline_calls)
+            for assessed in self._trials.values()
+            if assessed.trial.measurement is not None
+            for times in assessed.trial.measurement.step_times
+            if (compared := compare(times)) is not None
+        ]
+        return median(shares) if shares else 0.0
 
     def _ablations(self, winner: Candidate) -> tuple[Ablation, ...]:
         """Time a winner of several targets without each of them: one may cost time."""

@@ -113,11 +113,13 @@ class Validator:
         Of many candidates that are no faster, some seem so by chance; this second, independent
         timing rules them out.
         """
-        goal = self._goal
+        goal, speedup = self._goal, held_out.speedup
+        if held_out.disagreement is not None and held_out.disagreement.whole is not None:
+            speedup = held_out.disagreement.whole  # Pairs of whole calls are the judge.
         return (
             held_out.is_gain
             and held_out.is_within(replace(goal, max_score_loss=math.inf))
-            and (goal.min_speedup is None or held_out.speedup.high >= goal.min_speedup)
+            and (goal.min_speedup is None or speedup.high >= goal.min_speedup)
         )
 
     def _chance(self, scores: Scores) -> float:
