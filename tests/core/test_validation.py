@@ -10,6 +10,7 @@ from accel_search.core.validation import (
     Tried,
     foresee,
     priority,
+    reach_of,
     stages,
     worth_of,
 )
@@ -116,3 +117,19 @@ def test_what_is_tried_first_is_worth_more_than_any_other_order():
         0.6 * 0.3 + 0.4 * (0.99 * 0.2 + 0.01 * 0.02 * 0.5), rel=1e-6
     )
     assert worth_of((), 0.07) == 0.07
+
+
+def test_one_is_reached_where_all_that_come_before_it_fail():
+    known = [(0.5, np.log(0.5)), (0.3, np.log(0.8))]
+    sure = np.log(np.full(3, 0.99))
+    reached = reach_of(known, np.array([0.6, 0.4, 0.2]), sure)
+    assert reached == pytest.approx([1.0, 0.5, 0.5 * 0.2])
+    assert reach_of((), np.array([0.6, 0.0]), sure[:2]) == pytest.approx([1.0, 1.0])
+    many = [(0.5, np.log(0.2))] * 20
+    assert reach_of(many, np.array([0.1]), sure[:1]) == 0.0  # No more are tried than MAX_TRIED.
+
+
+def test_a_single_prompt_leaves_it_open_what_others_would_say():
+    one = Scores((30.0,), (27.0,))
+    chance = np.exp(foresee([one, one], (), 0.02, 128).log_chances)
+    assert (chance > 0.1).all() and (chance < 0.5).all()

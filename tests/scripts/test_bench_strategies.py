@@ -204,3 +204,9 @@ def test_first_prompts_that_tell_nothing_make_no_endless_search():
     cell = bench_strategies.Cell(TABLES / "tgate.json.gz", SDXL, 0.01, "drawn", 32, 32)
     played = bench_strategies.play(cell, "guided", None, 154)
     assert played.trials < 120 and played.cost < 3000
+
+
+def test_few_prompts_that_cannot_tell_near_equals_apart_make_no_endless_search():
+    cell = bench_strategies.Cell(TABLES / "deepcache-tgate.json.gz", SDXL, 0.02, "drawn", 8, 8)
+    played = bench_strategies.play(cell, "guided", None, 3)
+    assert played.trials < 100

@@ -270,7 +270,7 @@ def test_one_prompt_says_nothing_for_certain_and_makes_no_invalid_file(replay, t
     for text in (said, *((tmp_path / each).read_text() for each in ("page.html", "out.json"))):
         assert not re.search(r"\b(NaN|Infinity|inf|nan)\b", text.split("<script>")[0])
     assert replay(of_one_prompt(), "--strategy", "grid") == 0
-    assert "score loss: 1.0 % [unknown]  inconclusive, 1 prompts" in capsys.readouterr().out
+    assert "score loss: 1.0 % [unknown]  inconclusive, 1 prompt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("strategy", sorted(all_strategies()))

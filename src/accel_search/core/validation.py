@@ -112,7 +112,7 @@ def foresee(
     losses = np.array([loss for loss, _ in linear])
     deviations = np.array([deviation for _, deviation in linear])
     prompts = deviations.shape[1]
-    spreads = _spreads(deviations)
+    spreads = _spreads(deviations, losses)
     per_prompt = 1 / prompts + (1 / most if most else 0.0)
     shifts = np.zeros(len(searched))
     variances = spreads**2 * per_prompt
@@ -139,15 +139,16 @@ def foresee(
     return Outlook(np.asarray(chances), shift, error, shifts + margins)
 
 
-def priority(log_speedup: float, log_chance: float) -> float:
-    """Return the log speedup for which one would stop rather than try a candidate.
+def priority(log_speedup: float | Array, log_chance: float | Array) -> Array:
+    """Return the log speedup for which one would stop rather than try a candidate; of each of many.
 
     Trying in the order of this is best where each try has a cost and one ends at the first success.
 
     Source:
         Reservation prices: Weitzman, "Optimal search for the best alternative" (1979).
     """
-    return log_speedup - COST * math.exp(min(-log_chance, LARGE))
+    tries = np.exp(np.minimum(-log_chance, LARGE))
+    return np.asarray(log_speedup - COST * tries)
 
 
 def worth_of(candidates: Sequence[tuple[float, float]], otherwise: float) -> float:
@@ -165,10 +166,32 @@ def worth_of(candidates: Sequence[tuple[float, float]], otherwise: float) -> flo
     return worth
 
 
-def _spreads(deviations: Array) -> Array:
-    """Return each candidate's spread over prompts, which leans on that of all: `[N]`."""
+def reach_of(
+    candidates: Sequence[tuple[float, float]], log_speedups: Array, log_chances: Array
+) -> Array:
+    """Return the probability that others would be tried: that all before them fail, `[N]`.
+
+    Args:
+        candidates: Log speedup, and log probability of passing, of each that may be tried now.
+        log_speedups: Of the others, `[N]`.
+        log_chances: Of the others, `[N]`.
+    """
+    order = sorted(candidates, key=lambda known: priority(*known), reverse=True)[:MAX_TRIED]
+    fails = np.cumprod([1.0, *(-math.expm1(log_chance) for _, log_chance in order)])
+    fails[MAX_TRIED:] = 0.0
+    before = np.searchsorted(
+        [-priority(*known) for known in order], -priority(log_speedups, log_chances)
+    )
+    return np.asarray(fails[before])
+
+
+def _spreads(deviations: Array, losses: Array) -> Array:
+    """Return each candidate's spread over prompts, which leans on that of all: `[N]`.
+
+    A single prompt does not tell it: it is taken to be as large as the loss.
+    """
     free = deviations.shape[1] - 1
-    own = deviations.var(axis=1, ddof=1) if free else np.zeros(len(deviations))
+    own = deviations.var(axis=1, ddof=1) if free else losses**2
     return np.asarray(np.sqrt((free * own + SHARED * float(np.median(own))) / (free + SHARED)))
 
 

@@ -10,6 +10,7 @@ from accel_search.core.assessment import Assessment, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
 from accel_search.core.schedulers import SCHEDULERS, scheduler_name
+from accel_search.core.trial import Goal
 from accel_search.core.validation import HOPELESS, SURE
 from accel_search.storage.entries import Figures
 
@@ -45,11 +46,23 @@ def percent(estimate: Estimate) -> str:
 
 def figures(assessment: Assessment) -> str:
     """Write a trial's figures and verdict, in the words that scripts look for."""
-    after = "" if assessment.is_complete else f" after {assessment.prompts} prompts"
+    after = "" if assessment.is_complete else f" after {counted(assessment.prompts, 'prompt')}"
     return (
         f"speedup: {factor(assessment.speedup)}  "
         f"score loss: {percent(assessment.score_loss)}  {verdict(assessment)}{after}"
     )
+
+
+def within(goal: Goal) -> str:
+    """Write all bounds of a goal: `within 2 % of the baseline's score, PSNR of 30 dB or more`."""
+    parts = [f"within {100 * goal.max_score_loss:g} % of the baseline's score"]
+    if goal.max_tail_loss is not None:
+        parts.append(f"{100 * goal.max_tail_loss:g} % on the worst tenth of prompts")
+    if goal.min_psnr is not None:
+        parts.append(f"PSNR of {goal.min_psnr:g} dB or more")
+    if goal.min_ssim is not None:
+        parts.append(f"SSIM of {goal.min_ssim:g} or more")
+    return ", ".join(parts)
 
 
 def validated(chance: float | None) -> str:

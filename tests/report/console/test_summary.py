@@ -13,7 +13,7 @@ from accel_search.core.trial import Goal
 from accel_search.errors import TrialFailure
 from accel_search.report.console.color import takes_colour
 from accel_search.report.console.summary import stored_summary, summary
-from accel_search.report.format import factor
+from accel_search.report.format import factor, figures
 from accel_search.report.html.page import search_page
 from accel_search.search.loop import Budget
 from accel_search.search.space import JointSpace
@@ -148,6 +148,8 @@ def test_one_is_not_said_in_the_plural(found):
     said = text(replace(one, rivals=(replace(first, steps=1),)))
     record = ended_record(one, Settings(), SPACE.summary(), WORKLOAD, PROVENANCE, "study", None)
     assert "; 1 candidate could still win." in search_page(of_outcome(one, record, {}, None))
+    early = replace(found.winner.assessment, prompts=1, is_complete=False)
+    assert figures(early).endswith("after 1 prompt")
     assert "  1 step: speedup:" in said and "Enough; 1 candidate could still win." in said
 
 
@@ -251,6 +253,17 @@ def test_without_a_winner_the_goal_is_said_and_nothing_to_use():
     assert "Use it:" not in said
     wanted = run(FakeEvaluator(), speedup=9.0)
     assert "first speedup of 9 or more" in text(wanted, req_speedup=9.0)
+
+
+def test_all_bounds_of_the_goal_are_said(found):
+    others = {"min_psnr": 20.0, "min_ssim": 0.7, "max_tail_loss": 0.05}
+    bounds = (
+        "within 2 % of the baseline's score, 5 % on the worst tenth of prompts, "
+        "PSNR of 20 dB or more, SSIM of 0.7 or more"
+    )
+    assert f"The largest speedup {bounds}:" in text(found, **others)
+    nothing = replace(found, winner=None)
+    assert f"goal: largest speedup {bounds}." in text(nothing, **others)
 
 
 def test_what_is_refused_for_the_noise_alone_is_named_with_what_to_do(found):

@@ -48,6 +48,17 @@ def test_a_few_prompts_say_less_than_many():
     assert spreads == sorted(spreads, reverse=True) and spreads[-1] > 0
 
 
+def test_a_single_prompt_rules_nothing_out():
+    """It lost 20 times the bound, and the others may lose nothing."""
+    before = np.full(4, 30.0)
+    baseline, own = measured(before), measured(before[:1] * 0.6)
+    (used,) = bounds_of(Goal(0.02))
+    (found,) = scored([(0, own)], baseline, used)
+    assert found.sd == pytest.approx(20 * np.sqrt(1 - 1 / 4))
+    model = QualityModel(np.linspace(0, 1, 8)[:, None])
+    assert 0.05 < model.within([found])[0] < 0.5
+
+
 def test_first_prompts_that_lose_little_of_all_candidates_do_not_stand_for_the_others():
     rng = np.random.default_rng(0)
     before = np.full(32, 30.0)

@@ -44,7 +44,7 @@ class Progress(WithBar, Observer):
         scored = ""
         if baseline.scores:
             score = sum(baseline.scores) / len(baseline.scores)
-            scored = f", score {score:.2f} over {len(baseline.scores)} prompts"
+            scored = f", score {score:.2f} over {counted(len(baseline.scores), 'prompt')}"
         noise = f"timing noise ±{100 * floor:.1f} % (baseline against itself)"
         if math.isinf(floor):
             noise = "timing noise unknown (the baseline was not timed against itself)"

@@ -34,6 +34,7 @@ from accel_search.report.format import (
     short,
     to_settle,
     validated,
+    within,
 )
 from accel_search.search.explain import of_refusals
 from accel_search.search.space import JointSpace
@@ -83,7 +84,7 @@ def summary(
 
 
 def _headline(outcome: Outcome, settings: Settings) -> str:
-    bound = f"{100 * settings.req_score_loss:g} %"
+    bounds = within(settings.goal)
     goal = (
         "largest speedup"
         if settings.req_speedup is None
@@ -91,21 +92,20 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
     )
     headline = outcome.headline
     if outcome.winner is None or outcome.winner.assessment is None or headline is None:
-        nothing = f"No candidate meets the goal: {goal} within {bound} of the baseline's score."
+        nothing = f"No candidate meets the goal: {goal} {bounds}."
         return "\n".join([nothing, *_not_validated(outcome)])
     winner = outcome.winner.assessment
-    within = f"within {bound} of the baseline's score"
     if not outcome.is_sure:
-        within = f"likely ({100 * (outcome.chance or 0.0):.0f} %) to be {within}"
-    kind = "prompts" if outcome.held_out is None else "held-out prompts"
+        bounds = f"likely ({100 * (outcome.chance or 0.0):.0f} %) to be {bounds}"
+    kind = "prompt" if outcome.held_out is None else "held-out prompt"
     lines = [
-        f"The {goal} {within}:",
+        f"The {goal} {bounds}:",
         "",
         *(f"  {line}" for line in settings_lines(outcome.winner.trial.candidate)),
         "",
         f"  speedup: {factor(headline.speedup)}",
         f"  score loss: {percent(headline.score_loss)}  {headline.verdict}, "
-        f"{headline.prompts} {kind}",
+        f"{counted(headline.prompts, kind)}",
         *_how_sure(outcome, headline),
         *_in_other_terms(headline, settings),
     ]
@@ -113,7 +113,7 @@ def _headline(outcome: Outcome, settings: Settings) -> str:
         lines += [
             f"  in the search: speedup: {factor(winner.speedup)}",
             f"    score loss: {percent(winner.score_loss)}  {winner.verdict}, "
-            f"{winner.prompts} prompts",
+            f"{counted(winner.prompts, 'prompt')}",
         ]
         if not outcome.is_sure:
             searched, is_cut_short = len(outcome.baseline.scores), outcome.is_cut_short
@@ -265,7 +265,7 @@ def _ablations(outcome: Outcome) -> str:
     if not outcome.ablations:
         return ""
     prompts = max(ablation.assessment.prompts for ablation in outcome.ablations)
-    lines = [f"The winner without one of its targets, on {prompts} prompts:"]
+    lines = [f"The winner without one of its targets, on {counted(prompts, 'prompt')}:"]
     width = max(len(ablation.target) for ablation in outcome.ablations)
     lines += [
         f"  without {ablation.target:{width}}  speedup: {factor(ablation.assessment.speedup)}"
@@ -327,7 +327,11 @@ def _coverage(outcome: Outcome, space: JointSpace) -> str:
     stopped = f"{outcome.stopped[0].upper()}{outcome.stopped[1:]}"
     return (
         f"{space.point_count:,} points, {len(space):,} distinct; {len(measured):,} measured"
-        + (f", {complete:,} of them on all {prompts} prompts" if complete < len(measured) else "")
+        + (
+            f", {complete:,} of them on all {counted(prompts, 'prompt')}"
+            if complete < len(measured)
+            else ""
+        )
         + (f", {failed} failed" if failed else "")
         + (f", {outcome.resumed} in an earlier run" if outcome.resumed else "")
         + f", in {duration(outcome.seconds)}.\n{textwrap.fill(stopped, 80)}"

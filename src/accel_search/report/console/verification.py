@@ -11,7 +11,7 @@ from accel_search.core.intervals import Estimate, Verdict, judge
 from accel_search.core.workload import FIELDS
 from accel_search.report.console.color import painted
 from accel_search.report.console.doubts import WIDTH
-from accel_search.report.format import factor, percent, settings_lines
+from accel_search.report.format import counted, factor, percent, settings_lines
 from accel_search.search.verification import Verification
 from accel_search.settings import Settings
 from accel_search.storage.entries import interval_of, rounded
@@ -89,7 +89,7 @@ def _why(verification: Verification, settings: Settings) -> list[str]:
             Verdict.FAIL: f"The score loss is beyond {bound}",
             Verdict.INCONCLUSIVE: f"The score loss may be within {bound} or beyond",
         }[judge(verification.score_loss, goal.max_score_loss, verification.prompts)]
-        lines.append(f"{message}, on {verification.prompts} prompts.")
+        lines.append(f"{message}, on {counted(verification.prompts, 'prompt')}.")
         if verification.prompts_needed is not None:
             lines.append(
                 f"About {verification.prompts_needed:,} prompts would settle it (--num_samples)."

@@ -27,6 +27,7 @@ from accel_search.report.format import (
     short,
     to_settle,
     validated,
+    within,
 )
 from accel_search.report.html.render import render
 from accel_search.report.html.script import direct_lines, file_lines
@@ -101,12 +102,11 @@ def title_of(run: Run) -> str:
 
 def headline(run: Run) -> dict[str, Any]:
     """Return the texts at the top of the page."""
-    bound = f"{100 * run.goal.max_score_loss:g} %"
     winner, shown = run.winner, run.headline
     if winner is None or winner.speedup is None or shown is None:
         fastest = max((row.speedup.value for row in run.rows if row.speedup), default=None)
         scored = any(row.score_loss for row in run.rows)
-        message = f"No candidate meets the goal: faster, within {bound} of the baseline's score."
+        message = f"No candidate meets the goal: faster, {within(run.goal)}."
         if not scored and fastest is not None:
             message = "Speed alone: nothing was scored, so this does not say what to use."
         return {"found": False, "message": message, "fastest": fastest}

@@ -14,7 +14,7 @@ from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import CONFIDENCE
 from accel_search.core.trial import Measurement
-from accel_search.core.validation import worth_of
+from accel_search.core.validation import LARGE, reach_of, worth_of
 from accel_search.search.strategies.base import History, Proposal, Strategy, Task
 from accel_search.search.strategies.latency_model import FREEDOM, expected_gain
 from accel_search.search.strategies.quality_model import (
@@ -38,6 +38,9 @@ SPEED_SD = 0.02
 UNMET_SD = 0.05
 """Error of predicted speeds, as far as a parameter's value may do what the latency model does not
 know of, until a candidate with it was tried."""
+HOPE = 1.5
+"""Standard deviations above its predicted speed at which a candidate is taken when asked whether it
+would be tried on held-out prompts: a family faster than its steps tell is predicted too slow."""
 LEAST_GAIN = 0.01
 """Expected further gain of speed, as a fraction, that is worth the time of the baseline on all
 prompts: a candidate that promises less for its time is not worth a trial."""
@@ -71,6 +74,8 @@ class Standing:
     """Prompts scored on."""
     best: float
     """Expected logarithm of the winner's speedup, were the search to end now."""
+    reached: Array
+    """Probability that a candidate would be tried on held-out prompts, by what was measured."""
 
 
 class Guided(Strategy):
@@ -145,8 +150,8 @@ class Guided(Strategy):
         if not left.any():
             return super().why_done(history)
         parts = [
-            f"{int(slow.sum()):,} are too slow even at the optimistic end of the prediction",
-            f"{int(lossy.sum()):,} lose too much with a probability over {100 * SURE:.0f} %",
+            f"{_are(slow)} too slow even at the optimistic end of the prediction",
+            f"{_are(lossy)} likely to lose too much (over {100 * SURE:.0f} %)",
             f"{others:,} would gain too little to be worth a trial",
         ]
         counted = [part for part in parts if not part.startswith("0 ")]
@@ -219,7 +224,9 @@ class Guided(Strategy):
             if log_chance is not None:
                 meeting.append((float(log_speedup[position]), log_chance))
         best = worth_of(meeting, self._least_gain(history))
-        return Standing(log_speedup, sd, within, is_open, prompts, best)
+        log_chances = np.log(np.maximum(within, math.exp(-LARGE)))
+        reached = reach_of(meeting, log_speedup + HOPE * sd, log_chances)
+        return Standing(log_speedup, sd, within, is_open, prompts, best, reached)
 
     def _shift(self, history: History, model: QualityModel) -> Array:
         """Return how far within the bound each candidate must be to pass on held-out prompts."""
@@ -282,7 +289,7 @@ class Guided(Strategy):
         if self.task.goal.min_speedup is not None:
             return np.asarray(standing.within * self._faster(standing))
         gain = expected_gain(standing.log_speedup, standing.sd, self._beaten(standing))
-        return standing.within * gain
+        return np.asarray(standing.within * standing.reached * gain)
 
     def _beaten(self, standing: Standing) -> float:
         """Return the logarithm of the speed that a candidate has to have."""
@@ -310,6 +317,11 @@ class Guided(Strategy):
         required = self.task.goal.min_speedup
         least = standing.best if required is None else math.log(required)
         return np.asarray(standing.log_speedup + OPTIMISTIC * standing.sd <= least)
+
+
+def _are(candidates: NDArray[np.bool_]) -> str:
+    count = int(candidates.sum())
+    return f"{count:,} {'is' if count == 1 else 'are'}"
 
 
 def _measured(history: History) -> list[Measurement]:

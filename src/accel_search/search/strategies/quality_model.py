@@ -107,7 +107,9 @@ def scored(
     """
     values = [used(measurement, baseline) for _, measurement in measured]
     counts = np.array([len(losses) for losses in values])
-    spreads = np.array([losses.var(ddof=1) if len(losses) > 1 else 0.0 for losses in values])
+    # A single prompt does not tell the spread: it is taken to be as large as the loss.
+    squares = [losses.var(ddof=1) if len(losses) > 1 else losses.mean() ** 2 for losses in values]
+    spreads = np.array(squares)
     # The spread of a few prompts is uncertain, and they may all lose less than others do: mix it
     # with the typical one of candidates that were scored on more.
     typical = float(np.median(spreads[counts >= counts.max() / 2])) if values else 0.0
@@ -224,8 +226,9 @@ class QualityModel:
             return self._mean, prior_sd
         rows = np.array([candidate.position for candidate in scored])
         raw = np.array([candidate.value for candidate in scored])
-        slope = 1 / np.sqrt(1 + raw**2)  # Of the scale: errors shrink with it.
-        noise = np.array([candidate.sd for candidate in scored]) * slope
+        # Errors shrink with the scale; a wide one reaches down to where it shrinks less.
+        sds = np.array([candidate.sd for candidate in scored])
+        noise = to_scale(np.abs(raw)) - to_scale(np.abs(raw) - sds)
         error = to_scale(raw) - self._mean[rows]
         if len(scored) > REFIT * self._fitted:
             self._fit(points[rows], error, noise)
