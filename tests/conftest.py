@@ -1,12 +1,27 @@
 """What every test starts from."""
 
 import logging
+import os
+import shutil
+import tempfile
 
 import pytest
 
 from accel_search.core.schedulers import SCHEDULERS
 
 pytest.register_assert_rewrite("tests.support")  # What is asserted there is told as elsewhere.
+
+
+def pytest_configure(config):
+    """Keep digests of the tests' files out of the user's cache, in all processes of a run."""
+    if "ACCEL_SEARCH_CACHE" not in os.environ:
+        config.own_cache = os.environ["ACCEL_SEARCH_CACHE"] = tempfile.mkdtemp()
+
+
+def pytest_unconfigure(config):
+    """Remove the cache of this run."""
+    if hasattr(config, "own_cache"):
+        shutil.rmtree(os.environ.pop("ACCEL_SEARCH_CACHE"))
 
 
 @pytest.fixture(autouse=True)

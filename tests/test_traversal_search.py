@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from diffusers import StableDiffusionPipeline
 
+from accel_search import accelerate
 from accel_search.errors import ConfigurationError, TrialFailure
+from accel_search.runtime.demo import demo_folder
 from accel_search.storage.run_folder import pictures_path
 from accel_search.storage.run_reader import read_run
 from accel_search.traversal_search import main
@@ -113,6 +117,35 @@ def assert_applied(lines):
     full.clear()
     pipe("a red ring", num_inference_steps=6, height=64, width=64)
     assert len(full) == len(pipe.scheduler.timesteps) == 15  # PNDM's.
+
+
+@pytest.mark.slow
+def test_weights_replaced_in_place_are_searched_anew_and_both_results_stay(folder, capsys):
+    pipe = shutil.copytree(demo_folder() / "pipeline", folder / "mine")
+    command = ["--config", "fast.toml", "--req_score_loss", "1", "--strategy", "grid"]
+    command += ["--pipe", "mine", "--prompts", "builtin", *SMALL, *SURE]
+    command += ["--clip_model", str(demo_folder() / "scorer")]
+    assert main(command) == main(command) == 0
+    assert len(trials_in(folder)) == 2  # The second time it was answered.
+    weights = pipe / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "holds such a result, but measured elsewhere (other weights)" in capsys.readouterr().err
+    assert len(trials_in(folder)) == 4
+    assert main(["--list", "--json"]) == 0
+    before, after = (each["provenance"] for each in json.loads(capsys.readouterr().out))
+    assert before["weights"] != after["weights"] and before["model_id"] == after["model_id"]
+    # The pipeline gets the result of its weights, whichever was measured last.
+    loaded = StableDiffusionPipeline.from_pretrained(pipe)
+    accelerate(loaded, req_score_loss=1.0, scheduler="DDIM").remove()
+    assert after["date"] in capsys.readouterr().err
+    weights.write_bytes(content)
+    assert main(command) == 0 and len(trials_in(folder)) == 4
+    capsys.readouterr()
+    accelerate(loaded, req_score_loss=1.0, scheduler="DDIM").remove()
+    assert before["date"] in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,23 +6,26 @@ import logging
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accel_search.cli.program import in_one_line
 from accel_search.core.candidate import Candidate, Params
+from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import SCHEDULERS, scheduler_class
 from accel_search.core.workload import IMPLEMENTATIONS
-from accel_search.errors import ConfigurationError
-from accel_search.storage.lookup import Result, Wanted, find_result, holds_any, in_a_line
+from accel_search.errors import AccelSearchError, ConfigurationError
+from accel_search.storage.lookup import SIZE, Result, Wanted, find_result, holds_any, in_a_line
 
 if TYPE_CHECKING:
     from accel_search.accelerators.compose import Patch
 
 _logger = logging.getLogger(__name__)
 
+_PREDICTION = ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr")
+"""Further ones, which a pipeline has from its model: known where a result says what it had."""
 _SIGMAS_AND_NOISE = (
     *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
     *("algorithm_type", "solver_order", "solver_type", "final_sigmas_type"),
@@ -123,6 +126,10 @@ def accelerate(
     targets: Sequence[str] | None = None,
     req_score_loss: float | None = None,
     model: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int | None = None,
+    guidance_scale: float | None = None,
     implementation: str | None = None,
     quiet: bool = False,
 ) -> Acceleration:
@@ -144,6 +151,10 @@ def accelerate(
         targets: As in `load_best`.
         req_score_loss: As in `load_best`.
         model: As in `load_best`.
+        height: As in `load_best`, as are `width`, `batch_size` and `guidance_scale`.
+        width: See `height`.
+        batch_size: See `height`.
+        guidance_scale: See `height`.
         implementation: `own`, or `package` for DeepCache, tomesd and tgate themselves: only results
             measured with it are taken. None takes any result, applied as it was measured, and
             applies given settings by our own.
@@ -161,6 +172,10 @@ def accelerate(
         "targets": targets,
         "req_score_loss": req_score_loss,
         "model": model,
+        "height": height,
+        "width": width,
+        "batch_size": batch_size,
+        "guidance_scale": guidance_scale,
     }
     if implementation not in (None, *IMPLEMENTATIONS):
         raise ConfigurationError(
@@ -176,7 +191,7 @@ def accelerate(
     result = _find(settings, pipe, implementation, scheduler=scheduler, **choice)
     entry = result.entry
     applied = Acceleration(pipe, entry.candidate, scheduler, entry.where.implementation)
-    _warn_of_sampler(settings, pipe.scheduler)
+    _warn_of_sampler(settings, pipe.scheduler, entry.where.scheduler or {})
     if not quiet:
         line = f"accel-search: {settings}: applied {in_a_line(result)}"
         print(in_one_line(line), file=sys.stderr)
@@ -220,11 +235,17 @@ def load_best(
     targets: Sequence[str] | None = None,
     req_score_loss: float | None = None,
     model: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int | None = None,
+    guidance_scale: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the fastest settings that a search has stored, of those measured by our accelerators.
 
     Of results of several devices, those of the pipeline's GPU are taken; if there are none, those
-    of the device that was measured last, with a warning.
+    of the device that was measured last, with a warning. Of those, the ones of the pipeline's
+    weights, precision and scheduler options; and of several workloads that are left, the one that
+    was measured last, with a warning that names the arguments which choose.
 
     Args:
         path: The result file of `accel-search`.
@@ -241,6 +262,10 @@ def load_best(
             fraction, are taken. None suffices where all that fit are within one bound.
         model: Hub id or folder of the model as it was searched, where the pipeline was loaded
             from elsewhere. None takes the pipeline's own.
+        height: Only results for pictures of this height in pixels are taken. None takes any.
+        width: The same of their width.
+        batch_size: Only results for this many images a call are taken. None takes any.
+        guidance_scale: Only results for this guidance scale are taken. None takes any.
 
     Returns:
         Accelerator name -> parameters, as `accelerate` takes them.
@@ -258,6 +283,10 @@ def load_best(
         targets=targets,
         req_score_loss=req_score_loss,
         model=model,
+        height=height,
+        width=width,
+        batch_size=batch_size,
+        guidance_scale=guidance_scale,
     ).entry.settings
 
 
@@ -270,8 +299,8 @@ def _find(
     **choice: Any,
 ) -> Result:
     """Return the result that `load_best` takes its settings from."""
-    if implementation is not None:
-        choice["provenance"] = {"implementation": implementation}
+    asked = {name: choice.pop(name) for name in SIZE} | {"implementation": implementation}
+    choice["provenance"] = {name: value for name, value in asked.items() if value is not None}
     if not Path(path).exists():
         raise ConfigurationError(f"{path}: no such file; accel-search writes it")
     if pipe is None:
@@ -285,7 +314,9 @@ def _find(
     taken = next((query for query in wanted if holds_any(Path(path), query)), wanted[-1])
     # A hub id or a path; empty where it was not loaded from either.
     loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
-    result = find_result(Path(path), taken, loaded_from, _gpu_of(pipe))
+    near = _near(pipe, loaded_from, scheduler)
+    result = find_result(Path(path), taken, loaded_from, _gpu_of(pipe), near)
+    _warn_of_weights(path, result.entry.where.weights, near.get("weights", ()))
     if taken.pipeline_class != own:
         _logger.warning(
             "%s: searched on %s and applied to %s: speed and loss can differ there, so compare a "
@@ -295,6 +326,53 @@ def _find(
             own,
         )
     return result
+
+
+def _near(pipe: Any, loaded_from: str, scheduler: str | None) -> dict[str, Sequence[Any]]:
+    """Return the fields of a provenance that a pipeline shows, in order, with what they may be."""
+    near: dict[str, Sequence[Any]] = {"weights": _weights_of(loaded_from)}
+    dtype = getattr(getattr(pipe, "unet", None), "dtype", None)
+    if dtype is not None:
+        near["dtype"] = [str(dtype).removeprefix("torch.")]
+    own: Any = getattr(pipe, "scheduler", None)
+    if hasattr(own, "config"):
+        from accel_search.runtime.loading.schedulers import build_scheduler, options_of
+
+        with suppress(AccelSearchError):  # It is said where the scheduler is exchanged.
+            name = type(own).__name__ if scheduler is None else scheduler_class(scheduler)
+            # As a search makes it: of this class, or as the pipeline's class does.
+            made = build_scheduler(name, own.config, type(pipe).__name__)
+            near["scheduler"] = [options_of(made)]
+    return near
+
+
+def _weights_of(loaded_from: str) -> list[str]:
+    """Return the digests that the weights in a pipeline's folder may have been measured by.
+
+    Only of files that were read before: hashing gigabytes takes seconds.
+    """
+    folder = local_folder(loaded_from) if loaded_from else None
+    if folder is None:
+        return []
+    from accel_search.runtime.loading.pipeline_folder import check_folder
+    from accel_search.storage.digests import digest_of
+
+    found = []
+    for half in (False, True):
+        with suppress(AccelSearchError, OSError):
+            files = check_folder(folder, loaded_from, half, None).files
+            found += [digest for digest in [digest_of(files, only_known=True)] if digest]
+    return found
+
+
+def _warn_of_weights(path: str | Path, measured: str | None, here: Sequence[str]) -> None:
+    """Warn where a pipeline's files hold other weights than a result was measured with."""
+    if measured and here and measured not in here:
+        _logger.warning(
+            "%s: measured with other weights than the pipeline's folder holds now: speed and loss "
+            "can differ, so search them",
+            path,
+        )
 
 
 def _class_of(scheduler: str | None) -> str | None:
@@ -311,24 +389,28 @@ def _searched_as(pipe: Any) -> Iterator[str]:
         yield searched
 
 
-def _warn_of_sampler(path: str | Path, scheduler: Any) -> None:
-    """Warn where a scheduler of the searched class is another sampler."""
+def _warn_of_sampler(path: str | Path, scheduler: Any, measured: Mapping[str, Any]) -> None:
+    """Warn where a scheduler of the searched class is another sampler than the one measured."""
     import inspect
 
     defaults = inspect.signature(type(scheduler).__init__).parameters
+    known = {
+        name: measured.get(name, defaults[name].default)
+        for name in (*_SIGMAS_AND_NOISE, *(_PREDICTION if measured else ()))
+        if name in defaults and name in scheduler.config
+    }
     others = {
         name: scheduler.config[name]
-        for name in _SIGMAS_AND_NOISE
-        if name in defaults
-        and name in scheduler.config
-        and scheduler.config[name] not in (defaults[name].default, None)
+        for name, value in known.items()
+        if scheduler.config[name] not in (value, None)
     }
     if others:
         _logger.warning(
-            "%s: measured with %s at its defaults, and this pipeline's has %s: another sampler, "
-            "under which speed and loss can differ",
+            "%s: measured with %s of %s, and this pipeline's has %s: another sampler, under which "
+            "speed and loss can differ",
             path,
             type(scheduler).__name__,
+            ", ".join(f"{name}={known[name]!r}" for name in others),
             ", ".join(f"{name}={value!r}" for name, value in others.items()),
         )
 

@@ -186,6 +186,8 @@ class Settings:
     verify: bool = declare(False,
         "measure the stored result again; exit code: 0 holds, 3 does not, 7 open", parse=bool,
         affects=None, sweep=False)
+    list: bool = declare(False, "show what the result file holds, and measure nothing", parse=bool,
+        affects=None, sweep=False)
     json: bool = declare(False, "print one JSON object on stdout and nothing else", parse=bool,
         affects=None, sweep=False)
     quiet: bool = declare(False, "print nothing but errors and the result", parse=bool,

@@ -66,6 +66,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     from accel_search.search.explain import of_refusals
     from accel_search.search.watchdog import Watchdog
 
+    if settings.list:
+        return _list(settings)
     strategies.check(settings.strategy, settings.sampler)
     trackers.check(settings)
     logger = _set_up_logging(settings)
@@ -95,6 +97,16 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         print(f"\n{text}")
     _print_written(searched.written, settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
+
+
+def _list(settings: Settings) -> int:
+    """Print what the result file holds, and return the exit code."""
+    from accel_search.report.console.listing import as_json, listing, stored_in
+
+    path = Path(settings.output)
+    stored = stored_in(path)
+    print(json.dumps(as_json(stored), allow_nan=False) if settings.json else listing(stored, path))
+    return ExitCode.DONE if stored else ExitCode.NOTHING_FOUND
 
 
 def _answer_from(searched: Searched, settings: Settings, logger: logging.Logger) -> int:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
+from accel_search.api import load_best
 from accel_search.core.candidate import Candidate
 from accel_search.errors import ConfigurationError, OutOfMemoryError
 from accel_search.runtime.loading import random_weights
 from accel_search.runtime.workbench import Workbench, limit_memory
 from accel_search.settings import Settings
+from accel_search.storage import digests
+from tests.support.results import GRID, searched
 
 LOG = logging.getLogger("tests.workbench")
 TOME = Candidate({"tome": {"ratio": 0.5, "max_downsample": 1}})
@@ -47,6 +54,64 @@ def test_one_load_serves_other_schedulers_steps_and_sizes(small):
     assert (second.workload.unet_calls, second.workload.height) == (6, 128)
     # Back again, from the pipeline's own configuration.
     assert bench.evaluator(Settings(**small)).workload == first.workload
+
+
+def test_what_was_loaded_is_told_by_its_content(settings_for, made, tmp_path):
+    """Weights and configurations replaced in place, under the same names and of the same size."""
+    folder = shutil.copytree(made / "sd", tmp_path / "sd")
+
+    def provenance(**changes):
+        settings = settings_for(pipe=str(folder), num_samples=4, held_out_samples=2, **changes)
+        return Workbench(settings, LOG).evaluator(settings).provenance
+
+    first = provenance()
+    assert first.weights and provenance().identity() == first.identity()
+    assert first.scheduler["beta_schedule"] == "scaled_linear"
+    assert provenance(sched="UniPC").weights == first.weights
+    for part, change in (
+        ("unet/diffusion_pytorch_model.safetensors", _nudged),
+        ("tokenizer/tokenizer.json", lambda content: content + b"\n"),
+        ("text_encoder/config.json", lambda content: content.replace(b"quick_gelu", b"gelu")),
+    ):
+        before = (folder / part).read_bytes()
+        (folder / part).write_bytes(change(before))
+        assert (folder / part).read_bytes() != before
+        assert provenance().differences(first.as_dict()) == ["weights"]
+        (folder / part).write_bytes(before)
+    config = folder / "scheduler" / "scheduler_config.json"
+    options = json.loads(config.read_text())
+    config.write_text(json.dumps(options | {"timestep_spacing": "trailing"}))
+    changed = provenance()
+    assert changed.differences(first.as_dict()) == ["scheduler"]
+    assert changed.scheduler["timestep_spacing"] == "trailing"
+
+
+def test_a_pipeline_gets_the_result_of_its_weights_and_options(
+    settings_for, made, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(digests, "SETTLED_NS", -1)
+    folder, path = shutil.copytree(made / "sd", tmp_path / "sd"), tmp_path / "f.json"
+    settings = settings_for(pipe=str(folder), num_samples=4, held_out_samples=2)
+    here = Workbench(settings, LOG).evaluator(settings).provenance
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    own = searched(path, GRID(), here)
+    assert load_best(path, pipe, scheduler="DDIM") == own.settings
+    assert not caplog.records
+    # Measured later, with all else equal: of other weights, or another noise schedule.
+    for others in ({"weights": "0" * 16}, {"scheduler": {"timestep_spacing": "trailing"}}):
+        late = replace(here, date="2100-01-01T00:00:00+00:00", **others)
+        slow = searched(path, GRID(), late, truth=lambda _: (1.2, 0.0))
+        assert slow.settings != own.settings == load_best(path, pipe, scheduler="DDIM")
+    assert not caplog.records
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(_nudged(weights.read_bytes()))
+    load_best(path, pipe, scheduler="DDIM")
+    assert "other weights than the pipeline's folder holds now" in caplog.text
+
+
+def _nudged(content):
+    """Return weights with another last number."""
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def test_weights_that_do_not_fit_are_told_with_the_bytes(small, monkeypatch):

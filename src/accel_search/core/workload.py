@@ -98,6 +98,12 @@ class Provenance:
     """What computed the accelerators, one of `IMPLEMENTATIONS`."""
     further_prompts_hash: str | None = None
     """As `prompt_set_hash`, of the further held-out prompts; None where there are none."""
+    weights: str | None = None
+    """First 16 hex digits of a digest of the weights and configurations that were loaded; None of
+    random weights, and of results of earlier versions."""
+    scheduler: Mapping[str, Any] | None = None
+    """Options of the scheduler that are not its class's defaults; None of results of earlier
+    versions."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Name each field in which a stored provenance differs from this one."""
@@ -117,7 +123,8 @@ class Provenance:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return asdict(self) | {"versions": dict(self.versions)}
+        scheduler = None if self.scheduler is None else dict(self.scheduler)
+        return asdict(self) | {"versions": dict(self.versions), "scheduler": scheduler}
 
 
 FIELDS = {
@@ -129,6 +136,7 @@ FIELDS = {
     "model_id": "model",
     "prompt_set_hash": "prompts or seed",
     "clip_model": "CLIP model",
+    "scheduler": "scheduler options",
     "vae": "VAE",
 }
 """Field of a provenance -> its name in messages, where it is not the field's own."""

@@ -13,6 +13,7 @@ import torch
 
 from accel_search.core.workload import PACKAGE_OF, PromptSet, Provenance, Workload
 from accel_search.runtime.attention import describe_attention
+from accel_search.runtime.loading.schedulers import options_of
 from accel_search.runtime.nvml import driver_version
 
 PACKAGES = (
@@ -38,6 +39,7 @@ def describe(
     revision: str | None,
     clip_model: str | None,
     threads: int | None,
+    remark: str | None = None,
     weights: str | None = None,
     attention: str = "auto",
     compiled: bool = False,
@@ -55,7 +57,8 @@ def describe(
         revision: Commit of the hub repository, if any.
         clip_model: Identifies the scorer and its weights; None where nothing is scored.
         threads: CPU threads; on a GPU those requested.
-        weights: A remark on the weights, e.g. `RANDOM_WEIGHTS`.
+        remark: Follows the model's name, e.g. `RANDOM_WEIGHTS`.
+        weights: Digest of the files that were loaded.
         attention: The requested kernel.
         compiled: Whether the UNet is compiled.
         vae: Identifies a VAE that replaces the pipeline's own.
@@ -80,7 +83,7 @@ def describe(
         guidance_scale=workload.guidance_scale,
         attention_backend=describe_attention(pipe, attention, tokens),
         compiled=compiled,
-        model_id=model_id(workload.pipeline) + (f" ({weights})" if weights else ""),
+        model_id=model_id(workload.pipeline) + (f" ({remark})" if remark else ""),
         revision=revision,
         prompt_set_hash=prompts.digest,
         further_prompts_hash=prompts.further_digest,
@@ -89,6 +92,8 @@ def describe(
         vae=vae,
         memory_limit=memory_limit,
         implementation=implementation,
+        weights=weights,
+        scheduler=options_of(pipe.scheduler),
         offload="model" if getattr(pipe, "_all_hooks", None) else None,
     )
 

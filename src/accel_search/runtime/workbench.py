@@ -32,6 +32,7 @@ from accel_search.runtime.memory import free_bytes
 from accel_search.runtime.provenance import RANDOM_WEIGHTS, describe
 from accel_search.runtime.scoring.clip import ClipScorer, load_scorer, weight_bytes
 from accel_search.settings import Settings
+from accel_search.storage.digests import digest_of
 
 TIMED_PROMPT = "a small red ring to the left of a large blue star on white"
 """Prompt for where nothing is scored; every prompt is padded to one length."""
@@ -64,6 +65,7 @@ class Workbench:
         self._threads = set_threads(settings.threads, device)
         self._scorer: ClipScorer | None = None
         self._folder: PipelineFolder | None = None
+        self._weights: str | None = None
         self._pipe: Any
         # The prompts first: a mistake there shows before gigabytes are read.
         self._prompts = (
@@ -82,6 +84,8 @@ class Workbench:
             self._pipe = random_pipeline(settings)
         else:
             self._pipe, self._folder = load_pipeline(settings, self._log)
+            # After loading, which left the files in main memory.
+            self._weights = digest_of(self._folder.files)
         self._own_scheduler = (
             self._folder.scheduler if self._folder else self._pipe.scheduler.config
         )
@@ -117,7 +121,8 @@ class Workbench:
             workload,
             self._prompts,
             revision=None if self._folder is None else self._folder.revision,
-            weights=RANDOM_WEIGHTS if self._folder is None else None,
+            remark=RANDOM_WEIGHTS if self._folder is None else None,
+            weights=self._weights,
             vae=getattr(self._folder and self._folder.vae, "name", None),
             clip_model=None if self._scorer is None else self._scorer.name,
             threads=self._threads,

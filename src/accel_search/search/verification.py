@@ -136,6 +136,8 @@ def find_stored(settings: Settings, workload: Workload, provenance: Provenance |
             f"{_file(settings)} holds results of {', '.join(models)}, but not of "
             f"{here or 'a recorded file'}: verify the model that was searched"
         )
+    if provenance is not None:  # The most alike one, of several workloads.
+        entries = sorted(entries, key=lambda entry: len(provenance.differences(_where(entry))))
     return _stored_of(entries[0], settings)
 
 
@@ -277,15 +279,12 @@ def _stored_of(entry: SearchEntry | BoundEntry, settings: Settings) -> Stored:
                 f"{_file(settings)}: its entry does not say what is lost: search again with --force"
             )
         loss = _spanned(entry.score_loss, [evidence.score_loss_interval])
-    where = {} if entry.provenance is None else entry.provenance.as_dict()
-    if where.get("measured_batch_size") is not None:  # It may be halved here, too.
-        where["batch_size"] = where["measured_batch_size"]
     return Stored(
         file=_file(settings),
         candidate=Candidate(fastest),
         speedup=_spanned(value, timings),
         score_loss=loss,
-        provenance=where,
+        provenance=_where(entry),
         goal=Goal(
             settings.req_score_loss,
             settings.req_speedup,
@@ -295,6 +294,13 @@ def _stored_of(entry: SearchEntry | BoundEntry, settings: Settings) -> Stored:
             ),
         ),
     )
+
+
+def _where(entry: SearchEntry | BoundEntry) -> dict[str, Any]:
+    where = {} if entry.provenance is None else entry.provenance.as_dict()
+    if where.get("measured_batch_size") is not None:  # It may be halved here, too.
+        where["batch_size"] = where["measured_batch_size"]
+    return where
 
 
 def _spanned(value: float, intervals: Sequence[Interval | None]) -> Estimate:

@@ -40,42 +40,43 @@ def stored_answer(
     A required speedup is answered by any result that reached it, the fastest first.
 
     Returns:
-        The entry, or None; and the fields in which entries of other machines differ from this one.
+        The entry, or None; and the fields in which the most alike of other provenance differs.
     """
     options = search_identity(settings, values)
     if settings.req_speedup is not None:  # Met by any search within the same bounds.
         options = {n: value for n, value in options.items() if n not in ("values", *HOW_FAR)}
-    passed_over: list[str] = []
+    passed_over: list[list[str]] = []
     key = _key_of(settings, workload)
-    for stored in _by_speed(read_json(path), key):
+    for stored in _in_order(read_json(path), key):
         if provenance is None or stored.entry.provenance is None:
             continue
         reasons = why_not(stored, replace(key, options=options, provenance=provenance.as_dict()))
         if not reasons:
             return stored.entry, []
         elsewhere = [reason.name for reason in reasons if reason.part == "provenance"]
-        passed_over = passed_over or elsewhere
-    return None, passed_over
+        passed_over += [elsewhere] if elsewhere else []
+    return None, min(passed_over, key=len, default=[])
 
 
 def answering(
     content: Mapping[str, Any], settings: Settings, workload: Workload | None
 ) -> Sequence[SearchEntry | BoundEntry]:
-    """Return the entries with this search's key that reach its goal, the fastest first.
+    """Return the entries with this search's key that reach its goal.
 
-    With `latency_only` the content is of a file of bounds. Without a workload, before a pipeline is
-    loaded, any pipeline class is accepted.
+    Those for an upper bound are in order of their dates, the latest first; others by speed.
+    With `latency_only` the content is of a file of bounds. Without a workload, before a pipeline
+    is loaded, any pipeline class is accepted.
     """
     key = _key_of(settings, workload)
     if settings.latency_only:
         return [stored.entry for stored in bounds(content) if not why_not(stored, key)]
-    return [stored.entry for stored in _by_speed(content, key)]
+    return [stored.entry for stored in _in_order(content, key)]
 
 
 def stored_bound(
     content: Mapping[str, Any], settings: Settings, machine: Mapping[str, Any] | None
 ) -> tuple[BoundEntry | None, list[Reason]]:
-    """Return the stored bound of a configuration, and why it does not answer.
+    """Return the stored bound that answers a configuration, or the last one, and why it does not.
 
     Its provenance must have the fields of this machine; None accepts any machine.
     """
@@ -83,10 +84,13 @@ def stored_bound(
     # What is measured by another implementation is a reason, given by the options.
     key = replace(_key_of(settings, None), goal=UPPER_BOUND, label=label, provenance={})
     query = replace(key, options=speedup_bounds.asked(settings), provenance=machine or {})
+    last: tuple[BoundEntry | None, list[Reason]] = None, []
     for stored in bounds(content):
         if not why_not(stored, key):
-            return stored.entry, why_not(stored, query)
-    return None, []
+            last = stored.entry, why_not(stored, query)
+            if not last[1]:
+                break
+    return last
 
 
 def _key_of(settings: Settings, workload: Workload | None) -> Wanted:
@@ -102,5 +106,13 @@ def _key_of(settings: Settings, workload: Workload | None) -> Wanted:
     )
 
 
-def _by_speed(content: Mapping[str, Any], query: Wanted) -> list[Result]:
-    return sorted(matching(content, query), key=lambda stored: -stored.entry.speedup)
+def _in_order(content: Mapping[str, Any], query: Wanted) -> list[Result]:
+    """Return the results that fit: of upper bounds the latest first, else the fastest."""
+    latest = sorted(matching(content, query), key=_date)[::-1]  # Of one date the last written.
+    if query.goal == UPPER_BOUND:
+        return latest
+    return sorted(latest, key=lambda stored: -stored.entry.speedup)
+
+
+def _date(stored: Result) -> str:
+    return stored.entry.where.date

@@ -14,17 +14,27 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import scheduler_name
-from accel_search.core.workload import differences
+from accel_search.core.workload import differences, in_words
 from accel_search.errors import ConfigurationError
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.entries import BoundEntry, Figures, SearchEntry
 from accel_search.storage.json_files import read_json
 from accel_search.storage.keys import Key, parse_key
-from accel_search.storage.search_results import by_model
+from accel_search.storage.search_results import entries_of
 
 DEMO = "demo"
 """The embedded pipeline, as `--pipe` names it."""
+
+SIZE = ("height", "width", "batch_size", "guidance_scale")
+"""Fields of a provenance that are arguments of a call of the pipeline."""
+NEAR = ("weights", "dtype", "scheduler")
+"""Fields that a pipeline shows by itself, the most important first."""
+WORKLOAD = (
+    *("model_id", "revision", "weights", "vae", "scheduler", "dtype", *SIZE),
+    *("attention_backend", "compiled", "offload", "memory_limit", "implementation"),
+)
+"""Fields that say what was measured, and not where and how well."""
 
 E = TypeVar("E", bound=SearchEntry | BoundEntry)
 _logger = logging.getLogger(__name__)
@@ -94,38 +104,53 @@ class StoredEntry(Generic[E]):
 
 def in_a_line(stored: StoredEntry[SearchEntry]) -> str:
     """Return a result in one line: settings, expected figures, and where it was measured."""
+    where = stored.entry.where
+    measured = [name for name in (where.device_name, where.date) if name]
+    return (
+        f"{stored.entry.candidate}, expected {expected(stored)}; measured on "
+        f"{', '.join(measured) or 'an unknown device'} with {', '.join(measured_of(stored))}"
+    )
+
+
+def expected(stored: StoredEntry[SearchEntry]) -> str:
+    """Return the figures of a result, preferably on prompts by which the search did not choose."""
     from accel_search.core.outcome import is_sure  # It loads SciPy.
 
-    entry, key = stored.entry, stored.key
-    evidence, where = entry.evidence, entry.where
-    # Preferably on prompts by which the search did not choose.
+    entry, evidence = stored.entry, stored.entry.evidence
     figures = evidence.held_out or Figures(
         speedup=entry.speedup,
         score_loss=math.nan if entry.score_loss is None else entry.score_loss,
         speedup_interval=evidence.speedup_interval,
         score_loss_interval=evidence.score_loss_interval,
     )
-    speedup = _with_interval(figures.speedup, figures.speedup_interval, 2)
-    expected = [f"expected speedup {speedup}"]
+    parts = [f"speedup {_with_interval(figures.speedup, figures.speedup_interval, 2)}"]
     if not math.isnan(figures.score_loss):
         loss = _with_interval(figures.score_loss, figures.score_loss_interval, 1, 100, " %")
-        expected.append(f"score loss {loss}")
+        parts.append(f"score loss {loss}")
     if not is_sure(evidence.chance_within_bound):
         chance = 100 * (evidence.chance_within_bound or 0.0)
-        expected.append(f"likely ({chance:.0f} %) to be within {100 * key.req_score_loss:g} %")
-    measured = [name for name in (where.device_name, where.date) if name]
-    workload = [entry.model_id] if entry.model_id else []
-    workload += [key.pipeline_class, scheduler_name(key.scheduler_class), f"{key.steps} steps"]
+        parts.append(f"likely ({chance:.0f} %) to be within {100 * stored.key.req_score_loss:g} %")
+    return ", ".join(parts)
+
+
+def measured_of(stored: StoredEntry[SearchEntry]) -> list[str]:
+    """Return what a result was measured of, in words."""
+    key, where = stored.key, stored.entry.where
+    parts = [where.model_id] if where.model_id else []
+    parts += [key.pipeline_class, scheduler_name(key.scheduler_class), f"{key.steps} steps"]
     if where.width and where.height:
-        workload.append(f"{where.width} x {where.height} px")
+        parts.append(f"{where.width} x {where.height} px")
     if where.batch_size:
-        workload.append(f"batch size {where.batch_size}")
+        parts.append(f"batch size {where.batch_size}")
+    if where.vae:
+        parts.append(f"VAE {where.vae}")
+    if where.compiled:
+        parts.append("compiled")
+    if where.offload:
+        parts.append("offloaded")
     if where.implementation == "package":
-        workload.append("the accelerators' own packages")
-    return (
-        f"{entry.candidate}, {', '.join(expected)}; measured on "
-        f"{', '.join(measured) or 'an unknown device'} with {', '.join(workload)}"
-    )
+        parts.append("the accelerators' own packages")
+    return parts
 
 
 Result = StoredEntry[SearchEntry]
@@ -211,9 +236,9 @@ def other_options(
 def results(
     content: Mapping[str, Any], *, strict: bool = False
 ) -> Iterator[StoredEntry[SearchEntry]]:
-    """Yield the entries of a result file; raises as `search_results.by_model`."""
+    """Yield the entries of a result file; raises as `search_results.entries_of`."""
     for key, value in _keyed(content):
-        yield from (StoredEntry(key, entry) for entry in by_model(value, strict=strict).values())
+        yield from (StoredEntry(key, entry) for entry in entries_of(value, strict=strict))
 
 
 def bounds(
@@ -221,7 +246,7 @@ def bounds(
 ) -> Iterator[StoredEntry[BoundEntry]]:
     """Yield the entries of a file of bounds; raises as `speedup_bounds.by_label`."""
     for key, value in _keyed(content):
-        for label, entry in speedup_bounds.by_label(value, strict=strict).items():
+        for label, entry in speedup_bounds.by_label(value, strict=strict):
             yield StoredEntry(key, entry, label)
 
 
@@ -249,17 +274,20 @@ def find_result(
     wanted: Wanted | None = None,
     loaded_from: str | None = None,
     device: str | None = None,
+    near: Mapping[str, Sequence[Any]] | None = None,
 ) -> StoredEntry[SearchEntry]:
-    """Return the fastest stored result that fits.
+    """Return the fastest stored result of the workload that fits best.
 
     Args:
         path: The result file.
         wanted: The query; None accepts any result.
         loaded_from: Hub id or folder of the pipeline's model, empty if unknown: selects among
-            results of several models, and warns if the only one is of another. None takes the
-            fastest of all.
+            results of several models, and warns if the only one is of another. None takes any.
         device: Name of the pipeline's GPU: selects among results of several devices. None, or a
             device without results, takes those of the device measured last, with a warning.
+        near: Fields of a provenance that the pipeline shows, the most important first, with what
+            they may be: each selects among results that differ in it. Of workloads that are left,
+            the one measured last is taken, with a warning.
 
     Raises:
         ConfigurationError: No stored result fits, or those that fit are of several other models or
@@ -273,7 +301,10 @@ def find_result(
         _warn_of_devices(path, fitting, first.device)
     if loaded_from is not None and wanted.model is None:
         _warn_of_model(path, first.model_id, loaded_from)
-    return _fastest(chosen)
+    nearest = _nearest(chosen, near or {})
+    last = _measured_last(nearest)
+    _warn_of_workloads(path, nearest, last)
+    return _fastest(last)
 
 
 def holds_any(path: Path, wanted: Wanted) -> bool:
@@ -305,39 +336,80 @@ def _warn_of_model(path: Path, model: str, loaded_from: str) -> None:
         )
 
 
+def _warn_of_workloads(path: Path, fitting: Sequence[Result], taken: Sequence[Result]) -> None:
+    """Warn that results of other workloads fit too, with the arguments that tell them apart."""
+    ours = workload_of(taken[0])
+    others = [theirs for stored in fitting if (theirs := workload_of(stored)) != ours]
+    apart = [name for name in ours if any(theirs[name] != ours[name] for theirs in others)]
+    said = {name: ours[name] for name in apart if name in ("steps", *SIZE)}
+    if others:
+        _logger.warning(
+            "%s: holds results of other %s, too; taking those measured last%s",
+            path,
+            in_words(apart),
+            f" ({_said(said)}): say which with {', '.join(f'{name}=' for name in said)}"
+            if said
+            else "",
+        )
+
+
+def _said(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
+
+
 def arguments_for(
     path: Path, wanted: Wanted, entry: SearchEntry
 ) -> dict[str, float | list[str]] | None:
     """Return the arguments by which `accelerate` takes an entry, and no other, from its file.
 
-    Those are as few of the query's `req_score_loss` and `targets` as possible; None if no choice of
-    them selects the entry.
+    Those are as few as possible of the query's `req_score_loss` and `targets` and of the size of
+    the call, and tell the entry's workload from others, whichever is measured last; None if no
+    choice of them selects the entry.
     """
     content = read_json(path)
     bound, targets = wanted.req_score_loss, wanted.targets
     assert bound is not None and targets is not None
-    known: dict[str, float | list[str]] = {"req_score_loss": bound, "targets": list(targets)}
-    for count in range(len(known) + 1):
-        for left_out in combinations(known, len(known) - count):
-            unset: dict[str, Any] = dict.fromkeys(left_out)
-            if _is_selected(path, content, replace(wanted, **unset), entry):
-                return {name: value for name, value in known.items() if name not in left_out}
+    size = {name: getattr(entry.where, name) for name in SIZE}
+    known = {"req_score_loss": bound, "targets": list(targets), **size}
+    choices = [names for count in range(len(known) + 1) for names in combinations(known, count)]
+    for is_alone in (True, False):
+        for names in choices:
+            query = replace(
+                wanted,
+                req_score_loss=bound if "req_score_loss" in names else None,
+                targets=targets if "targets" in names else None,
+                provenance={**wanted.provenance, **{n: size[n] for n in names if n in size}},
+            )
+            if _is_selected(path, content, query, entry, is_alone=is_alone):
+                return {name: known[name] for name in names}
     return None
 
 
 def _is_selected(
-    path: Path, content: Mapping[str, Any], wanted: Wanted, entry: SearchEntry
+    path: Path, content: Mapping[str, Any], wanted: Wanted, entry: SearchEntry, *, is_alone: bool
 ) -> bool:
-    """Return whether an entry's settings are selected, with the pipeline on its GPU or not."""
+    """Return whether an entry's settings are selected, with the pipeline on its GPU or not.
+
+    With `is_alone` also where another workload were measured later.
+    """
     try:
         fitting = _candidates(path, content, wanted, entry.model_id)
     except ConfigurationError:
         return False
-    selected = [_fastest(_of_device(fitting, device)).entry for device in (None, entry.device)]
-    return all(
-        (own.settings, own.where.implementation) == (entry.settings, entry.where.implementation)
-        for own in selected
-    )
+    near = {name: [getattr(entry.where, name)] for name in NEAR}
+    for device in (None, entry.device):
+        nearest = _nearest(_of_device(fitting, device), near)
+        last = _measured_last(nearest)
+        own = _fastest(last).entry
+        if (own.settings, own.where.implementation, own.where.weights) != (
+            entry.settings,
+            entry.where.implementation,
+            entry.where.weights,
+        ):
+            return False
+        if is_alone and any(workload_of(one) != workload_of(last[0]) for one in nearest):
+            return False
+    return True
 
 
 def _candidates(
@@ -356,6 +428,30 @@ def _candidates(
             f"req_score_loss={' or '.join(f'{limit:g}' for limit in limits)}"
         )
     return fitting
+
+
+def _nearest(fitting: list[Result], near: Mapping[str, Sequence[Any]]) -> list[Result]:
+    for name, values in near.items():
+        own = [stored for stored in fitting if getattr(stored.entry.where, name) in values]
+        fitting = own or fitting
+    return fitting
+
+
+def _measured_last(fitting: list[Result]) -> list[Result]:
+    """Return the results of the workload that was measured last, with the same versions."""
+    last = max(enumerate(fitting), key=lambda each: (each[1].entry.where.date, each[0]))[1]
+    versions = last.entry.where.versions
+    return [
+        stored
+        for stored in fitting
+        if workload_of(stored) == workload_of(last) and stored.entry.where.versions == versions
+    ]
+
+
+def workload_of(stored: Result) -> dict[str, Any]:
+    """Return what a result was measured of: results that differ in it do not compete."""
+    where = stored.entry.where
+    return {"steps": int(stored.key.steps)} | {name: getattr(where, name) for name in WORKLOAD}
 
 
 def _fastest(fitting: Sequence[Result]) -> Result:
@@ -378,11 +474,20 @@ def _of_device(fitting: list[Result], device: str | None) -> list[Result]:
 
 
 def _nothing(content: Mapping[str, Any], wanted: Wanted) -> str:
-    """Return a message that no result fits, naming the schedulers with results."""
-    if wanted.provenance and matching(content, replace(wanted, provenance={})):
+    """Return a message that no result fits, naming the workloads or schedulers with results."""
+    size = {name: value for name, value in wanted.provenance.items() if name in SIZE}
+    rest = {name: value for name, value in wanted.provenance.items() if name not in SIZE}
+    there = matching(content, replace(wanted, provenance=rest)) if size else []
+    if there:
+        sizes = {_said({name: getattr(one.entry.where, name) for name in size}) for one in there}
+        return (
+            f"holds no result for {wanted} with {_said(size)}, but with "
+            f"{' or '.join(sorted(sizes))}"
+        )
+    if rest and matching(content, replace(wanted, provenance={})):
         return (
             f"holds no result for {wanted} with implementation "
-            f"{wanted.provenance['implementation']}, but with another, which accelerate(pipe, "
+            f"{rest['implementation']}, but with another, which accelerate(pipe, "
             "file) applies as it was measured"
         )
     anyhow = matching(content, replace(wanted, scheduler_class=None))

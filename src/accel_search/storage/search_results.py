@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
 from accel_search.storage import entries
 from accel_search.storage.entries import SearchEntry, interval_of, rounded
-from accel_search.storage.json_files import as_object, readable, update_json
+from accel_search.storage.json_files import readable, update_json
 from accel_search.storage.keys import parse_key, search_key
+from accel_search.storage.workloads import held, value_of, with_result
 
 Values = Mapping[str, Mapping[str, Sequence[Value]]]
 """Accelerator -> parameter -> values searched, as plain JSON types."""
@@ -122,9 +124,8 @@ def save(path: Path, workload: Workload, settings: Settings, entry: SearchEntry)
 def save_winner(path: Path, key: str, entry: SearchEntry) -> list[str]:
     """Write the entry of a search for the upper bound under its two keys, and return them.
 
-    Entries that earlier searches of the same left under the speedups they reached are removed:
-    they are outdated, and a faster one would be taken in place of this one. Those of another device
-    are kept.
+    The entry of an earlier search of the very same is removed under the speedup that it reached: it
+    is outdated, and a faster one would be taken in place of this one. All others are kept.
     """
     return _write(path, [key, _at_speedup(key, entry)], entry, replaced=key)
 
@@ -139,66 +140,55 @@ def _at_speedup(text: str, entry: SearchEntry) -> str:
 def _write(
     path: Path, keys: list[str], entry: SearchEntry, replaced: str | None = None
 ) -> list[str]:
-    written = entry.as_dict()
+    written, identity = entry.as_dict(), _identity(entry)
+
+    def is_replaced(stored: Any) -> bool:
+        typed = entries_of(stored)
+        return bool(typed) and _identity(typed[0]) == identity
 
     def change(content: dict[str, Any]) -> None:
         if replaced is not None:
-            _remove_predecessors(content, replaced, entry)
+            _remove_predecessors(content, replaced, is_replaced)
         for key in keys:
-            models = _stored_under(content.get(key)) | {entry.model_id: written}
-            content[key] = _value(written, models)
+            content[key] = with_result(content.get(key), written, is_replaced)
 
     update_json(path, change)
     return keys
 
 
-def _value(flat: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a value of the file; SD1.5 and SD2.1 share a pipeline class, and so a key."""
-    return dict(flat) | ({"by_model": dict(models)} if len(models) > 1 else {})
-
-
-def _remove_predecessors(content: dict[str, Any], key: str, entry: SearchEntry) -> None:
-    """Remove the entries of earlier searches for an upper bound that an entry of it replaces."""
+def _remove_predecessors(
+    content: dict[str, Any], key: str, is_replaced: Callable[[Any], bool]
+) -> None:
+    """Remove the results of earlier searches for an upper bound that another takes the place of."""
     parts = parse_key(key)
     assert parts is not None
     for text in [other for other in content if other != key]:
         other = parse_key(text)
         if other is None or other._replace(goal=parts.goal) != parts:
             continue
-        models = _stored_under(content[text])
-        typed = readable(models, SearchEntry)
-        gone = {name for name, stored in typed.items() if _is_predecessor(stored, entry)}
-        left = {name: kept for name, kept in models.items() if name not in gone}
-        sound = [name for name in typed if name not in gone]
-        if gone and sound:
-            content[text] = _value(left[sound[-1]], left)
-        elif models and not left:
+        several = held(content[text])
+        left = [each for each in several if not is_replaced(each)]
+        if not left:
             del content[text]
+        elif len(left) < len(several) and isinstance(left[-1], dict):
+            content[text] = value_of(left)
 
 
-def _is_predecessor(stored: SearchEntry, entry: SearchEntry) -> bool:
-    """Return whether an entry is of an earlier search for the same bound, on the same device."""
-    return stored.evidence.goal == UPPER_BOUND and (stored.model_id, stored.device) == (
-        entry.model_id,
-        entry.device,
-    )
+def _identity(entry: SearchEntry) -> str:
+    """Return all that an entry's figures depend on: two of one key that agree in it replace."""
+    evidence = entry.evidence
+    where = entry.where.identity()
+    where.pop("measured_batch_size", None)  # A batch may be halved once, and not again.
+    return json.dumps([where, evidence.goal, evidence.strategy, evidence.search], sort_keys=True)
 
 
-def _stored_under(value: Any) -> dict[str, Any]:
-    """Return the entries of a value, by model; under `by_model` unreadable ones, too."""
-    models = as_object(as_object(value).get("by_model"))
-    return dict(models) or dict.fromkeys(by_model(value), value)
-
-
-def by_model(value: Any, *, strict: bool = False) -> dict[str, SearchEntry]:
-    """Return the entries of a value of the file, by model.
+def entries_of(value: Any, *, strict: bool = False) -> list[SearchEntry]:
+    """Return the entries of a value of the file, the one that was written last at the end.
 
     Raises:
         Unreadable: With `strict`, an entry is corrupt; otherwise it is skipped.
     """
-    models = as_object(as_object(value).get("by_model")) or {"": value}
-    typed = readable(models, SearchEntry, strict=strict).values()
-    return {entry.model_id: entry for entry in typed}
+    return list(readable(dict(enumerate(held(value))), SearchEntry, strict=strict).values())
 
 
 def search_identity(settings: Settings, values: Values) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """`speedup_bounds.json`: how fast each configuration can be, and which configurations failed.
 
 A key names a pipeline class, and SD1.5 and SD2.1 share one. So a value holds an entry per model
-under `by_model`, and its flat fields are those of the entry with the largest bound, of the scored
-ones if there are any.
+under `by_model`, which holds those of other workloads, too; and its flat fields are those of the
+entry with the largest bound, of the scored ones if there are any.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from accel_search.storage import entries
 from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry, rounded
 from accel_search.storage.json_files import as_object, readable, update_json
 from accel_search.storage.keys import Configuration
+from accel_search.storage.workloads import held, with_result
 
 FAILED = "failed_configs"
 """Key of the object of failures."""
@@ -134,10 +136,16 @@ class _Bound:
 
 def save(path: Path, key: str, label: str, entry: BoundEntry, failed: str | None = None) -> None:
     """Write an entry under its key and label, and remove the failure of a key, if there is one."""
+    identity = _identity(entry)
+
+    def is_replaced(stored: Any) -> bool:
+        typed = readable({0: stored}, BoundEntry)
+        return bool(typed) and _identity(typed[0]) == identity
 
     def change(content: dict[str, Any]) -> None:
         # Everything else is kept, readable or not.
-        models = as_object(as_object(content.get(key)).get("by_model")) | {label: entry.as_dict()}
+        models = dict(as_object(as_object(content.get(key)).get("by_model")))
+        models[label] = with_result(models.get(label), entry.as_dict(), is_replaced)
         bounds = readable(models, _Bound)
         widest = max(
             bounds, key=lambda name: (not bounds[name].latency_only, bounds[name].max_speedup)
@@ -149,6 +157,13 @@ def save(path: Path, key: str, label: str, entry: BoundEntry, failed: str | None
         content[FAILED] = failures  # Last, where readers of the file expect it.
 
     update_json(path, change)
+
+
+def _identity(entry: BoundEntry) -> str:
+    """Return all that an entry's figures depend on: two of one label that agree in it replace."""
+    where = entry.where.identity()
+    where.pop("batch_size", None)  # The one that fitted; the one asked for is an option.
+    return json.dumps([where, entry.asked], sort_keys=True)
 
 
 def save_failure(path: Path, failed: str, failure: FailedEntry) -> None:
@@ -179,10 +194,19 @@ def is_bounds(content: Any) -> bool:
     return FAILED in content or any("max_speedup" in as_object(v) for v in content.values())
 
 
-def by_label(value: Any, *, strict: bool = False) -> dict[str, BoundEntry]:
-    """Return the entries that a value of the file holds, by their labels.
+def by_label(value: Any, *, strict: bool = False) -> list[tuple[str, BoundEntry]]:
+    """Return the entries that a value of the file holds, with their labels.
+
+    Those of one label are in the order in which they were written.
 
     Raises:
         Unreadable: With `strict`, an entry is corrupt; otherwise it is skipped.
     """
-    return readable(as_object(as_object(value).get("by_model")), BoundEntry, strict=strict)
+    models = as_object(as_object(value).get("by_model"))
+    several = {
+        (label, place): each
+        for label, stored in models.items()
+        for place, each in enumerate(held(stored))
+    }
+    typed = readable(several, BoundEntry, strict=strict)
+    return [(label, entry) for (label, _), entry in typed.items()]

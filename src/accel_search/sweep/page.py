@@ -52,7 +52,8 @@ def read_bounds(path: Path) -> list[Explored]:
 
 
 def _explored(content: Mapping[str, Any]) -> Iterator[Explored]:
-    for stored in bounds(content, strict=True):
+    latest = {(str(one.key), one.label): one for one in bounds(content, strict=True)}
+    for stored in latest.values():
         key = stored.key
         sched = _SHORT.get(key.scheduler_class, key.scheduler_class)
         model = stored.entry.model or key.pipeline_class

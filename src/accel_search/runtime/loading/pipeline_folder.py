@@ -6,7 +6,6 @@ library, which diffusers would import, and pickled weights can run code.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from accel_search.runtime.loading.hub import Repository, fetch
 from accel_search.runtime.loading.schedulers import check_class, check_config
 from accel_search.runtime.loading.weight_files import check_weights, lacks, variant_of, weight_files
 from accel_search.settings import Settings
+from accel_search.storage.digests import digest_of
 
 HUB_IDS = {
     "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -70,6 +70,8 @@ class PipelineFolder:
     """Content of its `scheduler_config.json`, with the class of `model_index.json`."""
     options: Mapping[str, bool]
     """Further arguments of the pipeline's class."""
+    files: tuple[Path, ...]
+    """All that is loaded of its parts, the scheduler's configuration left out."""
     has_safety_checker: bool
     vae: VaeFolder | None = None
     """Replaces the pipeline's own VAE, which `parts` then lacks."""
@@ -220,10 +222,8 @@ def _check_vae(path: Path, name: str, half: bool, hub_id: str | None) -> VaeFold
     is_half = variant_of(path, half) is not None
     if hub_id is not None:  # Its folder is named after the commit.
         return VaeFolder(path, is_half, f"{hub_id}@{path.name[:12]}")
-    digest = hashlib.sha256()
-    for file in weights:
-        digest.update(file.read_bytes())
-    return VaeFolder(path, is_half, f"{path.resolve().name}@{digest.hexdigest()[:12]}")
+    digest = digest_of([path / "config.json", *weights])
+    return VaeFolder(path, is_half, f"{path.resolve().name}@{digest}")
 
 
 def _check_vae_class(given: str, path: Path) -> None:
@@ -284,8 +284,9 @@ def check_folder(
     given = f"--pipe {name}"
     index = _read_index(given, path)
     parts = _parts(given, index, vae is not None)
+    files: list[Path] = []
     for component, part in parts.items():
-        _check_component(given, path / component, part, half)
+        files += _check_component(given, path / component, part, half)
     scheduler = read_object(given, path / "scheduler" / SCHEDULER_CONFIG)
     check_config(given, parts["scheduler"].class_name, scheduler)
     zeros = index.get("force_zeros_for_empty_prompt")
@@ -298,6 +299,7 @@ def check_folder(
         tuple(part for part in parts if _has_weights(part) and variant_of(path / part, half)),
         {**scheduler, "_class_name": parts["scheduler"].class_name},
         {"force_zeros_for_empty_prompt": zeros} if isinstance(zeros, bool) else {},
+        tuple(files),
         isinstance(safety_checker, list) and safety_checker[:1] not in ([], [None]),
         vae,
     )
@@ -358,15 +360,17 @@ def _part(given: str, index: Mapping[str, Any], name: str) -> Part:
     return part
 
 
-def _check_component(given: str, folder: Path, part: Part, half: bool) -> None:
-    """Refuse a component with missing files, code or pickled weights."""
+def _check_component(given: str, folder: Path, part: Part, half: bool) -> list[Path]:
+    """Return what is loaded of a component; missing files, code and pickled weights are refused."""
     _check_names(given, folder, part, [file.name for file in folder.glob("*")])
     refuse_code(given, folder)
     if _has_weights(folder.name):
-        check_weights(given, folder, half)
-    elif folder.name.startswith("tokenizer"):
-        for file in folder.glob("*.json"):
-            read_object(given, file)  # transformers does not name a corrupt file.
+        return [folder / "config.json", *check_weights(given, folder, half)]
+    if not folder.name.startswith("tokenizer"):
+        return []
+    for file in folder.glob("*.json"):
+        read_object(given, file)  # transformers does not name a corrupt file.
+    return [*folder.glob("*.json"), *folder.glob("*.txt")]
 
 
 def _check_names(given: str, where: str | Path, part: Part, names: Collection[str]) -> None:

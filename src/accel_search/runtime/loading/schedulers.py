@@ -7,6 +7,7 @@ another package, or refuse values that the requested one accepts.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,6 +110,18 @@ def build_scheduler(
             f"{given}: its scheduler configuration makes no {class_name} ({first_line(error)}): "
             "choose another --sched, or fetch or save it again"
         ) from error
+
+
+def options_of(scheduler: Any) -> dict[str, Any]:
+    """Return the options of a scheduler that are not its class's defaults, as plain JSON types."""
+    defaults = inspect.signature(type(scheduler).__init__).parameters
+    stated = {
+        name: value
+        for name, value in dict(scheduler.config).items()
+        if name in defaults and value != defaults[name].default
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(stated, sort_keys=True, default=list))
+    return plain
 
 
 def _other_noise(given: str, name: str) -> LoadError:
