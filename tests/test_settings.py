@@ -43,6 +43,7 @@ def test_both_spellings_of_every_option_work(option):
         "min_ssim": "0.5",
         "max_tail_loss": "0.5",
         "sampler": "gp",
+        "candidate": "deepcache(7,0)",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
     needs = {"sampler": ["--strategy", "bayes"], "revision": ["--pipe", "SDXL"]}

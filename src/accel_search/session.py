@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import NoReturn
 
 from accel_search.cli.restart import RESUME, Carried, end, restart_process
 from accel_search.cli.restart import carried as inherited
 from accel_search.core.outcome import Outcome, SpeedBound
 from accel_search.core.workload import Provenance, Workload, in_words
-from accel_search.errors import AccelSearchError, NothingMeasured, first_line
+from accel_search.errors import AccelSearchError, NothingMeasured
 from accel_search.report.console.progress import Progress
 from accel_search.report.html.write import write_of
 from accel_search.report.trackers.tracking import Tracking, tracked
@@ -29,6 +29,12 @@ from accel_search.search.stored_evaluator import StoredEvaluator
 from accel_search.search.strategies.base import Task
 from accel_search.search.verification import Verification, check_stored, find_stored, verify
 from accel_search.search.watchdog import Watchdog, restarting_watchdog
+from accel_search.session_parts import (
+    ensure_results_writable,
+    going_on,
+    make_pictures,
+    observed,
+)
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.answers import measured_as, stored_answer
@@ -39,7 +45,6 @@ from accel_search.storage.run_folder import (
     RunRecord,
     begun_record,
     ended_record,
-    pictures_path,
     reopen_record,
     to_picture,
     write_record,
@@ -47,9 +52,6 @@ from accel_search.storage.run_folder import (
 from accel_search.storage.run_reader import of_outcome, read_run
 from accel_search.storage.trials_db import TrialStore, default_url, study_name
 from accel_search.storage.trials_file import write_trials
-
-if TYPE_CHECKING:
-    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 
 
 def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
@@ -164,7 +166,7 @@ def bound_speed(
     path = Path(settings.bounds)
     ensure_writable(path)
     return explore(
-        _going_on(settings, watchdog),
+        going_on(settings, watchdog),
         open_evaluator(settings, logger),
         logger,
         show_bar=show_bar,
@@ -203,9 +205,9 @@ def search(
         entry = _stored_here(settings, logger, evaluator, space)
         if entry is not None:
             return Searched(evaluator.workload, entry, space)
-    _ensure_writable(settings)
-    going_on = _going_on(settings, watchdog)
-    with _begun(going_on, logger, evaluator, space, watchdog, show_bar) as session:
+    ensure_results_writable(settings, None if settings.replay is not None else settings.output)
+    resumed = going_on(settings, watchdog)
+    with _begun(resumed, logger, evaluator, space, watchdog, show_bar) as session:
         searched = session.search(settings.output)
         outcome, store = searched.outcome, session.store
         assert outcome is not None
@@ -346,19 +348,14 @@ class Session:
             sampler=settings.sampler or next(iter(cls.samplers), ""),
         )
         budget = Budget(settings.max_trials, settings.time_budget)
-        with self._observers() as observers:
+        with self._observed() as observers:
             return Search(
                 evaluator, cls(task), self.store, task.goal, budget, observers, self.watchdog
             ).run()
 
-    @contextmanager
-    def _observers(self) -> Iterator[Observers]:
-        settings = self.settings
-        with Progress(
-            self.logger, len(self.space), settings.goal, show_bar=self.show_bar
-        ) as progress:
-            observers = {"progress": progress, "trackers": self.tracking}
-            yield Observers(observers, self.logger)
+    def _observed(self) -> AbstractContextManager[Observers]:
+        parts = (self.settings, self.logger, self.tracking, len(self.space))
+        return observed(*parts, show_bar=self.show_bar)
 
     def search(self, output: str | None = None) -> Searched:
         """Search, and save the result in a file, if one is named, and in the run folder.
@@ -390,7 +387,7 @@ class Session:
         """Find the fastest candidate, whatever its quality."""
         settings = self.settings
         pairs = 1 if settings.latency_only else self.evaluator.pairs
-        with self._observers() as observers:
+        with self._observed() as observers:
             parts = (self.evaluator, self.space, self.store, observers)
             timing = SpeedBoundSearch(*parts, pairs, self.watchdog, settings.max_trials)
             try:
@@ -401,26 +398,11 @@ class Session:
 
     def finish(self, outcome: Outcome | None) -> None:
         """Make the images of a saved result, and mark the search as ended."""
-        settings = self.settings
-        if settings.pictured and settings.replay is None and outcome is not None:
-            from accel_search.runtime import pictures
-
-            evaluator = cast("PipelineEvaluator", self.evaluator)
-            folder = pictures_path(settings.run_dir, self.store.name)
-            count, shown = settings.pictured, to_picture(outcome, settings.goal)
-            try:
-                pictures.write_pictures(evaluator, shown, count, folder, self.logger)
-            except Exception as error:  # The result is saved, and worth more than its images.
-                self.logger.warning(
-                    "no pictures (%s): the result is stored, the report is without them",
-                    first_line(error),
-                )
+        if outcome is not None:
+            shown = to_picture(outcome, self.settings.goal)
+            parts = (self.settings, self.evaluator, shown, self.store.name, self.logger)
+            make_pictures(*parts)
         self.store.finish()
-
-
-def _going_on(settings: Settings, watchdog: Watchdog) -> Settings:
-    """Return the settings without `force` in a process that was restarted after a hang."""
-    return replace(settings, force=False) if watchdog.hangs else settings
 
 
 def _stored_here(
@@ -438,12 +420,3 @@ def _stored_here(
             in_words(differences),
         )
     return entry
-
-
-def _ensure_writable(settings: Settings) -> None:
-    """Check before measuring that the results can be written."""
-    page = None if settings.report == "auto" else settings.report
-    output = None if settings.replay is not None else settings.output
-    for path in (output, settings.trials_out, page, settings.export):
-        if path is not None:
-            ensure_writable(Path(path))

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from accel_search.cli.completion import Words
 from accel_search.cli.options import (
@@ -21,6 +22,7 @@ from accel_search.cli.options import (
     parse_seconds,
     refuse,
 )
+from accel_search.core.candidate import Candidate
 from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
 from accel_search.core.trial import Goal
@@ -32,6 +34,8 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 UPPER_BOUND = "upbound_speedup"
 """Goal of a search with no required speedup, as the result file's keys spell it."""
+NAMED = "named"
+"""In place of a strategy, where a user named what is measured."""
 
 
 PIPELINES = ("demo", "SD1.5", "SD2.1", "SDXL")
@@ -46,6 +50,13 @@ def target_names() -> list[str]:
     from accel_search import accelerators
 
     return list(accelerators.all_accelerators())
+
+
+def parse_candidates(given: str | Sequence[Any]) -> tuple[Candidate, ...]:
+    """Parse one candidate, or a list of them; raises as `notation.parse_candidates`."""
+    from accel_search.accelerators import notation
+
+    return notation.parse_candidates(given)
 
 
 def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
@@ -102,6 +113,9 @@ class Settings:
         "accelerators to search jointly, comma-separated: deepcache, tome, tgate, steps",
         parse=parse_targets, metavar="A,B", aliases=("search_targets",), words=target_names,
         affects="timing", sweep=False)
+    candidate: tuple[Candidate, ...] = declare((),
+        "measure these settings and no others, e.g. 'deepcache(3,0)'; repeat it for several",
+        parse=parse_candidates, metavar="SETTINGS", repeat=True, affects=None, sweep=False)
     implementation: str = declare("own",
         "own, or package: the accelerators of DeepCache, tomesd and tgate themselves",
         words=IMPLEMENTATIONS, affects="timing", only=True)
@@ -200,6 +214,10 @@ class Settings:
     """Values that replace an accelerator's own: accelerator -> parameter -> values (TOML only)."""
 
     def __post_init__(self) -> None:
+        if self.candidate:
+            object.__setattr__(self, "candidate", tuple(self.candidate))
+            own = None if self.targets == Settings.targets else self.targets
+            object.__setattr__(self, "targets", _targets_of(self.candidate, own))
         _check(self)
         # A file may hold a whole number: it must give the same search and the same key.
         for option in fields(self):
@@ -271,8 +289,35 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError(
             "--json and --quiet: choose one; --json already prints nothing else"
         )
+    if settings.candidate:
+        _check_beside_candidates(settings)
     _check_revision(settings)
     _check_names(settings)
+
+
+def _targets_of(
+    candidates: Sequence[Candidate], targets: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Return the accelerators of candidates; other targets given beside them are a mistake."""
+    used = tuple(sorted({name for candidate in candidates for name in candidate}))
+    if targets not in (None, used):
+        raise ConfigurationError(
+            f"--targets {','.join(targets)}: the accelerators of --candidate are {','.join(used)}; "
+            "leave --targets out"
+        )
+    return used
+
+
+def _check_beside_candidates(settings: Settings) -> None:
+    """Refuse what asks for something else than to measure the candidates."""
+    others = {
+        "verify": "measures a stored result again",
+        "latency_only": "searches the fastest",
+        "export": "writes a script of a search's result",
+    }
+    for name, does in others.items():
+        if getattr(settings, name):
+            raise ConfigurationError(f"--candidate and --{name}: choose one; --{name} {does}")
 
 
 def _check_revision(settings: Settings) -> None:
@@ -337,12 +382,13 @@ def _check_packages(settings: Settings) -> None:
         raise ConfigurationError(
             "--replay and --implementation package: choose one; a replay applies nothing"
         )
-    check_targets(
-        settings.targets,
-        guidance_scale=settings.guidance_scale,
-        compiled=settings.compile,
-        offloaded=settings.offload,
-    )
+    for targets in settings.candidate or (settings.targets,):
+        check_targets(
+            tuple(targets),
+            guidance_scale=settings.guidance_scale,
+            compiled=settings.compile,
+            offloaded=settings.offload,
+        )
 
 
 GROUPS = {
@@ -377,4 +423,7 @@ def from_command_line(
     Raises:
         ConfigurationError: An option or a TOML entry is unknown or out of range.
     """
-    return Settings(**given_options(parser, arguments, fields(Settings)))
+    given = given_options(parser, arguments, fields(Settings))
+    if "candidate" in given and "targets" in given:
+        _targets_of(given["candidate"], given["targets"])  # The default's name is not the default.
+    return Settings(**given)

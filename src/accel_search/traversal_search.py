@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from accel_search.search.watchdog import Watchdog
     from accel_search.session import Searched
 
+OF_VERDICT = {
+    "pass": ExitCode.DONE,
+    "fail": ExitCode.NOTHING_FOUND,
+    "inconclusive": ExitCode.INCONCLUSIVE,
+}
+"""Verdict on settings that were chosen before -> exit code."""
 DESCRIPTION = (
     "Find the fastest settings of DeepCache, ToMe and T-GATE for a Stable Diffusion pipeline "
     "that lose at most a stated part of its CLIP score, measured on this machine."
@@ -75,6 +81,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     watchdog = session.open_watchdog(settings, logger) if is_watched else Watchdog()
     if settings.verify:
         return _verify(settings, logger, watchdog)
+    if settings.candidate:
+        return _measure_named(settings, logger, watchdog)
     if settings.latency_only:
         return _bound_speed(settings, logger, watchdog)
     searched = session.search(settings, logger, watchdog, show_bar=_has_bar(settings))
@@ -170,11 +178,24 @@ def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> i
         print(json.dumps(verified_json(verification), allow_nan=False))
     else:
         print("\n" + verified_text(verification, settings, colour=takes_colour(sys.stdout)))
-    return {
-        "pass": ExitCode.DONE,
-        "fail": ExitCode.NOTHING_FOUND,
-        "inconclusive": ExitCode.INCONCLUSIVE,
-    }[verification.verdict]
+    return OF_VERDICT[verification.verdict]
+
+
+def _measure_named(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
+    """Measure the named candidates, print the verdicts, and return the exit code."""
+    from accel_search.named_session import measure_named
+    from accel_search.report.console.color import takes_colour
+    from accel_search.report.console.named import named_json, named_text
+
+    measured = measure_named(settings, logger, watchdog, show_bar=_has_bar(settings))
+    outcome, where = measured.outcome, measured.provenance
+    if settings.json:
+        document = named_json(outcome, settings, measured.study, where)
+        print(json.dumps(document, allow_nan=False))
+    else:
+        print("\n" + named_text(outcome, settings, colour=takes_colour(sys.stdout)))
+    _print_written(measured.written, settings)
+    return OF_VERDICT[outcome.verdict]
 
 
 def _has_bar(settings: Settings) -> bool:

@@ -29,6 +29,7 @@ def declare(
     metavar: str | None = None,
     aliases: tuple[str, ...] = (),
     alone: Any = None,
+    repeat: bool = False,
     words: Words | None = None,
     only: bool = False,
     least: float | None = None,
@@ -47,6 +48,8 @@ def declare(
         metavar: Stands for the value in the help.
         aliases: Other names that are accepted.
         alone: Its value where it is given without one; None requires a value.
+        repeat: Whether it may be given several times; `parse` makes a tuple of each text, and its
+            value is all of them.
         words: Values that a shell completes it with; others may be allowed too.
         only: Whether no value but `words`, and the default, is allowed.
         least: Least number that is allowed; None if it takes no number.
@@ -217,7 +220,7 @@ def build_parser(
 def _help_line(option: Field[Any]) -> str:
     """Return an option's help with its default, as argparse formats it."""
     text: str = option.metadata["help"].replace("%", "%%")
-    if option.default in (None, MISSING) or option.metadata["parse"] is bool:
+    if option.default in (None, MISSING, ()) or option.metadata["parse"] is bool:
         return text
     shown = option.default
     if isinstance(shown, tuple):
@@ -238,6 +241,7 @@ def _add_option(
         dest=option.name,
         type=_typed(option.name, parse),
         **({} if alone is None else {"nargs": "?", "const": alone}),
+        action="extend" if option.metadata["repeat"] else "store",
         metavar=option.metadata["metavar"] or {int: "N", float: "X"}.get(parse, "NAME"),
         help=help_text,
     )

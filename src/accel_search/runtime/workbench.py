@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.packages import check_workload
+from accel_search.core.candidate import Value
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.attention import use_kernel
@@ -36,6 +38,7 @@ from accel_search.storage.digests import digest_of
 
 TIMED_PROMPT = "a small red ring to the left of a large blue star on white"
 """Prompt for where nothing is scored; every prompt is padded to one length."""
+_Values = Mapping[str, Mapping[str, Sequence[Value]]]
 
 
 class Workbench:
@@ -115,7 +118,8 @@ class Workbench:
         workload = describe_workload(pipe, settings, self._folder)
         if settings.implementation == "package":
             times = timesteps(pipe.scheduler, settings.steps)
-            check_workload(settings.targets, workload, times, settings.space)
+            for targets, space in _applied(settings):
+                check_workload(targets, workload, times, space)
         provenance = describe(
             pipe,
             workload,
@@ -144,6 +148,22 @@ class Workbench:
             timing_lock=self._timing_lock,
             log=self._log,
         )
+
+
+def _applied(settings: Settings) -> list[tuple[Collection[str], _Values]]:
+    """Return the accelerators that are applied together, and their values."""
+    if not settings.candidate:
+        return [(settings.targets, settings.space)]
+    return [
+        (
+            candidate,
+            {
+                name: {key: (value,) for key, value in params.items()}
+                for name, params in candidate.items()
+            },
+        )
+        for candidate in settings.candidate
+    ]
 
 
 def open_evaluator(settings: Settings, log: logging.Logger) -> PipelineEvaluator:

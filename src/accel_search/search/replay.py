@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.workload import Provenance, Workload
 from accel_search.errors import ConfigurationError, TrialFailure
 from accel_search.search.evaluator import Split
-from accel_search.search.space import JointSpace, Key
+from accel_search.search.named import NamedSpace
+from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.trials_file import TrialsFile, read_trials
 
@@ -29,11 +31,11 @@ class ReplayEvaluator:
         space: The space that its candidates are points of.
     """
 
-    def __init__(self, recorded: TrialsFile, space: JointSpace) -> None:
+    def __init__(self, recorded: TrialsFile, space: JointSpace | NamedSpace) -> None:
         self.workload = recorded.workload or _partial_workload(recorded.given)
         self._recorded = recorded
         self._space = space
-        self._trials: dict[Key, Trial] = {
+        self._trials: dict[Hashable, Trial] = {
             space.key(trial.candidate): trial for trial in recorded.trials
         }
         self._held_out = {
@@ -170,6 +172,36 @@ def open_replay(
         raise ConfigurationError(f"--replay {path}: {error}") from error
     if goal is not None:
         _refuse_unrecorded(path, recorded, targets, goal)
+    return ReplayEvaluator(recorded, space), space
+
+
+def open_named_replay(
+    path: Path, candidates: Sequence[Candidate], goal: Goal
+) -> tuple[ReplayEvaluator, NamedSpace]:
+    """Return an evaluator for a file of trials, and the space of the named candidates.
+
+    Raises:
+        ConfigurationError: The file is invalid, has no trial of one on all prompts, or lacks
+            samples that a bound of the goal needs.
+    """
+    recorded = read_trials(path)
+    space = NamedSpace(candidates, recorded.workload)
+    known = {space.key(trial.candidate): trial for trial in recorded.trials}
+    for candidate in candidates:
+        trial = known.get(space.key(candidate))
+        if trial is None:
+            raise ConfigurationError(
+                f"--candidate {candidate}: --replay {path} holds no trial of it"
+            )
+        if trial.measurement is None:
+            continue
+        scored, prompts = len(trial.measurement.scores), len(recorded.baseline.scores)
+        if scored < prompts:
+            raise ConfigurationError(
+                f"--candidate {candidate}: --replay {path} holds it on {scored} of {prompts} "
+                "prompts: the search gave it up early"
+            )
+        _refuse_unrecorded(path, recorded, tuple(candidate), goal)
     return ReplayEvaluator(recorded, space), space
 
 

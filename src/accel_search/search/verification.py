@@ -20,14 +20,15 @@ a slower one is detected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accel_search.core import verdicts
 from accel_search.core.assessment import assess
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
-from accel_search.core.timing_noise import TimingNoise, is_gain, speedup
+from accel_search.core.timing_noise import TimingNoise, speedup
 from accel_search.core.trial import Goal
 from accel_search.core.workload import Provenance, Workload, counting_versions
 from accel_search.errors import ConfigurationError
@@ -95,10 +96,8 @@ class Verification:
     @property
     def verdict(self) -> Verdict:
         """Return `fail` if either question fails, `pass` if both pass."""
-        verdicts = {self.speedup_verdict, self.score_verdict} - {None}
-        if Verdict.FAIL in verdicts:
-            return Verdict.FAIL
-        return Verdict.PASS if verdicts == {Verdict.PASS} else Verdict.INCONCLUSIVE
+        known = (self.speedup_verdict, self.score_verdict)
+        return verdicts.overall(verdict for verdict in known if verdict is not None)
 
 
 def check_stored(settings: Settings) -> None:
@@ -173,11 +172,7 @@ def verify(stored: Stored, evaluator: Evaluator, measuring: StoredEvaluator) -> 
             assessment = assess(measured, baseline, stored.goal.max_score_loss, noise)
             loss, tail_loss = assessment.score_loss, assessment.tail_loss
             psnr, ssim = assessment.psnr, assessment.ssim
-            # These have no interval: they are within their bounds or not.
-            is_similar = assessment.is_within(
-                replace(stored.goal, max_score_loss=1.0, min_speedup=None)
-            )
-            score_verdict = assessment.verdict if is_similar else Verdict.FAIL
+            score_verdict = verdicts.judge_quality(assessment, stored.goal)
             if score_verdict is Verdict.INCONCLUSIVE:
                 needed = assessment.prompts_needed
     return Verification(
@@ -208,15 +203,7 @@ def judge_speedup(measured: Estimate, floor: float, stored: Stored) -> Verdict:
         floor: Relative difference that two copies of the baseline pipeline may show by chance.
         stored: The result to compare with.
     """
-    required = stored.goal.min_speedup
-    if required is not None:
-        if measured.high < required:
-            return Verdict.FAIL
-        return Verdict.PASS if measured.low >= required else Verdict.INCONCLUSIVE
-    if measured.high < stored.speedup.low:
-        return Verdict.FAIL
-    is_held = is_gain(measured, floor) and measured.value >= stored.speedup.low
-    return Verdict.PASS if is_held else Verdict.INCONCLUSIVE
+    return verdicts.judge_speedup(measured, floor, stored.goal.min_speedup, stored.speedup.low)
 
 
 def differences(stored: Mapping[str, Any], here: Provenance | None) -> tuple[Difference, ...]:

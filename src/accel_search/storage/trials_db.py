@@ -148,6 +148,8 @@ class TrialStore:
             f"{name}.{key}": value
             for name, values in trial.candidate.items()
             for key, value in values.items()
+            # Named settings are no points of a space: only their record holds them.
+            if f"{name}.{key}" in self._distributions
         }
         record = {
             "candidate": trial.candidate.as_dict(),

@@ -7,11 +7,12 @@ import textwrap
 from datetime import UTC, datetime
 from typing import Any
 
-from accel_search.core.intervals import Estimate, Verdict, judge
+from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.workload import FIELDS
+from accel_search.report import reasons
 from accel_search.report.console.color import painted
 from accel_search.report.console.doubts import WIDTH
-from accel_search.report.format import counted, factor, percent, settings_lines
+from accel_search.report.format import factor, percent, settings_lines
 from accel_search.search.verification import Verification
 from accel_search.settings import Settings
 from accel_search.storage.entries import interval_of, rounded
@@ -47,7 +48,8 @@ def verified_text(verification: Verification, settings: Settings, *, colour: boo
                 _row("score loss", verification.score_loss, stored.score_loss, percent)
                 + _painted(verification.score_verdict, colour)
             )
-        lines += ["", *_why(verification, settings)]
+        told = why(verification, settings.timing_pairs)
+        lines += ["", *(text for line in told for text in textwrap.wrap(line, WIDTH))]
     return "\n".join([*lines, "", *_differences(verification)]).rstrip()
 
 
@@ -60,53 +62,37 @@ def _painted(verdict: Verdict, colour: bool) -> str:
     return painted(str(verdict), str(verdict), colour=colour)
 
 
-def _why(verification: Verification, settings: Settings) -> list[str]:
-    """Return what each verdict means, and what to do about an inconclusive one."""
-    required = verification.stored.goal.min_speedup
-    if required is None:
+def why(verification: Verification, pairs: int) -> list[str]:
+    """Return what each verdict means, and what to do about an inconclusive one.
+
+    Args:
+        verification: Of a candidate that did not fail.
+        pairs: Value of `--timing_pairs`.
+    """
+    goal = verification.stored.goal
+    verdict = verification.speedup_verdict
+    if goal.min_speedup is None:
         speed = {
             Verdict.PASS: "The speedup is a gain, and not below the stored interval",
             Verdict.FAIL: "The speedup's whole interval is below the stored one",
             Verdict.INCONCLUSIVE: "The speedup may be lower than stored, or no gain",
-        }
+        }[verdict]
     else:
-        speed = {
-            Verdict.PASS: f"The speedup's whole interval is at the required {required:g} or above",
-            Verdict.FAIL: f"The speedup's whole interval is below the required {required:g}",
-            Verdict.INCONCLUSIVE: f"The required {required:g} is within the speedup's interval",
-        }
-    noise = f"two copies of one pipeline may differ by {100 * verification.noise_floor:.1f} % here"
-    if math.isinf(verification.noise_floor):
-        noise = "the timing noise is unknown, because nothing was timed twice"
-    lines = [f"{speed[verification.speedup_verdict]}; {noise}."]
-    if verification.speedup_verdict is Verdict.INCONCLUSIVE:
-        lines.append(f"More --timing_pairs than {settings.timing_pairs} narrow its interval.")
+        speed = reasons.required_speed(verdict, goal.min_speedup)
+    lines = [f"{speed}; {reasons.noise_text(verification.noise_floor)}."]
+    if verdict is Verdict.INCONCLUSIVE:
+        lines.append(reasons.more_pairs(pairs))
     if verification.score_loss is not None:
-        goal = verification.stored.goal
-        bound = f"the allowed {100 * goal.max_score_loss:g} %"
-        message = {
-            Verdict.PASS: f"The score loss is within {bound}",
-            Verdict.FAIL: f"The score loss is beyond {bound}",
-            Verdict.INCONCLUSIVE: f"The score loss may be within {bound} or beyond",
-        }[judge(verification.score_loss, goal.max_score_loss, verification.prompts)]
-        lines.append(f"{message}, on {counted(verification.prompts, 'prompt')}.")
-        if verification.prompts_needed is not None:
-            lines.append(
-                f"About {verification.prompts_needed:,} prompts would settle it (--num_samples)."
-            )
-        for name, value, least in (
-            ("PSNR", verification.psnr, goal.min_psnr),
-            ("SSIM", verification.ssim, goal.min_ssim),
-        ):
-            if least is not None:
-                has = "not measured" if value is None else f"{value:.2f} on average"
-                lines.append(f"{name} to the baseline's images: {has}; the bound is {least:g}.")
-        if goal.max_tail_loss is not None and verification.tail_loss is not None:
-            lines.append(
-                f"The worst tenth of prompts loses {100 * verification.tail_loss:.1f} %; allowed "
-                f"are {100 * goal.max_tail_loss:g} %."
-            )
-    return [text for line in lines for text in textwrap.wrap(line, WIDTH)]
+        lines += reasons.quality(
+            goal,
+            verification.score_loss,
+            verification.prompts,
+            verification.prompts_needed,
+            psnr=verification.psnr,
+            ssim=verification.ssim,
+            tail_loss=verification.tail_loss,
+        )
+    return lines
 
 
 def _differences(verification: Verification) -> list[str]:
@@ -135,27 +121,27 @@ def verified_json(verification: Verification) -> dict[str, Any]:
         "file": stored.file,
         "speedup": {
             "verdict": str(verification.speedup_verdict),
-            **_figures(verification.speedup),
-            "stored": _figures(stored.speedup),
+            **figures_json(verification.speedup),
+            "stored": figures_json(stored.speedup),
             "required": stored.goal.min_speedup,
-            "noise_floor": _rounded(verification.noise_floor),
+            "noise_floor": rounded_json(verification.noise_floor),
             "baseline_seconds_per_image": rounded(verification.baseline_seconds_per_image),
-            "seconds_per_image": _rounded(verification.candidate_seconds_per_image),
+            "seconds_per_image": rounded_json(verification.candidate_seconds_per_image),
         },
         "score_loss": None
         if verification.score_verdict is None
         else {
             "verdict": str(verification.score_verdict),
-            **_figures(verification.score_loss),
-            "stored": _figures(stored.score_loss),
+            **figures_json(verification.score_loss),
+            "stored": figures_json(stored.score_loss),
             "allowed": stored.goal.max_score_loss,
             "prompts": verification.prompts,
             "prompts_needed": verification.prompts_needed,
-            "psnr": _rounded(verification.psnr),
+            "psnr": rounded_json(verification.psnr),
             "min_psnr": stored.goal.min_psnr,
-            "ssim": _rounded(verification.ssim),
+            "ssim": rounded_json(verification.ssim),
             "min_ssim": stored.goal.min_ssim,
-            "tail_loss": _rounded(verification.tail_loss),
+            "tail_loss": rounded_json(verification.tail_loss),
             "max_tail_loss": stored.goal.max_tail_loss,
         },
         "failure": verification.failure,
@@ -171,7 +157,8 @@ def verified_json(verification: Verification) -> dict[str, Any]:
     }
 
 
-def _figures(estimate: Estimate | None) -> dict[str, Any]:
+def figures_json(estimate: Estimate | None) -> dict[str, Any]:
+    """Return an estimate as plain JSON types."""
     if estimate is None:
         return {"value": None, "interval": None}
     return {
@@ -180,5 +167,6 @@ def _figures(estimate: Estimate | None) -> dict[str, Any]:
     }
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded_json(value: float | None) -> float | None:
+    """Return a number as files hold it; None where it is unknown or infinite."""
     return None if value is None or math.isinf(value) else rounded(value)

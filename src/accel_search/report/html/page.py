@@ -31,6 +31,7 @@ from accel_search.report.format import (
 )
 from accel_search.report.html.render import render
 from accel_search.report.html.script import direct_lines, file_lines
+from accel_search.settings import NAMED
 from accel_search.storage.entries import estimate_of
 from accel_search.storage.run import Column, Row, Run
 from accel_search.storage.run_folder import End
@@ -107,6 +108,8 @@ def headline(run: Run) -> dict[str, Any]:
         fastest = max((row.speedup.value for row in run.rows if row.speedup), default=None)
         scored = any(row.score_loss for row in run.rows)
         message = f"No candidate meets the goal: faster, {within(run.goal)}."
+        if run.asked.strategy == NAMED:
+            message = f"None of the named settings is shown to meet the goal: {within(run.goal)}."
         if not scored and fastest is not None:
             message = "Speed alone: nothing was scored, so this does not say what to use."
         return {"found": False, "message": message, "fastest": fastest}
@@ -143,6 +146,8 @@ def headline(run: Run) -> dict[str, Any]:
 def _title(run: Run) -> str:
     """Return the title of the winner's speedup: how surely it is within the bound."""
     end = run.record.end
+    if run.asked.strategy == NAMED and len(run.rows) > 1:
+        return "Speedup, the fastest that passes"
     if not run.is_confirmed:
         return "Fastest within the bound, not confirmed"
     if end is None or end.is_sure:
@@ -321,7 +326,7 @@ def _picture(run: Run, column: Column, number: int) -> dict[str, Any]:
         figures.append(f"SSIM {measured.ssim[number]:.2f}")
     return {
         "part": column.part,
-        "name": PARTS.get(column.part, column.part),
+        "name": PARTS.get(column.part, "Candidate"),
         "candidate": f"{column.steps} steps"
         if column.part == "rival"
         # No-break spaces: no candidate is broken in two.

@@ -1,0 +1,70 @@
+"""What every session does, whether it searches or measures named settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from accel_search.core.candidate import Candidate
+from accel_search.errors import first_line
+from accel_search.report.console.progress import Progress
+from accel_search.report.trackers.tracking import Tracking
+from accel_search.search.evaluator import Evaluator
+from accel_search.search.events import Observers
+from accel_search.search.watchdog import Watchdog
+from accel_search.settings import Settings
+from accel_search.storage.json_files import ensure_writable
+from accel_search.storage.run_folder import pictures_path
+
+if TYPE_CHECKING:
+    from accel_search.runtime.measuring.evaluator import PipelineEvaluator
+
+
+def going_on(settings: Settings, watchdog: Watchdog) -> Settings:
+    """Return the settings without `force` in a process that was restarted after a hang."""
+    return replace(settings, force=False) if watchdog.hangs else settings
+
+
+def ensure_results_writable(settings: Settings, output: str | None) -> None:
+    """Check before measuring that the results can be written; `output` is None if that is not."""
+    page = None if settings.report == "auto" else settings.report
+    files = (output, settings.trials_out, page, settings.export)
+    for path in files:
+        if path is not None:
+            ensure_writable(Path(path))
+
+
+@contextmanager
+def observed(
+    settings: Settings, logger: logging.Logger, tracking: Tracking, total: int, *, show_bar: bool
+) -> Iterator[Observers]:
+    """Pass a search's events on to the console and the trackers for the length of the block."""
+    with Progress(logger, total, settings.goal, show_bar=show_bar) as progress:
+        yield Observers({"progress": progress, "trackers": tracking}, logger)
+
+
+def make_pictures(
+    settings: Settings,
+    evaluator: Evaluator,
+    shown: Mapping[str, Candidate],
+    study: str,
+    logger: logging.Logger,
+) -> None:
+    """Make the images that the report of a saved result shows, where the settings ask for any."""
+    if not settings.pictured or settings.replay is not None:
+        return
+    from accel_search.runtime import pictures
+
+    pipeline = cast("PipelineEvaluator", evaluator)
+    folder = pictures_path(settings.run_dir, study)
+    try:
+        pictures.write_pictures(pipeline, shown, settings.pictured, folder, logger)
+    except Exception as error:  # The result is saved, and worth more than its images.
+        logger.warning(
+            "no pictures (%s): the result is stored, the report is without them",
+            first_line(error),
+        )
