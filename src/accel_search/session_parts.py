@@ -32,10 +32,20 @@ def going_on(settings: Settings, watchdog: Watchdog) -> Settings:
 def ensure_results_writable(settings: Settings, output: str | None) -> None:
     """Check before measuring that the results can be written; `output` is None if that is not."""
     page = None if settings.report == "auto" else settings.report
-    files = (output, settings.trials_out, page, settings.export)
-    for path in files:
+    for path in (output, settings.trials_out, page, settings.export):
         if path is not None:
             ensure_writable(Path(path))
+
+
+def clear_verdicts(settings: Settings) -> None:
+    """Check that the files for a CI can be written, and remove those of an earlier run.
+
+    Where this run ends in an error, a CI must not take an earlier verdict for its own.
+    """
+    for name in (settings.junit, settings.markdown):
+        if name is not None:
+            ensure_writable(Path(name))
+            Path(name).unlink(missing_ok=True)
 
 
 @contextmanager

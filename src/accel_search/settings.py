@@ -191,6 +191,10 @@ class Settings:
         affects=None, least=0)
     export: str | None = declare(None, "write a Python script that uses the result", metavar="FILE",
         affects=None, sweep=False)
+    junit: str | None = declare(None, "write the verdicts as JUnit XML, for a CI", metavar="FILE",
+        affects=None, sweep=False)
+    markdown: str | None = declare(None, "write the verdicts and figures as a Markdown table",
+        metavar="FILE", affects=None, sweep=False)
     log_file: str = declare("traversal_search.log", "log, flushed line by line", metavar="FILE",
         affects=None, sweep=False)
 
@@ -291,6 +295,11 @@ def _check(settings: Settings) -> None:
         )
     if settings.candidate:
         _check_beside_candidates(settings)
+    if settings.latency_only and not settings.verify and (settings.junit or settings.markdown):
+        raise ConfigurationError(
+            "--latency_only with --junit or --markdown: a bound on speed has no verdict; leave "
+            "those out, or add --verify"
+        )
     _check_revision(settings)
     _check_names(settings)
 

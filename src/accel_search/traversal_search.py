@@ -67,10 +67,12 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         is_program: Whether the process may be restarted after a candidate has hung.
     """
     from accel_search import session
+    from accel_search.report import ci
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.summary import snippet, summary
     from accel_search.search.explain import of_refusals
     from accel_search.search.watchdog import Watchdog
+    from accel_search.session_parts import clear_verdicts
 
     if settings.list:
         return _list(settings)
@@ -79,6 +81,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     logger = _set_up_logging(settings)
     is_watched = is_program and settings.replay is None
     watchdog = session.open_watchdog(settings, logger) if is_watched else Watchdog()
+    clear_verdicts(settings)
     if settings.verify:
         return _verify(settings, logger, watchdog)
     if settings.candidate:
@@ -103,7 +106,9 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         colour = takes_colour(sys.stdout)
         text = summary(outcome, settings, searched.space, use=use, no_gain=no_gain, colour=colour)
         print(f"\n{text}")
-    _print_written(searched.written, settings)
+    note = f"No candidate meets the goal: {outcome.stopped}." if entry is None else ""
+    checks = ci.of_search(entry, settings, searched.record.provenance, note)
+    _print_written([*searched.written, *ci.write(checks, settings)], settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
 
 
@@ -119,6 +124,7 @@ def _list(settings: Settings) -> int:
 
 def _answer_from(searched: Searched, settings: Settings, logger: logging.Logger) -> int:
     """Print an earlier search's result, and report on its run folder."""
+    from accel_search.report import ci
     from accel_search.report.console.summary import snippet, stored_summary
     from accel_search.session import report_on_stored
 
@@ -128,7 +134,9 @@ def _answer_from(searched: Searched, settings: Settings, logger: logging.Logger)
         print(json.dumps(entry.as_dict(), allow_nan=False))
     else:
         print(stored_summary(entry, settings, snippet(entry, settings, searched.workload)))
-    _print_written(report_on_stored(settings, logger, entry), settings)
+    note = f"{settings.output} holds this result; --verify measures it again."
+    files = ci.write(ci.of_search(entry, settings, entry.provenance, note), settings)
+    _print_written([*report_on_stored(settings, logger, entry), *files], settings)
     return ExitCode.DONE
 
 
@@ -170,6 +178,7 @@ def _bound_speed(settings: Settings, logger: logging.Logger, watchdog: Watchdog)
 def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Measure a stored result again, print whether it holds, and return the exit code."""
     from accel_search import session
+    from accel_search.report import ci
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.verification import verified_json, verified_text
 
@@ -178,12 +187,14 @@ def _verify(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> i
         print(json.dumps(verified_json(verification), allow_nan=False))
     else:
         print("\n" + verified_text(verification, settings, colour=takes_colour(sys.stdout)))
+    _print_written(ci.write(ci.of_verification(verification, settings), settings), settings)
     return OF_VERDICT[verification.verdict]
 
 
 def _measure_named(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
     """Measure the named candidates, print the verdicts, and return the exit code."""
     from accel_search.named_session import measure_named
+    from accel_search.report import ci
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.named import named_json, named_text
 
@@ -194,7 +205,8 @@ def _measure_named(settings: Settings, logger: logging.Logger, watchdog: Watchdo
         print(json.dumps(document, allow_nan=False))
     else:
         print("\n" + named_text(outcome, settings, colour=takes_colour(sys.stdout)))
-    _print_written(measured.written, settings)
+    files = ci.write(ci.of_candidates(outcome, settings, where), settings)
+    _print_written([*measured.written, *files], settings)
     return OF_VERDICT[outcome.verdict]
 
 
