@@ -44,6 +44,7 @@ def test_both_spellings_of_every_option_work(option):
         "max_tail_loss": "0.5",
         "sampler": "gp",
         "candidate": "deepcache(7,0)",
+        "sched_option": "karras=true",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
     needs = {"sampler": ["--strategy", "bayes"], "revision": ["--pipe", "SDXL"]}
@@ -74,7 +75,7 @@ def test_the_original_scripts_spellings_are_understood():
         (["--time_budget", "soon"], ["--time_budget", "'soon'", "30m"]),
         (["--trial_timeout", "-1"], ["--trial_timeout", "'-1'", "30m", "0 for none"]),
         (["--trial_timeout", "nan"], ["--trial_timeout", "'nan'", "30m", "0 for none"]),
-        (["--sched", "Euler"], ["--sched", "'Euler'", "DDIM"]),
+        (["--sched", "Eulr"], ["--sched", "'Eulr'", "DDIM", "did you mean 'Euler'?"]),
         (["--device", "tpu"], ["--device", "'tpu'", "cuda"]),
         (["--dtype", "int8"], ["--dtype", "float16"]),
         (["--targets", "deepcache,magic"], ["'magic'", "deepcache", "tome", "tgate"]),

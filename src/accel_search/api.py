@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from accel_search.cli.program import in_one_line
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.paths import local_folder
-from accel_search.core.schedulers import SCHEDULERS, scheduler_class
+from accel_search.core.schedulers import PLAIN, class_and_options, scheduler_class
 from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import AccelSearchError, ConfigurationError
 from accel_search.storage.lookup import SIZE, Result, Wanted, find_result, holds_any, in_a_line
@@ -95,19 +95,24 @@ class _ExchangedScheduler:
         import diffusers
 
         from accel_search.accelerators.patching import check_pipeline
-        from accel_search.runtime.loading.schedulers import build_scheduler, check_exchange
+        from accel_search.runtime.loading.schedulers import (
+            build_scheduler,
+            check_exchange,
+            check_options,
+        )
 
-        class_name = scheduler_class(name)
+        class_name, asked = class_and_options(name)
         if not (class_name.endswith("Scheduler") and hasattr(diffusers, class_name)):
-            known = ", ".join(SCHEDULERS)
+            known = ", ".join(PLAIN)
             raise ConfigurationError(
                 f"scheduler {name!r}: give {known} or a scheduler of diffusers"
             )
         check_pipeline(pipe)
+        check_options(f"scheduler {name!r}", class_name, asked)
         check_exchange(f"scheduler {name!r}", pipe.scheduler, class_name)
         self._pipe = weakref.ref(pipe)
         self._own = pipe.scheduler
-        self._ours = build_scheduler(class_name, self._own.config, type(pipe).__name__)
+        self._ours = build_scheduler(class_name, self._own.config, type(pipe).__name__, asked=asked)
         pipe.scheduler = self._ours
 
     def put_back(self) -> None:
@@ -339,9 +344,9 @@ def _near(pipe: Any, loaded_from: str, scheduler: str | None) -> dict[str, Seque
         from accel_search.runtime.loading.schedulers import build_scheduler, options_of
 
         with suppress(AccelSearchError):  # It is said where the scheduler is exchanged.
-            name = type(own).__name__ if scheduler is None else scheduler_class(scheduler)
-            # As a search makes it: of this class, or as the pipeline's class does.
-            made = build_scheduler(name, own.config, type(pipe).__name__)
+            name, asked = class_and_options(scheduler or type(own).__name__)
+            # As a search makes it.
+            made = build_scheduler(name, own.config, type(pipe).__name__, asked=asked)
             near["scheduler"] = [options_of(made)]
     return near
 

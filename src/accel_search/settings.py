@@ -24,7 +24,15 @@ from accel_search.cli.options import (
 )
 from accel_search.core.candidate import Candidate
 from accel_search.core.paths import local_folder
-from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
+from accel_search.core.schedulers import (
+    PLAIN,
+    VARIANTS,
+    Option,
+    Sampler,
+    parse_option,
+    parse_sampler,
+    parse_scheduler,
+)
 from accel_search.core.trial import Goal
 from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import ConfigurationError
@@ -59,6 +67,12 @@ def parse_candidates(given: str | Sequence[Any]) -> tuple[Candidate, ...]:
     return notation.parse_candidates(given)
 
 
+def parse_options(given: str | Sequence[Any]) -> tuple[tuple[str, Option], ...]:
+    """Parse one option of a sampler, or a list of them; raises as `parse_option`."""
+    texts = [given] if isinstance(given, str) else given
+    return tuple(parse_option(each) if isinstance(each, str) else each for each in texts)
+
+
 def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
     """Parse `deepcache,tome` into sorted, distinct names."""
     names = text.split(",") if isinstance(text, str) else text
@@ -74,8 +88,11 @@ class Settings:
     # Workload
     pipe: str = declare("demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id",
         words=PIPELINES, affects="timing", sweep=False)
-    sched: str = declare("DDIM", "DDIM, DPM-Solver++ or UniPC", parse=parse_scheduler,
-        words=tuple(SCHEDULERS), affects="timing", sweep=False, only=True)
+    sched: str = declare("DDIM", "a sampler: DDIM, DPM-Solver++, UniPC, 'Euler a', LCM …",
+        parse=parse_scheduler, words=(*PLAIN, *VARIANTS), affects="timing", sweep=False)
+    sched_option: tuple[tuple[str, Option], ...] = declare((),
+        "an option of the sampler, e.g. karras=true or spacing=trailing; repeat it for several",
+        parse=parse_options, metavar="NAME=VALUE", repeat=True, affects=None, sweep=False)
     steps: int = declare(20, "denoising steps", parse=int, affects="timing", sweep=False, least=1)
     revision: str | None = declare(None, "branch, tag or commit of the hub repository",
         affects="timing")
@@ -88,6 +105,11 @@ class Settings:
     guidance_scale: float | None = declare(None,
         "classifier-free guidance scale (default: the model's own)", parse=float, affects="timing",
         least=0.0, most=1000.0, expected="a number of 0 or more (1 or less: no guidance)")
+    negative_prompt: str | None = declare(None, "what no picture shall show, of every prompt",
+        metavar="TEXT", affects="score")
+    clip_skip: int | None = declare(None,
+        "layers of the text encoder left out at its end (default: none)", parse=int,
+        affects="score", least=1, most=100)
     height: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int,
         affects="timing", least=8, most=MAX_PIXELS, multiple=8, expected=PIXELS)
     width: int | None = declare(None, "pixels, a multiple of 8 (default: the model's)", parse=int,
@@ -218,10 +240,12 @@ class Settings:
     """Values that replace an accelerator's own: accelerator -> parameter -> values (TOML only)."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "candidate", tuple(self.candidate))
         if self.candidate:
-            object.__setattr__(self, "candidate", tuple(self.candidate))
             own = None if self.targets == Settings.targets else self.targets
             object.__setattr__(self, "targets", _targets_of(self.candidate, own))
+        object.__setattr__(self, "sched", _sampler(self.sched, self.sched_option))
+        object.__setattr__(self, "sched_option", ())  # A part of the sampler from now on.
         _check(self)
         # A file may hold a whole number: it must give the same search and the same key.
         for option in fields(self):
@@ -230,9 +254,20 @@ class Settings:
                 object.__setattr__(self, option.name, float(value))
 
     @property
+    def call(self) -> tuple[tuple[str, str | int], ...]:
+        """Return further arguments of every pipeline call, with their values."""
+        given = {"negative_prompt": self.negative_prompt, "clip_skip": self.clip_skip}
+        return tuple((name, value) for name, value in given.items() if value is not None)
+
+    @property
+    def sampler_asked(self) -> Sampler:
+        """Return the scheduler and its options."""
+        return parse_sampler(self.sched)
+
+    @property
     def scheduler_class(self) -> str:
         """Return the diffusers class name of the scheduler."""
-        return SCHEDULERS[self.sched]
+        return self.sampler_asked.class_name
 
     @property
     def pictured(self) -> int:
@@ -302,6 +337,14 @@ def _check(settings: Settings) -> None:
         )
     _check_revision(settings)
     _check_names(settings)
+
+
+def _sampler(sched: str, options: Sequence[tuple[str, Option]]) -> str:
+    """Return the text of a sampler with further options."""
+    try:
+        return str(parse_sampler(sched).with_options(options))
+    except ValueError as error:
+        refuse("sched", sched, str(error))
 
 
 def _targets_of(

@@ -96,7 +96,8 @@ def test_fish_completes_options_and_values(script):
 
     path = script("accel-search", "fish")
     assert fish(path, "accel-search --str") == {"--strategy"}
-    assert fish(path, "accel-search --sched D") == {"DDIM", "DPM-Solver++"}
+    assert fish(path, "accel-search --sched DD") == {"DDIM", "DDPM"}
+    assert fish(path, "accel-search --sched E") == {"Euler", "Euler a", "Euler Karras"}
     path = script("accel-explore", "fish")
     assert fish(path, "accel-explore --isolation ") == {"config", "model"}
 

@@ -16,6 +16,6 @@ def test_a_failures_key_is_read_back(model, sched, method):
     assert Configuration.from_failed_key(configuration.failed_key) == configuration
 
 
-@pytest.mark.parametrize("key", ["", "x", "SDXL_Euler_20_tome", "SDXL_DDIM_x_tome", "_DDIM_20_"])
+@pytest.mark.parametrize("key", ["", "x", "SDXL_Eulr_20_tome", "SDXL_DDIM_x_tome", "_DDIM_20_"])
 def test_what_is_no_key_is_none(key):
     assert Configuration.from_failed_key(key) is None

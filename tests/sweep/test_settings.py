@@ -78,7 +78,8 @@ def test_what_the_table_calls_by_other_names_is_understood():
     ("arguments", "says"),
     [
         (["--methods", "deepcash"], "deepcash"),
-        (["--scheds", "Euler"], "DPM-Solver++"),
+        (["--scheds", "Eulr"], "DPM-Solver++"),
+        (["--scheds", "DPM2 Karras"], "accel-search --sched takes DPM2 Karras, too"),
         (["--steps", "20,many"], "20,25,50"),
         (["--num_samples", "1"], "--num_samples 1"),
         (["--retry_failed", "boredom"], "cuda_oom"),

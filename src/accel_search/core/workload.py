@@ -50,6 +50,8 @@ class Workload:
     attention_downsamples: tuple[int, ...]
     """Downsampling factors at which the UNet has transformer blocks, its middle included,
     ascending, e.g. (1, 2, 4, 8)."""
+    call: tuple[tuple[str, str | int], ...] = ()
+    """Further arguments of every pipeline call, `negative_prompt` and `clip_skip`, with values."""
 
     @property
     def has_guidance(self) -> bool:
@@ -104,6 +106,8 @@ class Provenance:
     scheduler: Mapping[str, Any] | None = None
     """Options of the scheduler that are not its class's defaults; None of results of earlier
     versions."""
+    call: Mapping[str, Any] | None = None
+    """Further arguments of every pipeline call; None without any."""
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Name each field in which a stored provenance differs from this one."""
@@ -123,8 +127,12 @@ class Provenance:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        scheduler = None if self.scheduler is None else dict(self.scheduler)
-        return asdict(self) | {"versions": dict(self.versions), "scheduler": scheduler}
+        copies = {
+            name: None if value is None else dict(value)
+            for name in ("versions", "scheduler", "call")
+            for value in [getattr(self, name)]
+        }
+        return asdict(self) | copies
 
 
 FIELDS = {
@@ -137,6 +145,7 @@ FIELDS = {
     "prompt_set_hash": "prompts or seed",
     "clip_model": "CLIP model",
     "scheduler": "scheduler options",
+    "call": "call arguments",
     "vae": "VAE",
 }
 """Field of a provenance -> its name in messages, where it is not the field's own."""

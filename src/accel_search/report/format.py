@@ -9,7 +9,7 @@ from typing import Any
 from accel_search.core.assessment import Assessment, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
-from accel_search.core.schedulers import SCHEDULERS, scheduler_name
+from accel_search.core.schedulers import scheduler_name
 from accel_search.core.trial import Goal
 from accel_search.core.validation import HOPELESS, SURE
 from accel_search.storage.entries import Figures
@@ -116,10 +116,10 @@ def choosing(choice: Mapping[str, Any]) -> list[str]:
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in choice.items()]
 
 
-def scheduler_option(class_name: str) -> list[str]:
-    """Return the argument for the scheduler of a search; none for others than `SCHEDULERS`."""
-    name = scheduler_name(class_name)
-    return choosing({"scheduler": name}) if name in SCHEDULERS else []
+def scheduler_option(class_name: str, asked: str | None) -> list[str]:
+    """Return the argument for the scheduler of a search; none where it has no name."""
+    name = scheduler_name(class_name, asked)
+    return [] if name == class_name else choosing({"scheduler": name})
 
 
 def literal(settings: Mapping[str, Any], indent: int = 0) -> str:

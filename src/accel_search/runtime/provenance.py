@@ -94,6 +94,7 @@ def describe(
         implementation=implementation,
         weights=weights,
         scheduler=options_of(pipe.scheduler),
+        call=dict(workload.call) or None,
         offload="model" if getattr(pipe, "_all_hooks", None) else None,
     )
 

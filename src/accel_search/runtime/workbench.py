@@ -27,7 +27,7 @@ from accel_search.runtime.loading.pipelines import (
 )
 from accel_search.runtime.loading.prompts import load_prompts
 from accel_search.runtime.loading.random_weights import ARCHITECTURES
-from accel_search.runtime.loading.schedulers import build_scheduler
+from accel_search.runtime.loading.schedulers import build_scheduler, check_options
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.memory import free_bytes
@@ -75,6 +75,8 @@ class Workbench:
             timing_prompts(settings.batch_size) if settings.latency_only else load_prompts(settings)
         )
         import_libraries()
+        sampler = settings.sampler_asked
+        check_options(f"--sched {sampler}", sampler.class_name, sampler.options)
         with self._timing_lock.loading():
             self._load(settings, device)
 
@@ -114,6 +116,7 @@ class Workbench:
             self._own_scheduler,
             type(pipe).__name__,
             f"--pipe {settings.pipe}",
+            settings.sampler_asked.options,
         )
         workload = describe_workload(pipe, settings, self._folder)
         if settings.implementation == "package":

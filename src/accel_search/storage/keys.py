@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from accel_search.core.schedulers import SCHEDULERS
+from accel_search.core.schedulers import PLAIN
 from accel_search.core.workload import Workload
 
-_FAILED_KEY = re.compile(rf"(.+)_({'|'.join(map(re.escape, SCHEDULERS))})_(\d{{1,9}})_(.+)")
+_FAILED_KEY = re.compile(rf"(.+)_({'|'.join(map(re.escape, PLAIN))})_(\d{{1,9}})_(.+)")
 
 
 @dataclass(frozen=True)

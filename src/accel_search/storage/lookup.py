@@ -31,7 +31,7 @@ SIZE = ("height", "width", "batch_size", "guidance_scale")
 NEAR = ("weights", "dtype", "scheduler")
 """Fields that a pipeline shows by itself, the most important first."""
 WORKLOAD = (
-    *("model_id", "revision", "weights", "vae", "scheduler", "dtype", *SIZE),
+    *("model_id", "revision", "weights", "vae", "scheduler", "call", "dtype", *SIZE),
     *("attention_backend", "compiled", "offload", "memory_limit", "implementation"),
 )
 """Fields that say what was measured, and not where and how well."""
@@ -142,6 +142,7 @@ def measured_of(stored: StoredEntry[SearchEntry]) -> list[str]:
         parts.append(f"{where.width} x {where.height} px")
     if where.batch_size:
         parts.append(f"batch size {where.batch_size}")
+    parts += [f"{name.replace('_', ' ')} {value!r}" for name, value in (where.call or {}).items()]
     if where.vae:
         parts.append(f"VAE {where.vae}")
     if where.compiled:

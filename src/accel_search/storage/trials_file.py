@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -219,7 +219,9 @@ class _Document:
 def _trials_of(document: _Document, workload: Collection[str]) -> TrialsFile:
     """Return the content of a document, with these fields of its workload."""
     given = document.workload
-    is_whole = {option.name for option in fields(Workload)} <= set(workload)
+    # Fields with a default were added later.
+    needed = {option.name for option in fields(Workload) if option.default is MISSING}
+    is_whole = needed <= set(workload)
     baseline = _baseline(document.baseline, given)
     trials = tuple(_trial(trial, baseline) for trial in document.trials)
     every = [*document.trials, *document.beside.values()]

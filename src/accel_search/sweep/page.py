@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.schedulers import SCHEDULERS
+from accel_search.core.schedulers import scheduler_name
 from accel_search.core.workload import Provenance
 from accel_search.errors import AccelSearchError, ConfigurationError, LoadError
 from accel_search.report.format import short
@@ -22,8 +22,6 @@ from accel_search.storage.lookup import bounds
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.speedup_bounds import failures
 from accel_search.sweep.settings import SweepSettings
-
-_SHORT = {class_name: name for name, class_name in SCHEDULERS.items()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def _explored(content: Mapping[str, Any]) -> Iterator[Explored]:
     latest = {(str(one.key), one.label): one for one in bounds(content, strict=True)}
     for stored in latest.values():
         key = stored.key
-        sched = _SHORT.get(key.scheduler_class, key.scheduler_class)
+        sched = scheduler_name(key.scheduler_class)
         model = stored.entry.model or key.pipeline_class
         configuration = Configuration(model, sched, int(key.steps), "+".join(key.targets))
         yield Explored(configuration, entry=stored.entry)

@@ -15,7 +15,7 @@ from accel_search.cli.options import (
     given_options,
     parse_seconds,
 )
-from accel_search.core.schedulers import SCHEDULERS, parse_scheduler
+from accel_search.core.schedulers import PLAIN, SCHEDULERS, parse_sampler
 from accel_search.errors import ConfigurationError
 from accel_search.report import trackers
 from accel_search.search import strategies
@@ -50,8 +50,18 @@ def parse_names(text: str | Sequence[object]) -> tuple[str, ...]:
 
 
 def parse_schedulers(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Parse scheduler names; raises as `parse_scheduler`."""
-    return tuple(dict.fromkeys(parse_scheduler(name) for name in parse_names(text)))
+    """Parse the names of samplers.
+
+    Raises:
+        ValueError: One is none, or has options: a key of the results names a class alone.
+    """
+    samplers = [parse_sampler(name) for name in parse_names(text)]
+    for sampler in samplers:
+        if sampler.options:
+            raise ValueError(
+                f"one of {', '.join(PLAIN)}; accel-search --sched takes {sampler}, too"
+            )
+    return tuple(dict.fromkeys(map(str, samplers)))
 
 
 def parse_step_counts(text: str | Sequence[int]) -> tuple[int, ...]:
@@ -115,7 +125,7 @@ class SweepSettings:
         "pipelines: the names that accel-search --pipe takes", parse=parse_names, metavar="A,B",
         aliases=("pipe", "pipes"), words=PIPELINES)
     scheds: tuple[str, ...] = declare(tuple(SCHEDULERS), "schedulers", parse=parse_schedulers,
-        metavar="A,B", aliases=("sched",), words=tuple(SCHEDULERS))
+        metavar="A,B", aliases=("sched",), words=tuple(PLAIN))
     steps: tuple[int, ...] = declare((20, 25, 50), "denoising steps", parse=parse_step_counts,
         metavar="N,M")
     methods: tuple[str, ...] = declare(("deepcache", "tgate", "tome"),

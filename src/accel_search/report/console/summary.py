@@ -415,7 +415,7 @@ def snippet(entry: SearchEntry, settings: Settings, workload: Workload) -> list[
     They look it up in the file, by as few arguments as select it among the results there. If none
     do, or a replay wrote no file, they contain its settings.
     """
-    scheduler = scheduler_option(workload.scheduler_class)
+    scheduler = scheduler_option(workload.scheduler_class, settings.sched)
     choice = None
     if settings.replay is None:
         wanted = Wanted(

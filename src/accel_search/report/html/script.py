@@ -10,7 +10,7 @@ from typing import Any
 
 from accel_search.accelerators.packages import script_parts
 from accel_search.core.candidate import Candidate
-from accel_search.core.schedulers import scheduler_name
+from accel_search.core.schedulers import class_and_options, scheduler_name
 from accel_search.errors import ConfigurationError
 from accel_search.report.format import (
     choosing,
@@ -25,6 +25,8 @@ from accel_search.storage.entries import estimate_of
 from accel_search.storage.json_files import write_atomically
 from accel_search.storage.run import Run
 
+CALL = ("negative_prompt", "clip_skip")
+"""Further arguments of a call that a script may have; a file may hold any name."""
 PROMPT = "a photo of an astronaut riding a horse on mars"
 DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 
@@ -32,7 +34,7 @@ DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
 def direct_lines(run: Run) -> list[str]:
     """Return the lines that apply the winner's settings, written out."""
     assert run.winner is not None
-    options = scheduler_option(run.record.workload.scheduler_class)
+    options = scheduler_option(run.record.workload.scheduler_class, run.asked.sched)
     if run.record.where.implementation == "package":
         options = [*options, *choosing({"implementation": "package"})]
     return python_lines(literal(run.winner.candidate), *options, compiled=_is_compiled(run))
@@ -49,19 +51,22 @@ def _package(run: Run, candidate: Candidate) -> dict[str, Any]:
         "call": call,
         "arguments": arguments,
         "scheduler_class": load.scheduler_class,
-        "options": _scheduler_options(load.pipeline_class, load.scheduler_class),
+        "options": _scheduler_options(
+            load.pipeline_class, scheduler_name(load.scheduler_class, run.asked.sched)
+        ),
         "demo": repr(str(files("accel_search") / "demo" / "pipeline")),
     }
 
 
-def _scheduler_options(pipeline_class: str, scheduler_class: str) -> dict[str, Any]:
+def _scheduler_options(pipeline_class: str, sampler: str) -> dict[str, str]:
     """Return what a search sets of a scheduler, whatever the pipeline's own has."""
-    options: dict[str, Any] = {}
-    if scheduler_class == "DDIMScheduler":
+    class_name, asked = class_and_options(sampler)
+    options: dict[str, Any] = dict(asked)
+    if class_name == "DDIMScheduler":
         options["clip_sample"] = False
     if pipeline_class == "StableDiffusionPipeline":
         options["steps_offset"] = 1
-    return options
+    return {name: repr(value) for name, value in options.items()}
 
 
 def file_lines(run: Run) -> list[str]:
@@ -73,7 +78,7 @@ def file_lines(run: Run) -> list[str]:
     choice = {"req_score_loss": asked.req_score_loss, "targets": asked.targets}
     options = [
         *choosing({"steps": load.steps}),
-        *scheduler_option(load.scheduler_class),
+        *scheduler_option(load.scheduler_class, asked.sched),
         *choosing({name: value for name, value in choice.items() if value is not None}),
     ]
     file = json.dumps(asked.output, ensure_ascii=False)
@@ -126,10 +131,11 @@ def script(run: Run) -> str:
         model=repr(where.model_id or load.pipeline),
         revision=repr(where.revision) if where.revision and not is_demo else None,
         pipeline=load.pipeline_class,
-        scheduler=scheduler_name(load.scheduler_class),
+        scheduler=scheduler_name(load.scheduler_class, run.asked.sched),
         dtype=load.dtype if load.dtype in ("float16", "bfloat16") else "float32",
         steps=steps,
         package=package,
+        call={name: repr(value) for name, value in load.call if name in CALL},
         guidance=load.guidance_scale or 7.5,
         height=load.height or 512,
         width=load.width or 512,

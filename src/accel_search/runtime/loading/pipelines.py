@@ -91,7 +91,11 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
                 if name != "scheduler"
             }
             parts["scheduler"] = build_scheduler(
-                settings.scheduler_class, folder.scheduler, folder.pipeline_class, given
+                settings.scheduler_class,
+                folder.scheduler,
+                folder.pipeline_class,
+                given,
+                settings.sampler_asked.options,
             )
             if folder.vae is not None:
                 cls, vae = diffusers.AutoencoderKL, folder.vae
@@ -223,7 +227,36 @@ def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | No
         latent_height=height // factor,
         latent_width=width // factor,
         attention_downsamples=attention_downsamples(pipe.unet),
+        call=_further_arguments(pipe, settings, guidance_scale),
     )
+
+
+def _further_arguments(
+    pipe: Any, settings: Settings, guidance_scale: float
+) -> tuple[tuple[str, str | int], ...]:
+    """Return further arguments of every call, after checking that they change something."""
+    if settings.negative_prompt is not None and guidance_scale <= 1:
+        raise ConfigurationError(
+            f"--negative_prompt: without guidance (--guidance_scale {guidance_scale:g}) it changes "
+            "nothing: leave it out"
+        )
+    layers = pipe.text_encoder.config.num_hidden_layers
+    if settings.clip_skip is not None and settings.clip_skip >= layers:
+        raise ConfigurationError(
+            f"--clip_skip {settings.clip_skip}: the text encoder has {layers} layers; give "
+            f"{layers - 1} or less"
+        )
+    is_xl = hasattr(pipe, "text_encoder_2")
+    if settings.clip_skip is not None and not (is_xl or hasattr(pipe.text_encoder, "text_model")):
+        import diffusers
+        import transformers
+
+        raise ConfigurationError(
+            f"--clip_skip: the StableDiffusionPipeline of diffusers {diffusers.__version__} fails "
+            f"with it beside transformers {transformers.__version__}, whose text encoder has no "
+            "text_model: leave it out, or install transformers 4"
+        )
+    return settings.call
 
 
 def _default_size(pipe: Any, name: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from accel_search.errors import LoadError, first_line
+from accel_search.errors import ConfigurationError, LoadError, first_line
 
 _BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -72,8 +72,29 @@ def check_exchange(given: str, own: Any, class_name: str) -> None:
         )
 
 
+def check_options(given: str, class_name: str, asked: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a sampler that diffusers lacks here, or its class's options."""
+    import diffusers
+
+    cls = getattr(diffusers, class_name, None)
+    if cls is None or _is_placeholder(cls):
+        raise ConfigurationError(
+            f"{given}: diffusers {diffusers.__version__} has no {class_name} here; give another"
+        )
+    known = sorted(_parameters(cls) - {"self"})
+    for name in asked:
+        if name not in known:
+            raise ConfigurationError(
+                f"{given}: {class_name} has no option {name}; it has {', '.join(known)}"
+            )
+
+
 def build_scheduler(
-    class_name: str, own: Mapping[str, Any], pipeline_class: str, given: str = "the pipeline"
+    class_name: str,
+    own: Mapping[str, Any],
+    pipeline_class: str,
+    given: str = "the pipeline",
+    asked: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return a scheduler of a class with the configuration of a pipeline's own scheduler.
 
@@ -85,6 +106,7 @@ def build_scheduler(
         own: Content of the pipeline's `scheduler_config.json`, or its scheduler's `config`.
         pipeline_class: Class of the pipeline.
         given: Option and value, for messages.
+        asked: Options that were asked for, whatever the pipeline's own scheduler has.
 
     Raises:
         LoadError: The configuration does not fit that class.
@@ -99,12 +121,15 @@ def build_scheduler(
         options["clip_sample"] = False
     if pipeline_class == "StableDiffusionPipeline":
         options["steps_offset"] = 1
-    if own.get("algorithm_type") not in _PLUS_PLUS:  # DPM-Solver and DEIS have others.
+    if "DPMSolver" not in class_name and "algorithm_type" in parameters:  # Theirs is another.
+        options["algorithm_type"] = inspect.signature(cls).parameters["algorithm_type"].default
+    elif own.get("algorithm_type") not in _PLUS_PLUS:
         options["algorithm_type"] = _PLUS_PLUS[0]
+    if "skip_prk_steps" not in stated:  # PNDM as Stable Diffusion uses it.
+        options["skip_prk_steps"] = True
+    options = {key: value for key, value in options.items() if key in parameters}
     try:
-        return cls.from_config(
-            dict(own), **{key: value for key, value in options.items() if key in parameters}
-        )
+        return cls.from_config(dict(own), **{**options, **(asked or {})})
     except Exception as error:  # Values of wrong types raise many classes.
         raise LoadError(
             f"{given}: its scheduler configuration makes no {class_name} ({first_line(error)}): "

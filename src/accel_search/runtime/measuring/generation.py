@@ -79,6 +79,9 @@ def prepare(
     """
     channels = pipe.unet.config.in_channels
     generators = prompt_generators([prompt.seed for prompt in prompts])
+    further: dict[str, Any] = dict(workload.call)
+    if "negative_prompt" in further:  # Of a single text, SD1.5 would make one embedding in all.
+        further["negative_prompt"] = [further["negative_prompt"]] * len(prompts)
     noise = initial_noise(generators, (channels, workload.latent_height, workload.latent_width))
     return Call(
         pipe,
@@ -91,6 +94,7 @@ def prepare(
             "latents": noise.to(device=execution_device(pipe), dtype=pipe.unet.dtype),
             "generator": generators,
             "output_type": "pt" if decode else "latent",
+            **further,
         },
     )
 
