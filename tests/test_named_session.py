@@ -232,6 +232,7 @@ def test_recorded_trials_are_judged_without_a_pipeline(tmp_path, monkeypatch, ca
     assert {path.name for path in tmp_path.iterdir()} == {"traversal_search.log"}
 
 
+@pytest.mark.slow  # tests/docs/test_workflow.py measures on one, too.
 def test_a_real_pipeline_is_measured_with_settings_outside_the_space(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = [

@@ -8,8 +8,8 @@ from scripts.benchmarks.bench_intervals import RECORDED, recorded_scores
 
 from accel_search.core.assessment import AssessedTrial, assess
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate, Verdict, score_loss
-from accel_search.core.named import Named, compare, loss_difference, speed_ratio
+from accel_search.core.intervals import Estimate, Verdict, score_difference, score_loss
+from accel_search.core.named import Named, compare, speed_ratio
 from accel_search.core.timing_noise import TimingNoise
 from accel_search.core.trial import Failure, Goal, Measurement, Trial
 from accel_search.core.verdicts import judge_speedup, overall
@@ -22,12 +22,12 @@ PAIRS = 4
 def test_the_interval_of_a_difference_holds_the_truth_of_recorded_losses(table, prompts):
     before, after = recorded_scores(table, 30)
     rng = np.random.default_rng(prompts)
-    draws, above, below = 400, 0, 0
+    draws, above, below = 1000, 0, 0
     for _ in range(draws):
         own, other = after[rng.choice(len(after), 2, replace=False)]
         truth = (other.mean() - own.mean()) / before.mean()
         drawn = rng.integers(0, len(before), prompts)
-        loss = loss_difference(before[drawn], own[drawn], other[drawn])
+        loss = score_difference(before[drawn], own[drawn], other[drawn])
         above += truth > loss.high
         below += truth < loss.low
     assert 1 - (above + below) / draws >= 0.95 - 0.02
@@ -38,7 +38,7 @@ def test_a_difference_is_of_the_losses_paired_and_the_same_from_either_side():
     rng = np.random.default_rng(0)
     before, shared = rng.normal(30, 3, 32), rng.normal(0, 2, 32)
     own, other = before + shared - 1.0, before + shared + rng.normal(0, 0.01, 32)
-    loss, back = loss_difference(before, own, other), loss_difference(before, other, own)
+    loss, back = score_difference(before, own, other), score_difference(before, other, own)
     separate = score_loss(before, own).value - score_loss(before, other).value
     assert loss.value == pytest.approx(separate)
     assert (loss.low, loss.high) == pytest.approx((-back.high, -back.low))

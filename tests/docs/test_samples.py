@@ -165,7 +165,7 @@ def test_json_blocks_are_json_and_files_of_trials_can_be_read(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_are_in_a_language_that_is_checked(name):
     # Anything else would be a sample that no test looks at.
-    checked = ("python", "console", "bash", "toml", "json")
+    checked = ("python", "console", "bash", "toml", "json", "yaml")
     unchecked = ("text", "{toctree}", "{eval-rst}")
     fences = {token.info.strip() for token in tokens(name) if token.type == "fence"}
     assert fences <= {*checked, *unchecked}

@@ -98,6 +98,36 @@ def score_loss(baseline: Sequence[float], candidate: Sequence[float]) -> Estimat
     return Estimate(loss.value, loss.value - loss.lower * half, loss.value + loss.upper * half)
 
 
+def score_difference(
+    baseline: Sequence[float], own: Sequence[float], other: Sequence[float]
+) -> Estimate:
+    """Estimate how much more score one candidate loses than another, paired by prompt.
+
+    Args:
+        baseline: Score of each prompt's baseline image, `[N]`.
+        own: Score of the candidate's image of the same prompt and noise, `[N]`.
+        other: Score of the other candidate's, `[N]`.
+
+    Returns:
+        (mean other − mean own) / mean baseline, above 0 where the candidate loses more. The
+        interval is that of `score_loss`, but either of the two may be the one that loses much on
+        few prompts: what skewness may be missing puts both ends equally far out.
+
+    Raises:
+        ConfigurationError: As `score_loss`.
+    """
+    before = np.asarray(baseline, float)
+    lost = before + np.asarray(own, float) - np.asarray(other, float)
+    loss = _mean_loss(baseline, lost.tolist())
+    half = half_width(loss.error**2 * loss.freedom, loss.freedom, 1)
+    count = len(before)
+    seen = SEEN_TAIL * loss.skewness / math.sqrt(count)
+    doubt = min(1.0, math.sqrt(KNOWN_SHAPE / count))
+    missing = UNSEEN_LOSSES * doubt * max(USUAL_SKEWNESS - abs(loss.skewness), 0.0)
+    lower, upper = 1 + max(-seen, missing), 1 + max(seen, missing)
+    return Estimate(loss.value, loss.value - lower * half, loss.value + upper * half)
+
+
 def chance_within(baseline: Sequence[float], candidate: Sequence[float], bound: float) -> float:
     """Return how sure it is that the mean loss over prompts like these is within a bound.
 

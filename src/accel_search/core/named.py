@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from accel_search.core.assessment import AssessedTrial
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate, Verdict, score_loss
+from accel_search.core.intervals import Estimate, Verdict, score_difference
 from accel_search.core.outcome import Outcome
 from accel_search.core.timing_noise import MOST_LOG
 from accel_search.core.trial import Goal, Measurement
@@ -108,7 +106,7 @@ def compare(named: Named, first: Named, baseline: Measurement) -> Comparison | N
         named.candidate,
         first.candidate,
         speed_ratio(own.speedup, others.speedup),
-        loss_difference(baseline.scores, one.scores, other.scores),
+        score_difference(baseline.scores, one.scores, other.scores),
     )
 
 
@@ -128,25 +126,3 @@ def speed_ratio(own: Estimate, other: Estimate) -> Estimate:
 def _log_ratio(high: float, low: float) -> float:
     """Return log(high / low); infinite where an end of an interval is unknown."""
     return math.log(high / low) if math.isfinite(high) and low > 0 else math.inf
-
-
-def loss_difference(
-    baseline: Sequence[float], own: Sequence[float], other: Sequence[float]
-) -> Estimate:
-    """Return the score loss of one candidate less that of another, paired by prompt.
-
-    Args:
-        baseline: Score of each prompt's baseline image, `[N]`.
-        own: The candidate's, `[N]`.
-        other: The other's, `[N]`.
-
-    Returns:
-        (mean other − mean own) / mean baseline, with the interval of `score_loss`. Whichever of
-        two is named first, either may be the one that loses much on a few prompts: so each end is
-        the outer one of both directions.
-    """
-    before = np.asarray(baseline, float)
-    apart = np.asarray(own, float) - np.asarray(other, float)
-    here = score_loss(before.tolist(), (before + apart).tolist())
-    there = score_loss(before.tolist(), (before - apart).tolist())
-    return Estimate(here.value, min(here.low, -there.high), max(here.high, -there.low))
