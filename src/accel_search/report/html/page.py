@@ -29,6 +29,7 @@ from accel_search.report.format import (
     validated,
     within,
 )
+from accel_search.report.html.provenance import provenance_of
 from accel_search.report.html.render import render
 from accel_search.report.html.script import direct_lines, file_lines
 from accel_search.settings import NAMED
@@ -80,7 +81,7 @@ def search_page(run: Run) -> str:
         pictures=_pictures(run),
         no_gain=run.record.end and run.record.end.no_gain,
         search=_search(run),
-        provenance=list(_provenance(run)),
+        provenance=list(provenance_of(run)),
         direct=None if run.winner is None else "\n".join(direct_lines(run)),
         from_file="\n".join(file_lines(run)) if run.winner and file_lines(run) else None,
         short=short,
@@ -419,32 +420,3 @@ def _stages(rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for prompts in sorted({row.prompts for row in rows if row.prompts})
     ]
-
-
-def _provenance(run: Run) -> Iterator[tuple[str, str]]:
-    load, where = run.record.workload, run.record.where
-    guidance = load.known().get("guidance_scale")
-    named = {
-        "Model": where.model_id or load.pipeline,
-        "Revision": where.revision,
-        "Pipeline": load.pipeline_class,
-        "Scheduler": load.scheduler_class,
-        "Steps": load.steps,
-        "Picture": f"{load.width} × {load.height} pixels" if load.width and load.height else None,
-        "Batch size": run.baseline.batch_size,
-        "Guidance scale": guidance if guidance is None else str(guidance),
-        "Precision": where.dtype or load.dtype,
-        "Device": where.device_name or load.device,
-        "Driver": where.driver,
-        "CPU threads": where.threads,
-        "Attention": where.attention_backend,
-        "Scored by": where.clip_model,
-        "Prompts": where.prompt_set_hash,
-        "Measured": where.date or run.record.date,
-        "Study": run.record.study,
-        "Read from": run.origin,
-    }
-    for name, value in named.items():
-        if value:
-            yield name, str(value)
-    yield from where.versions.items()
