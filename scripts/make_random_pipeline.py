@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a pipeline of SD1.5's, SD2.1's or SDXL's architecture with random weights, as a folder.
+r"""Write a pipeline of SD1.5's, SD2.1's or SDXL's architecture with random weights, as a folder.
 
 A folder in the format of the published checkpoints, to try what loads them where they cannot be
 fetched:
@@ -9,21 +9,35 @@ fetched:
 
 `tiny` has the published blocks, layers and traits (SD2.1's v-prediction, SDXL's two text encoders
 and its VAE that is decoded in float32) at a few channels; `full` has the published size, up to
-14 GB.
+14 GB. `narrow` is between them: a single file does not say how many heads and groups of norms a
+model has, so those are as published.
+
+`--single_file FILE` writes the same weights as one file too, in the layout of the original code:
+
+    python scripts/make_random_pipeline.py --like SD1.5 --width narrow --out build/sd15 \
+        --single_file build/sd15.safetensors
+    accel-search --pipe build/sd15.safetensors --latency_only --steps 8
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from accel_search.runtime.loading.random_weights import ARCHITECTURES, build_random
+from accel_search.runtime.loading.single_file.load import places
+from accel_search.runtime.loading.single_file.names import TEXT_ENCODERS
 from accel_search.runtime.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+WIDTHS: dict[str, dict[str, bool]] = {
+    "tiny": {"is_tiny": True},
+    "narrow": {"is_narrow": True},
+    "full": {},
+}
 LIMIT = "10GB"
 """Size up to which a component is one file, unless told otherwise."""
 
@@ -32,7 +46,7 @@ def write_pipeline(
     out: Path,
     like: str,
     *,
-    is_tiny: bool = True,
+    width: str = "tiny",
     dtype: torch.dtype = torch.float32,
     fp16: bool = False,
     max_shard_size: str = LIMIT,
@@ -44,7 +58,7 @@ def write_pipeline(
     Args:
         out: The folder; made if need be.
         like: One of `ARCHITECTURES`.
-        is_tiny: A few channels wide in place of the published width.
+        width: One of `WIDTHS`.
         dtype: Of the plain files.
         fp16: Whether half-precision files lie beside them, as in the hub's repositories.
         max_shard_size: Size above which a component's weights are several files, e.g. `1MB`.
@@ -53,7 +67,7 @@ def write_pipeline(
     """
     torch.manual_seed(seed)
     with quiet_libraries():
-        pipe = build_random(like, torch.device(device), dtype, is_tiny=is_tiny)
+        pipe = build_random(like, torch.device(device), dtype, **WIDTHS[width])
         pipe.save_pretrained(out, safe_serialization=True, max_shard_size=max_shard_size)
         if fp16:
             pipe.to(torch.float16)
@@ -63,11 +77,58 @@ def write_pipeline(
     return out
 
 
+def write_single_file(
+    out: Path, folder: Path, like: str, *, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a pipeline's weights as one file in the layout of the original code, and return it.
+
+    Args:
+        out: The file.
+        folder: The pipeline's, as `write_pipeline` wrote it.
+        like: Its architecture.
+        metadata: Of the file's header.
+    """
+    from safetensors.torch import save_file
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(original_tensors(folder, like), out, metadata=dict(metadata or {"format": "pt"}))
+    return out
+
+
+def original_tensors(folder: Path, like: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a pipeline's folder as the original code names and shapes them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for part in ("unet", "vae", *TEXT_ENCODERS[like]):
+        own = _tensors(folder / part)
+        thirds: dict[str, dict[int, torch.Tensor]] = {}
+        for name, place in places(like, part, own).items():
+            tensor = own[name].T.contiguous() if place.is_transposed else own[name]
+            if place.third is not None:
+                thirds.setdefault(place.name, {})[place.third] = tensor
+                continue
+            # The attention of the original's VAE is a convolution of one pixel.
+            is_matrix = part == "vae" and ".attn_1." in place.name and tensor.ndim == 2
+            tensors[place.name] = tensor[:, :, None, None] if is_matrix else tensor
+        for name, rows in thirds.items():
+            tensors[name] = torch.cat([rows[third] for third in range(3)])
+    return tensors
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        if ".fp16" not in file.name:
+            tensors |= load_file(file)
+    return tensors
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, write, and say where."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--like", choices=ARCHITECTURES, required=True)
-    parser.add_argument("--width", choices=("tiny", "full"), default="tiny")
+    parser.add_argument("--width", choices=WIDTHS, default="tiny")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--fp16", action="store_true", help="write half-precision files beside the plain ones"
@@ -85,17 +146,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", default="cpu", help="that draws the weights: cpu or cuda [%(default)s]"
     )
+    parser.add_argument(
+        "--single_file", type=Path, metavar="FILE", help="write the weights as one file too"
+    )
     options = parser.parse_args(arguments)
+    if options.single_file is not None and options.width == "tiny":
+        parser.error(
+            "--single_file: its shapes do not tell the heads of --width tiny: give narrow or full"
+        )
     write_pipeline(
         options.out,
         options.like,
-        is_tiny=options.width == "tiny",
+        width=options.width,
         dtype=DTYPES[options.dtype],
         fp16=options.fp16,
         max_shard_size=options.max_shard_size,
         seed=options.seed,
         device=options.device,
     )
+    if options.single_file is not None:
+        write_single_file(options.single_file, options.out, options.like)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{options.out}: {options.like}, {options.width}, {size / 1e6:.1f} MB")
     return 0

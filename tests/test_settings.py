@@ -45,9 +45,14 @@ def test_both_spellings_of_every_option_work(option):
         "sampler": "gp",
         "candidate": "deepcache(7,0)",
         "sched_option": "karras=true",
+        "prediction_type": "epsilon",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
-    needs = {"sampler": ["--strategy", "bayes"], "revision": ["--pipe", "SDXL"]}
+    needs = {
+        "sampler": ["--strategy", "bayes"],
+        "revision": ["--pipe", "SDXL"],
+        "prediction_type": ["--pipe", "model.safetensors"],
+    }
     beside = needs.get(option.name, [])
     with_underscores = parse(f"--{option.name}", *value, *beside)
     with_hyphens = parse(f"--{option.name.replace('_', '-')}", *value, *beside)

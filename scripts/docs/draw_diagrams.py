@@ -184,7 +184,7 @@ def _sd15_unet() -> tuple[Any, dict[int, int]]:
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from accel_search.runtime.loading.random_weights import SD_UNET
+    from accel_search.runtime.loading.published import SD_UNET
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet = UNet2DConditionModel(**SD_UNET)

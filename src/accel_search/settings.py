@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from accel_search.cli.completion import Words
 from accel_search.cli.options import (
     MAX_SECONDS,
-    MAX_WHOLE,
     build_parser,
-    check_text,
-    check_value,
     declare,
     given_options,
     is_real,
@@ -23,7 +20,7 @@ from accel_search.cli.options import (
     refuse,
 )
 from accel_search.core.candidate import Candidate
-from accel_search.core.paths import local_folder
+from accel_search.core.paths import PIPELINES, local_file
 from accel_search.core.schedulers import (
     PLAIN,
     VARIANTS,
@@ -36,9 +33,11 @@ from accel_search.core.schedulers import (
 from accel_search.core.trial import Goal
 from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import ConfigurationError
+from accel_search.option_checks import check
 
 ATTENTION = ("auto", "flash", "efficient", "cudnn", "math")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+PREDICTIONS = ("epsilon", "v_prediction")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 UPPER_BOUND = "upbound_speedup"
 """Goal of a search with no required speedup, as the result file's keys spell it."""
@@ -46,8 +45,6 @@ NAMED = "named"
 """In place of a strategy, where a user named what is measured."""
 
 
-PIPELINES = ("demo", "SD1.5", "SD2.1", "SDXL")
-"""What a shell completes; folders and hub ids are taken too."""
 MAX_PIXELS = 2**16
 """Largest height and width that are taken."""
 PIXELS = f"a multiple of 8 in pixels, at most {MAX_PIXELS}"
@@ -86,8 +83,9 @@ class Settings:
     # `device` and `latency_only` matter too: a result's provenance and its label record them.
     # fmt: off
     # Workload
-    pipe: str = declare("demo", "demo, SD1.5, SD2.1, SDXL, a pipeline folder or a hub id",
-        words=PIPELINES, affects="timing", sweep=False)
+    pipe: str = declare("demo",
+        "demo, SD1.5, SD2.1, SDXL, a folder, a .safetensors file or a hub id", words=PIPELINES,
+        affects="timing", sweep=False)
     sched: str = declare("DDIM", "a sampler: DDIM, DPM-Solver++, UniPC, 'Euler a', LCM …",
         parse=parse_scheduler, words=(*PLAIN, *VARIANTS), affects="timing", sweep=False)
     sched_option: tuple[tuple[str, Option], ...] = declare((),
@@ -96,6 +94,9 @@ class Settings:
     steps: int = declare(20, "denoising steps", parse=int, affects="timing", sweep=False, least=1)
     revision: str | None = declare(None, "branch, tag or commit of the hub repository",
         affects="timing")
+    prediction_type: str | None = declare(None,
+        "epsilon or v_prediction, of a .safetensors file (default: as it says)", words=PREDICTIONS,
+        affects="score", only=True)
     vae: str | None = declare(None, "VAE in place of the pipeline's own: a hub id or a folder",
         affects="timing")
     device: str = declare("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N",
@@ -246,7 +247,7 @@ class Settings:
             object.__setattr__(self, "targets", _targets_of(self.candidate, own))
         object.__setattr__(self, "sched", _sampler(self.sched, self.sched_option))
         object.__setattr__(self, "sched_option", ())  # A part of the sampler from now on.
-        _check(self)
+        check(self)
         # A file may hold a whole number: it must give the same search and the same key.
         for option in fields(self):
             value = getattr(self, option.name)
@@ -263,6 +264,13 @@ class Settings:
     def sampler_asked(self) -> Sampler:
         """Return the scheduler and its options."""
         return parse_sampler(self.sched)
+
+    @property
+    def pipe_file(self) -> Path | None:
+        """Return the file that `pipe` is; None for a name, a folder, a hub id or a replay."""
+        if self.pipe in PIPELINES or self.replay is not None:
+            return None
+        return local_file(self.pipe)
 
     @property
     def scheduler_class(self) -> str:
@@ -301,44 +309,6 @@ AFFECTING = {
 """Option that a stored result depends on -> what it affects; those of its key are left out."""
 
 
-def _check(settings: Settings) -> None:
-    """Raise ConfigurationError for the first value that is out of range."""
-    for option in fields(settings):
-        value = getattr(settings, option.name)
-        if isinstance(value, str):
-            check_text(option.name, value, is_path=option.name != "storage")
-        check_value(option, value)
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", settings.device):
-        refuse("device", settings.device, "auto, cpu, cuda or cuda:N")
-    if settings.offload and settings.device == "cpu":
-        raise ConfigurationError(
-            "--offload: moves parts between main memory and a GPU, but --device is cpu; leave it "
-            "out"
-        )
-    if settings.latency_only and settings.replay is not None:
-        raise ConfigurationError(
-            "--latency_only and --replay: choose one; a replay measures no pipeline"
-        )
-    if settings.verify and settings.force:
-        raise ConfigurationError(
-            "--verify and --force: choose one; --verify measures a stored result again, --force "
-            "searches again"
-        )
-    if settings.json and settings.quiet:
-        raise ConfigurationError(
-            "--json and --quiet: choose one; --json already prints nothing else"
-        )
-    if settings.candidate:
-        _check_beside_candidates(settings)
-    if settings.latency_only and not settings.verify and (settings.junit or settings.markdown):
-        raise ConfigurationError(
-            "--latency_only with --junit or --markdown: a bound on speed has no verdict; leave "
-            "those out, or add --verify"
-        )
-    _check_revision(settings)
-    _check_names(settings)
-
-
 def _sampler(sched: str, options: Sequence[tuple[str, Option]]) -> str:
     """Return the text of a sampler with further options."""
     try:
@@ -358,89 +328,6 @@ def _targets_of(
             "leave --targets out"
         )
     return used
-
-
-def _check_beside_candidates(settings: Settings) -> None:
-    """Refuse what asks for something else than to measure the candidates."""
-    others = {
-        "verify": "measures a stored result again",
-        "latency_only": "searches the fastest",
-        "export": "writes a script of a search's result",
-    }
-    for name, does in others.items():
-        if getattr(settings, name):
-            raise ConfigurationError(f"--candidate and --{name}: choose one; --{name} {does}")
-
-
-def _check_revision(settings: Settings) -> None:
-    """Refuse a revision of what has none, instead of ignoring it."""
-    if settings.revision is None:
-        return
-    instead = None
-    if settings.replay is not None:
-        instead = "--replay loads no pipeline"
-    elif settings.pipe == "demo":
-        instead = "--pipe demo is part of this package"
-    elif settings.latency_only and settings.pipe in PIPELINES:
-        instead = f"--latency_only fetches nothing for --pipe {settings.pipe}"
-    elif local_folder(settings.pipe) is not None:
-        instead = f"--pipe {settings.pipe} is a folder"
-    if instead is not None:
-        raise ConfigurationError(
-            f"--revision {settings.revision}: {instead}, and only a repository of the hub has "
-            "revisions; leave it out, or give a hub id to --pipe"
-        )
-
-
-def _check_names(settings: Settings) -> None:
-    """Check the names of accelerators and parameters against what is installed."""
-    from accel_search import accelerators
-
-    if not settings.targets:
-        refuse("targets", "", f"one or more of {', '.join(accelerators.all_accelerators())}")
-    for name in settings.targets:
-        accelerators.get(name)
-    for name, parameters in settings.space.items():
-        accelerator = accelerators.get(name)
-        known = {parameter.name: parameter for parameter in accelerator.parameters}
-        for key, values in parameters.items():
-            if key not in known:
-                raise ConfigurationError(
-                    f"[space.{name}] {key!r}: expected one of {', '.join(known)}"
-                )
-            parameter = known[key]
-            kind = type(parameter.values[0])
-            for value in values:
-                of_kind = type(value) is kind or (kind is float and type(value) is int)
-                most = MAX_WHOLE if parameter.maximum is None else parameter.maximum
-                # Written so that NaN is refused too: every comparison with it is false.
-                if not of_kind or not parameter.minimum <= value <= most:
-                    limit = "" if parameter.maximum is None else f" to {parameter.maximum}"
-                    raise ConfigurationError(
-                        f"[space.{name}] {key} = {value!r}: expected {kind.__name__} "
-                        f"from {parameter.minimum}{limit}"
-                    )
-            if not values:
-                raise ConfigurationError(f"[space.{name}] {key}: expected at least one value")
-    if settings.implementation == "package":
-        _check_packages(settings)
-
-
-def _check_packages(settings: Settings) -> None:
-    """Refuse what the packages of the accelerators' authors get wrong or cannot do."""
-    from accel_search.accelerators.packages import check_targets
-
-    if settings.replay is not None:
-        raise ConfigurationError(
-            "--replay and --implementation package: choose one; a replay applies nothing"
-        )
-    for targets in settings.candidate or (settings.targets,):
-        check_targets(
-            tuple(targets),
-            guidance_scale=settings.guidance_scale,
-            compiled=settings.compile,
-            offloaded=settings.offload,
-        )
 
 
 GROUPS = {

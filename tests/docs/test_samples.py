@@ -131,6 +131,7 @@ def test_options_that_a_page_gives_values_are_accepted(checkout, installed, name
         if not {word for word in words if word.startswith("--")} <= program_options():
             continue  # A script's: the test above knows them.
         words += ["--strategy", "bayes"] if "--sampler" in words else []
+        words += ["--pipe", "model.safetensors"] if "--prediction_type" in words else []
         complaints = [check_command([program, *words]) for program in PROGRAMS[:2]]
         complaints.append(check_command(["accel-report", "accel_search_runs", *words]))
         assert None in complaints, f"`{span}`: {complaints}"

@@ -27,8 +27,8 @@ TOME = Candidate({"tome": {"ratio": 0.5, "max_downsample": 1}})
 @pytest.fixture
 def small(monkeypatch):
     """Make SD1.5's architecture a few channels wide."""
-    tiny = random_weights._tiny(random_weights._PUBLISHED["SD1.5"])
-    monkeypatch.setitem(random_weights._PUBLISHED, "SD1.5", tiny)
+    tiny = random_weights._tiny(random_weights.PUBLISHED["SD1.5"])
+    monkeypatch.setitem(random_weights.PUBLISHED, "SD1.5", tiny)
     return {
         "pipe": "SD1.5", "device": "cpu", "threads": 1, "steps": 4, "batch_size": 2,
         "latency_only": True, "timing_pairs": 1,

@@ -28,6 +28,7 @@ from accel_search.runtime.loading.pipelines import (
 from accel_search.runtime.loading.prompts import load_prompts
 from accel_search.runtime.loading.random_weights import ARCHITECTURES
 from accel_search.runtime.loading.schedulers import build_scheduler, check_options
+from accel_search.runtime.loading.single_file.load import PipelineFile
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.memory import free_bytes
@@ -67,7 +68,7 @@ class Workbench:
         self._timing_lock = timing_lock or TimingLock()
         self._threads = set_threads(settings.threads, device)
         self._scorer: ClipScorer | None = None
-        self._folder: PipelineFolder | None = None
+        self._folder: PipelineFolder | PipelineFile | None = None
         self._weights: str | None = None
         self._pipe: Any
         # The prompts first: a mistake there shows before gigabytes are read.

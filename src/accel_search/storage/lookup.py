@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from accel_search.core.paths import local_folder
+from accel_search.core.paths import local_file, local_folder
 from accel_search.core.schedulers import scheduler_name
 from accel_search.core.workload import differences, in_words
 from accel_search.errors import ConfigurationError
@@ -519,8 +519,8 @@ def is_same_model(one: str, other: str) -> bool:
 
 
 def _model_named(name: str) -> str:
-    """Return the hub id of a snapshot in a cache of the hub, `demo` of its folder, or a folder."""
-    folder = None if name in ("", DEMO) else local_folder(name)
+    """Return the hub id of a snapshot in a cache of the hub, `demo` of its folder, or a path."""
+    folder = None if name in ("", DEMO) else local_folder(name) or local_file(name)
     if folder is None:
         return name
     path = folder.resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from accel_search.cli.options import (
     given_options,
     parse_seconds,
 )
+from accel_search.core.paths import PIPELINES
 from accel_search.core.schedulers import PLAIN, SCHEDULERS, parse_sampler
-from accel_search.errors import ConfigurationError
+from accel_search.errors import ConfigurationError, LoadError
 from accel_search.report import trackers
 from accel_search.search import strategies
-from accel_search.settings import GROUPS, PIPELINES, Settings, target_names
+from accel_search.settings import GROUPS, Settings, target_names
 from accel_search.storage.keys import Configuration
 
 FAILURES = (
@@ -167,6 +169,7 @@ class SweepSettings:
             search = self.search_settings(configuration)
             strategies.check(search.strategy, search.sampler)
             trackers.check(search)
+            _check_file(search)
 
     @property
     def table(self) -> tuple[Configuration, ...]:
@@ -221,6 +224,15 @@ class SweepSettings:
             )
         if self.ray_address is not None and self.executor != "ray":
             raise ConfigurationError("--ray_address: needs --executor ray")
+
+
+def _check_file(search: Settings) -> None:
+    """Raise ConfigurationError for a file that needs another option."""
+    from accel_search.runtime.loading.single_file.load import check_file
+
+    # What the file lacks is recorded when its turn comes, as of any model.
+    with suppress(LoadError):
+        check_file(search)
 
 
 _GROUPS = GROUPS | {"models": "table", "dry_run": "running", "revision": "each search"}

@@ -458,12 +458,6 @@ def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
     assert caught.value.exit_code == ExitCode.NOT_LOADED
 
 
-def test_a_checkpoint_in_one_file_is_told_how_to_become_a_folder(tmp_path, settings_for):
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(LoadError, match=r"is a file; .*from_single_file\(FILE\)"):
-        load_pipeline(settings_for(pipe=str(tmp_path / "model.safetensors")), LOG)
-
-
 def test_each_part_is_read_in_full_precision_where_it_can_be(
     made, loaded, tmp_path, settings_for, caplog
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from keyword import iskeyword
 from pathlib import Path
@@ -69,6 +70,13 @@ def _scheduler_options(pipeline_class: str, sampler: str) -> dict[str, str]:
     return {name: repr(value) for name, value in options.items()}
 
 
+def _predicting(scheduler: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options by which a file's scheduler knows what its model predicts, as Python."""
+    known = {"prediction_type": "epsilon"} | dict(scheduler)
+    names = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
+    return {name: repr(known[name]) for name in names if name in known}
+
+
 def file_lines(run: Run) -> list[str]:
     """Return the lines that apply the result file's entry; none where no file was written."""
     asked, load = run.asked, run.record.workload
@@ -119,6 +127,7 @@ def script(run: Run) -> str:
     if any(not name.isidentifier() or iskeyword(name) for name in classes):
         raise ConfigurationError("--export: the run's pipeline or scheduler is no class's name")
     is_demo = load.pipeline == "demo"
+    is_file = load.pipeline.lower().endswith(".safetensors")
     steps = load.steps
     package: dict[str, Any] | None = None
     if where.implementation == "package":
@@ -130,6 +139,8 @@ def script(run: Run) -> str:
         is_demo=is_demo,
         model=repr(where.model_id or load.pipeline),
         revision=repr(where.revision) if where.revision and not is_demo else None,
+        is_file=is_file,
+        predicts=_predicting(where.scheduler or {}) if is_file else {},
         pipeline=load.pipeline_class,
         scheduler=scheduler_name(load.scheduler_class, run.asked.sched),
         dtype=load.dtype if load.dtype in ("float16", "bfloat16") else "float32",

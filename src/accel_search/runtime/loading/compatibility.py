@@ -8,11 +8,14 @@ from typing import Any
 
 from accel_search.errors import LoadError
 from accel_search.runtime.loading.pipeline_folder import PipelineFolder
+from accel_search.runtime.loading.single_file.load import PipelineFile
 
 COLOURS = 3
 
 
-def check_fits(pipe: Any, given: str, vae: str | None, folder: PipelineFolder) -> None:
+def check_fits(
+    pipe: Any, given: str, vae: str | None, folder: PipelineFolder | PipelineFile
+) -> None:
     """Refuse a pipeline whose parts do not take each other's outputs.
 
     Args:
@@ -70,7 +73,9 @@ def _check_vae(pipe: Any, given: str, vae: str | None) -> None:
         )
 
 
-def _check_replaced_vae(pipe: Any, given: str, vae: str, folder: PipelineFolder) -> None:
+def _check_replaced_vae(
+    pipe: Any, given: str, vae: str, folder: PipelineFolder | PipelineFile
+) -> None:
     """Refuse a VAE for other latents, which would decode noise."""
     own, replacement = folder.scaling_factor, pipe.vae.config.scaling_factor
     if not math.isclose(own, replacement, rel_tol=1e-3):

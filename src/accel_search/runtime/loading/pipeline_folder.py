@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accel_search.core.paths import local_folder, local_path
+from accel_search.core.paths import PICKLES, local_file, local_folder, local_path
 from accel_search.errors import LoadError
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.loading.config_files import read_object, refuse_code
@@ -156,16 +156,14 @@ def find_pipeline(settings: Settings, half: bool, log: logging.Logger) -> Pipeli
 def check_name(pipe: str) -> None:
     """Raise LoadError unless `pipe` can be a pipeline; nothing is fetched or read."""
     hub_id = HUB_IDS.get(pipe, pipe)
-    if local_path(pipe).is_file():
-        raise LoadError(
-            f"--pipe {pipe}: is a file; pipelines are loaded from folders: convert it with "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), for SDXL "
-            "with StableDiffusionXLPipeline, and give the folder"
-        )
+    if local_file(pipe) is not None:
+        return
+    if pipe.lower().endswith((".safetensors", *PICKLES)) and local_folder(pipe) is None:
+        raise LoadError(f"--pipe {pipe}: no such file; check the spelling, or copy it there")
     if pipe != "demo" and local_folder(pipe) is None and not _is_hub_id(hub_id):
         raise LoadError(
             f"--pipe {pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
-            "a pipeline folder or a hub id (owner/name)"
+            "a pipeline folder, a .safetensors file or a hub id (owner/name)"
         )
     if "@" in hub_id and local_folder(pipe) is None:  # Valid for --vae only.
         name, _, revision = pipe.partition("@")

@@ -22,6 +22,7 @@ from accel_search.runtime.loading.components import load_model, load_part
 from accel_search.runtime.loading.pipeline_folder import PipelineFolder, find_pipeline
 from accel_search.runtime.loading.random_weights import build_random
 from accel_search.runtime.loading.schedulers import build_scheduler
+from accel_search.runtime.loading.single_file.load import PipelineFile, load_file, open_file
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
@@ -57,7 +58,9 @@ def import_libraries() -> None:
     )
 
 
-def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, PipelineFolder]:
+def load_pipeline(
+    settings: Settings, log: logging.Logger
+) -> tuple[Any, PipelineFolder | PipelineFile]:
     """Load the pipeline of `settings.pipe` with the scheduler of `settings.sched`.
 
     Only safetensors weights and classes of diffusers and transformers are loaded. The safety
@@ -69,7 +72,7 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
         log: Gets what is fetched, left out and offloaded.
 
     Returns:
-        The pipeline and its folder.
+        The pipeline, and its folder or file.
 
     Raises:
         LoadError: It cannot be found, fetched or safely loaded, or the device is missing.
@@ -82,30 +85,25 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
     half = dtype is not torch.float32
     given = f"--pipe {settings.pipe}"
     with quiet_libraries():
-        folder = find_pipeline(settings, half, log)
-        xl = folder.pipeline_class == "StableDiffusionXLPipeline"
+        source = open_file(settings, half, log) or find_pipeline(settings, half, log)
+        xl = source.pipeline_class == "StableDiffusionXLPipeline"
         try:
-            parts = {
-                name: load_part(given, folder.path / name, name, part, half, dtype)
-                for name, part in folder.parts.items()
-                if name != "scheduler"
-            }
-            parts["scheduler"] = build_scheduler(
+            scheduler = build_scheduler(
                 settings.scheduler_class,
-                folder.scheduler,
-                folder.pipeline_class,
+                source.scheduler,
+                source.pipeline_class,
                 given,
                 settings.sampler_asked.options,
             )
-            if folder.vae is not None:
-                cls, vae = diffusers.AutoencoderKL, folder.vae
-                parts["vae"] = load_model(f"--vae {settings.vae}", vae.path, cls, half, dtype)
-            pipe = getattr(diffusers, folder.pipeline_class)(
-                **parts,
-                **({"add_watermarker": False} if xl else NO_SAFETY_CHECKER),
-                **folder.options,
-            )
-            pipe.register_to_config(_name_or_path=str(folder.path))
+            vae = None
+            if source.vae is not None:
+                cls, path = diffusers.AutoencoderKL, source.vae.path
+                vae = load_model(f"--vae {settings.vae}", path, cls, half, dtype)
+            if isinstance(source, PipelineFile):
+                pipe = load_file(given, source, dtype, scheduler, vae)
+            else:
+                pipe = _load_folder(given, source, half, dtype, scheduler, vae)
+            pipe.register_to_config(_name_or_path=str(source.path))
             _place(pipe, device, offload=settings.offload)
         except LoadError:
             raise
@@ -113,12 +111,12 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
             if is_out_of_memory(error):
                 raise weights_do_not_fit(settings.pipe, device, error) from error
             raise LoadError(
-                f"{given}: {folder.path} could not be loaded ({first_line(error)}): fetch or save "
+                f"{given}: {source.path} could not be loaded ({first_line(error)}): fetch or save "
                 "it again"
             ) from error
-    if folder.has_safety_checker and not xl:
+    if source.has_safety_checker and not xl:
         log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
-    rounded = [*folder.half_parts, *(["vae"] if folder.vae and folder.vae.is_half else [])]
+    rounded = [*source.half_parts, *(["vae"] if source.vae and source.vae.is_half else [])]
     if rounded and not half:
         log.warning(
             "--pipe %s: its %s has only half-precision files, so --dtype float32 computes with "
@@ -128,9 +126,34 @@ def load_pipeline(settings: Settings, log: logging.Logger) -> tuple[Any, Pipelin
         )
     if settings.offload:
         log.info(OFFLOADED)
-    check_fits(pipe, given, settings.vae, folder)
+    check_fits(pipe, given, settings.vae, source)
     _make_plain(pipe)
-    return pipe, folder
+    return pipe, source
+
+
+def _load_folder(
+    given: str,
+    folder: PipelineFolder,
+    half: bool,
+    dtype: torch.dtype,
+    scheduler: Any,
+    vae: Any,
+) -> Any:
+    """Return the pipeline of a folder, part by part; `vae` replaces its own, if not None."""
+    import diffusers
+
+    xl = folder.pipeline_class == "StableDiffusionXLPipeline"
+    parts = {
+        name: load_part(given, folder.path / name, name, part, half, dtype)
+        for name, part in folder.parts.items()
+        if name != "scheduler"
+    }
+    parts |= {"scheduler": scheduler} | ({} if vae is None else {"vae": vae})
+    return getattr(diffusers, folder.pipeline_class)(
+        **parts,
+        **({"add_watermarker": False} if xl else NO_SAFETY_CHECKER),
+        **folder.options,
+    )
 
 
 def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
@@ -185,7 +208,9 @@ def _make_plain(pipe: Any) -> None:
             component.requires_grad_(False)
 
 
-def describe_workload(pipe: Any, settings: Settings, folder: PipelineFolder | None) -> Workload:
+def describe_workload(
+    pipe: Any, settings: Settings, folder: PipelineFolder | PipelineFile | None
+) -> Workload:
     """Return what the search measures.
 
     Args:

@@ -1,85 +1,22 @@
 """Build SD1.5, SD2.1 and SDXL with random weights, to measure time and memory without a fetch.
 
-The tokenizer is the embedded demo's: a prompt becomes other tokens, but the same number.
+The tokenizer is the embedded demo's, where it is not CLIP's: a prompt becomes other tokens, but the
+same number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from accel_search.runtime.demo import demo_part
+from accel_search.runtime.loading.published import PUBLISHED, SD_UNET, SDXL_UNET, Architecture
+from accel_search.runtime.loading.single_file.vocabulary import PADS, clip_tokenizer
 
-SD_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-"""stable-diffusion-v1-5, where it differs from diffusers' defaults."""
-
-SD21_UNET: dict[str, Any] = {
-    "sample_size": 96,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-    "upcast_attention": True,
-}
-
-SDXL_UNET: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
-
-SDXL_VAE: dict[str, Any] = {
-    **VAE,
-    "scaling_factor": 0.13025,
-    "force_upcast": True,
-    "sample_size": 1024,
-}
-
-VIT_L: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-VIT_H: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "hidden_act": "gelu",
-    "projection_dim": 512,
-}
-VIT_BIG_G: dict[str, Any] = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-}
+ARCHITECTURES = tuple(PUBLISHED)
+"""Names that `build_random` accepts."""
 
 TINY_TEXT: dict[str, Any] = {
     "hidden_size": 16,
@@ -89,37 +26,13 @@ TINY_TEXT: dict[str, Any] = {
     "projection_dim": 16,
 }
 
-SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
+NARROW_TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "projection_dim": 64,
 }
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Published configuration of each part, where it differs from the library's defaults."""
-
-    unet: Mapping[str, Any]
-    text_encoders: tuple[Mapping[str, Any], ...]
-    """SDXL has two, the second with a projection."""
-    vae: Mapping[str, Any]
-    scheduler: Mapping[str, Any]
-
-
-_PUBLISHED = {
-    "SD1.5": Architecture(SD_UNET, (VIT_L,), VAE, SCHEDULE),
-    "SD2.1": Architecture(
-        SD21_UNET, (VIT_H,), VAE, {**SCHEDULE, "prediction_type": "v_prediction"}
-    ),
-    "SDXL": Architecture(SDXL_UNET, (VIT_L, VIT_BIG_G), SDXL_VAE, SCHEDULE),
-}
-
-ARCHITECTURES = tuple(_PUBLISHED)
-"""Names that `build_random` accepts."""
+"""The first text encoder's; SDXL's second is twice as wide, by which diffusers tells them apart."""
 
 
 def _tiny(published: Architecture) -> Architecture:
@@ -146,8 +59,44 @@ def _tiny(published: Architecture) -> Architecture:
     return Architecture(unet, texts, vae, published.scheduler)
 
 
+def _narrow(published: Architecture) -> Architecture:
+    """Return the same blocks at the least width that has the published heads and groups of norms.
+
+    A single file does not say those two; what else its shapes tell has other values here: two
+    transformer blocks where there are ten, two layers of text encoders.
+    """
+    is_sd1, is_xl = published.unet is SD_UNET, published.unet is SDXL_UNET
+    widths = (32, 64, 64, 64) if is_sd1 else (64, 128, 128) if is_xl else (64, 64, 128, 128)
+    texts = tuple(
+        dict(text)
+        | NARROW_TEXT
+        | ({"num_attention_heads": 1 + place})
+        | {key: NARROW_TEXT[key] * (1 + place) for key in ("hidden_size", "projection_dim")}
+        for place, text in enumerate(published.text_encoders)
+    )
+    unet = dict(published.unet) | {
+        "sample_size": 8,
+        "block_out_channels": widths,
+        "cross_attention_dim": sum(text["hidden_size"] for text in texts),
+        "attention_head_dim": 8 if is_sd1 else tuple(width // 64 for width in widths),
+    }
+    if is_xl:
+        unet |= {
+            "transformer_layers_per_block": (1, 1, 2),
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + texts[-1]["projection_dim"],
+        }
+    vae = dict(published.vae) | {"block_out_channels": (32, 32, 32, 32), "sample_size": 64}
+    return Architecture(unet, texts, vae, published.scheduler)
+
+
 def build_random(
-    name: str, device: torch.device, dtype: torch.dtype, *, is_tiny: bool = False
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    is_tiny: bool = False,
+    is_narrow: bool = False,
 ) -> Any:
     """Return a pipeline with random weights and a DDIM scheduler.
 
@@ -157,6 +106,7 @@ def build_random(
         dtype: Dtype of all its parts.
         is_tiny: Make blocks and layers a few channels wide: a pipeline of a megabyte or two, for
             tests.
+        is_narrow: Make them as narrow as a single file can be, with CLIP's own vocabulary.
 
     Raises:
         KeyError: There is none of that name.
@@ -166,7 +116,9 @@ def build_random(
     """
     import diffusers
 
-    plan = _tiny(_PUBLISHED[name]) if is_tiny else _PUBLISHED[name]
+    plan = PUBLISHED[name]
+    if is_tiny or is_narrow:
+        plan = _tiny(plan) if is_tiny else _narrow(plan)
     parts: dict[str, Any] = {
         "vae": _part(lambda: diffusers.AutoencoderKL(**plan.vae), device, dtype),
         "unet": _part(lambda: diffusers.UNet2DConditionModel(**plan.unet), device, dtype),
@@ -174,7 +126,9 @@ def build_random(
     }
     for place, text in enumerate(plan.text_encoders):
         suffix = f"_{place + 1}" if place else ""
-        tokenizer = parts[f"tokenizer{suffix}"] = _tokenizer()
+        pad = PADS[name][f"tokenizer{suffix}"]
+        tokenizer = clip_tokenizer(pad) if is_narrow else _tokenizer()
+        parts[f"tokenizer{suffix}"] = tokenizer
         config = {**text, **_special_tokens(tokenizer)} if is_tiny else text
         parts[f"text_encoder{suffix}"] = _text_encoder(config, device, dtype, projection=place > 0)
     if len(plan.text_encoders) > 1:
