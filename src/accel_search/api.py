@@ -17,7 +17,8 @@ from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import PLAIN, class_and_options, scheduler_class
 from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import AccelSearchError, ConfigurationError
-from accel_search.storage.lookup import SIZE, Result, Wanted, find_result, holds_any, in_a_line
+from accel_search.storage.choice import SIZE, find_result, holds_any
+from accel_search.storage.lookup import Result, Wanted, in_a_line
 
 if TYPE_CHECKING:
     from accel_search.accelerators.compose import Patch
@@ -147,10 +148,9 @@ def accelerate(
         pipe: A diffusers pipeline with a `UNet2DConditionModel` (SD1.5, SD2.1, SDXL type).
         settings: Accelerator name -> its parameters, e.g.
             `{"deepcache": {"cache_interval": 3, "cache_branch_id": 0}}`; or a result file of
-            `accel-search`, of which the fastest fitting result is taken (`load_best`), and named
-            in one line on stderr.
+            `accel-search`: the result that fits (`load_best`) is taken, and named on stderr.
         steps: As in `load_best`.
-        scheduler: `DDIM`, `DPM-Solver++`, `UniPC` or a class name: only results for it are taken,
+        scheduler: A sampler as `--sched` takes it, or a class name: only results for it are taken,
             and the pipeline uses it, made as a search makes it, until the settings are removed.
             None keeps the pipeline's own and takes only results for it.
         targets: As in `load_best`.
@@ -172,34 +172,38 @@ def accelerate(
             own, or that is of a kind that is not searched (flow matching, EDM).
         AcceleratorError: The pipeline cannot be patched, or already is.
     """
-    choice: dict[str, Any] = {
-        "steps": steps,
-        "targets": targets,
-        "req_score_loss": req_score_loss,
-        "model": model,
-        "height": height,
-        "width": width,
-        "batch_size": batch_size,
-        "guidance_scale": guidance_scale,
-    }
+    choice: dict[str, Any] = {"steps": steps, "targets": targets, "model": model}
+    choice |= {"req_score_loss": req_score_loss, "height": height, "width": width}
+    choice |= {"batch_size": batch_size, "guidance_scale": guidance_scale}
     if implementation not in (None, *IMPLEMENTATIONS):
         raise ConfigurationError(
             f"accelerate: implementation is {implementation!r}; give {' or '.join(IMPLEMENTATIONS)}"
         )
-    if not isinstance(settings, str | Path):
-        if any(value is not None for value in choice.values()):
-            raise ConfigurationError(
-                f"accelerate: {', '.join(choice)} choose among a file's results: give the path of "
-                "one, or leave them out"
-            )
-        return Acceleration(pipe, Candidate(settings), scheduler, implementation or "own")
-    result = _find(settings, pipe, implementation, scheduler=scheduler, **choice)
+    if isinstance(settings, str | Path):
+        return _apply_result(pipe, settings, scheduler, implementation, quiet, choice)
+    if any(value is not None for value in choice.values()):
+        raise ConfigurationError(
+            f"accelerate: {', '.join(choice)} choose among a file's results: give the path of "
+            "one, or leave them out"
+        )
+    return Acceleration(pipe, Candidate(settings), scheduler, implementation or "own")
+
+
+def _apply_result(
+    pipe: Any,
+    path: str | Path,
+    scheduler: str | None,
+    implementation: str | None,
+    quiet: bool,
+    choice: Mapping[str, Any],
+) -> Acceleration:
+    """Apply the result that fits, with the warnings and the line that belong to it."""
+    result = _find(path, pipe, implementation, scheduler=scheduler, **choice)
     entry = result.entry
     applied = Acceleration(pipe, entry.candidate, scheduler, entry.where.implementation)
-    _warn_of_sampler(settings, pipe.scheduler, entry.where.scheduler or {})
+    _warn_of_sampler(path, pipe.scheduler, entry.where.scheduler or {})
     if not quiet:
-        line = f"accel-search: {settings}: applied {in_a_line(result)}"
-        print(in_one_line(line), file=sys.stderr)
+        print(in_one_line(f"accel-search: {path}: applied {in_a_line(result)}"), file=sys.stderr)
     return applied
 
 

@@ -28,10 +28,11 @@ from accel_search.runtime.loading.prompts import SUFFIXES, choose, load_prompts
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings, from_command_line, search_parser
 from accel_search.storage import answers, search_results, speedup_bounds
+from accel_search.storage.choice import find_result
 from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
 from accel_search.storage.json_files import as_type
 from accel_search.storage.keys import Configuration, parse_key, search_key
-from accel_search.storage.lookup import Wanted, find_result
+from accel_search.storage.lookup import Wanted
 from accel_search.storage.run_reader import read_run
 from accel_search.sweep import settings as sweeps
 from accel_search.sweep.page import read_bounds, sweep_page

@@ -24,9 +24,10 @@ from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage import speedup_bounds
 from accel_search.storage.answers import stored_answer
+from accel_search.storage.choice import find_result
 from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
 from accel_search.storage.json_files import as_type, read_json, update_json
-from accel_search.storage.lookup import Wanted, find_result
+from accel_search.storage.lookup import Wanted
 from accel_search.storage.run_reader import read_run
 from accel_search.storage.search_results import save_winner
 from accel_search.storage.trials_db import TrialStore, default_url

@@ -10,7 +10,7 @@ import pytest
 from accel_search.search.space import JointSpace
 from accel_search.session import explore, open_store
 from accel_search.settings import Settings
-from accel_search.storage import answers, lookup, speedup_bounds
+from accel_search.storage import answers, choice, lookup, speedup_bounds
 from accel_search.storage.entries import SearchEntry
 from accel_search.storage.json_files import as_type
 from accel_search.storage.keys import Configuration
@@ -84,7 +84,7 @@ def unanswered(files, settings, provenance):
         "resume": entry is not None,
         "sweep": status.state == "done",
         "verify": bool(answers.answering(content, settings, load)),
-        "accelerate": lookup.holds_any(params, wanted),
+        "accelerate": choice.holds_any(params, wanted),
     }
     return {user for user, is_answered in answered.items() if not is_answered}
 

@@ -14,10 +14,11 @@ from accel_search.runtime.demo import demo_folder
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
 from accel_search.storage.answers import stored_answer
+from accel_search.storage.choice import find_result
 from accel_search.storage.entries import SearchEntry
 from accel_search.storage.json_files import Unreadable, as_type
 from accel_search.storage.keys import parse_key
-from accel_search.storage.lookup import Wanted, bounds, find_result, results
+from accel_search.storage.lookup import Wanted, bounds, results
 from accel_search.storage.search_results import save, save_winner
 from accel_search.storage.workloads import held
 from tests.support.fakes import PROVENANCE, WORKLOAD, FakeEvaluator

@@ -13,7 +13,8 @@ from accel_search.errors import ConfigurationError
 from accel_search.report.console.summary import snippet
 from accel_search.search.space import JointSpace
 from accel_search.storage.answers import stored_answer
-from accel_search.storage.lookup import Wanted, find_result, results
+from accel_search.storage.choice import find_result
+from accel_search.storage.lookup import Wanted, results
 from accel_search.storage.workloads import held
 from tests.support.fakes import PROVENANCE, WORKLOAD
 from tests.support.results import GRID, searched

@@ -23,11 +23,12 @@ from accel_search.runtime.loading.pipelines import (
     import_libraries,
     load_pipeline,
     random_pipeline,
+    scheduler_of,
     timesteps,
 )
 from accel_search.runtime.loading.prompts import load_prompts
 from accel_search.runtime.loading.random_weights import ARCHITECTURES
-from accel_search.runtime.loading.schedulers import build_scheduler, check_options
+from accel_search.runtime.loading.schedulers import check_options
 from accel_search.runtime.loading.single_file.load import PipelineFile
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.measuring.timing_lock import TimingLock
@@ -112,13 +113,7 @@ class Workbench:
             ConfigurationError: The pipeline cannot make such images, or the packages not on it.
         """
         pipe = self._pipe
-        pipe.scheduler = build_scheduler(
-            settings.scheduler_class,
-            self._own_scheduler,
-            type(pipe).__name__,
-            f"--pipe {settings.pipe}",
-            settings.sampler_asked.options,
-        )
+        pipe.scheduler = scheduler_of(settings, self._own_scheduler, type(pipe).__name__)
         workload = describe_workload(pipe, settings, self._folder)
         if settings.implementation == "package":
             times = timesteps(pipe.scheduler, settings.steps)

@@ -39,8 +39,9 @@ from accel_search.report.format import (
 from accel_search.search.explain import of_refusals
 from accel_search.search.space import JointSpace
 from accel_search.settings import Settings
+from accel_search.storage.choice import arguments_for
 from accel_search.storage.entries import BoundEntry, SearchEntry, estimate_of
-from accel_search.storage.lookup import Wanted, arguments_for
+from accel_search.storage.lookup import Wanted
 
 SHOWN = 5
 """Trials in the table of the best few."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -88,13 +89,7 @@ def load_pipeline(
         source = open_file(settings, half, log) or find_pipeline(settings, half, log)
         xl = source.pipeline_class == "StableDiffusionXLPipeline"
         try:
-            scheduler = build_scheduler(
-                settings.scheduler_class,
-                source.scheduler,
-                source.pipeline_class,
-                given,
-                settings.sampler_asked.options,
-            )
+            scheduler = scheduler_of(settings, source.scheduler, source.pipeline_class)
             vae = None
             if source.vae is not None:
                 cls, path = diffusers.AutoencoderKL, source.vae.path
@@ -154,6 +149,13 @@ def _load_folder(
         **({"add_watermarker": False} if xl else NO_SAFETY_CHECKER),
         **folder.options,
     )
+
+
+def scheduler_of(settings: Settings, own: Mapping[str, Any], pipeline_class: str) -> Any:
+    """Return the scheduler that `--sched` asks for; arguments and errors as `build_scheduler`."""
+    sampler = settings.sampler_asked
+    given = f"--pipe {settings.pipe}"
+    return build_scheduler(sampler.class_name, own, pipeline_class, given, sampler.options)
 
 
 def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
