@@ -139,7 +139,7 @@ def test_the_old_scheduler_is_back_also_when_applying_fails() -> None:
             accelerate(pipe, TOME, scheduler="DDIM")
         assert pipe.scheduler is inner
     for name in ("Nonesuch", "UNet2DConditionModel", "NonesuchScheduler"):
-        with pytest.raises(ConfigurationError, match=f"'{name}': give DDIM, DPM-Solver"):
+        with pytest.raises(ConfigurationError, match=f"'{name}': expected one of DDIM, DPM-Solver"):
             accelerate(pipe, DEEPCACHE, scheduler=name)
     assert pipe.scheduler is own and dict(pipe.config) == config
     assert_untouched(before, snapshot(pipe))
@@ -318,6 +318,13 @@ def test_another_sampler_of_the_same_class_is_warned_of(
             accelerate(pipe, results, steps=20, scheduler=scheduler).remove()
         assert ("another sampler" in caplog.text) == bool(named)
         assert named is None or named in caplog.text
+
+
+@pytest.mark.parametrize("given", ["Nope", "Euler(karras=true", "NopeScheduler"])
+def test_what_is_no_scheduler_is_refused_with_the_names(given: str, results: Path) -> None:
+    for settings in (DEEPCACHE, results):
+        with pytest.raises(ConfigurationError, match="expected one of DDIM, DPM-Solver"):
+            accelerate(make_pipe(), settings, scheduler=given)
 
 
 @pytest.mark.parametrize("own", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])

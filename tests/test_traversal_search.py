@@ -132,7 +132,7 @@ def test_weights_replaced_in_place_are_searched_anew_and_both_results_stay(folde
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     capsys.readouterr()
     assert main(command) == 0
-    assert "holds such a result, but measured elsewhere (other weights)" in capsys.readouterr().err
+    assert "holds results of other weights; this one is searched" in capsys.readouterr().out
     assert len(trials_in(folder)) == 4
     assert main(["--list", "--json"]) == 0
     before, after = (each["provenance"] for each in json.loads(capsys.readouterr().out))

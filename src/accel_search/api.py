@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from accel_search.cli.program import in_one_line
 from accel_search.core.candidate import Candidate, Params
 from accel_search.core.paths import local_folder
-from accel_search.core.schedulers import PLAIN, class_and_options, scheduler_class
+from accel_search.core.schedulers import class_and_options, parse_sampler, scheduler_class
 from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import AccelSearchError, ConfigurationError
 from accel_search.storage.choice import SIZE, find_result, holds_any
@@ -93,23 +93,11 @@ class _ExchangedScheduler:
     """
 
     def __init__(self, pipe: Any, name: str) -> None:
-        import diffusers
-
         from accel_search.accelerators.patching import check_pipeline
-        from accel_search.runtime.loading.schedulers import (
-            build_scheduler,
-            check_exchange,
-            check_options,
-        )
+        from accel_search.runtime.loading.schedulers import build_scheduler, check_exchange
 
-        class_name, asked = class_and_options(name)
-        if not (class_name.endswith("Scheduler") and hasattr(diffusers, class_name)):
-            known = ", ".join(PLAIN)
-            raise ConfigurationError(
-                f"scheduler {name!r}: give {known} or a scheduler of diffusers"
-            )
         check_pipeline(pipe)
-        check_options(f"scheduler {name!r}", class_name, asked)
+        class_name, asked = _known_scheduler(name)
         check_exchange(f"scheduler {name!r}", pipe.scheduler, class_name)
         self._pipe = weakref.ref(pipe)
         self._own = pipe.scheduler
@@ -189,6 +177,24 @@ def accelerate(
     return Acceleration(pipe, Candidate(settings), scheduler, implementation or "own")
 
 
+def _known_scheduler(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the class of a sampler and its options, or raise ConfigurationError for none."""
+    import diffusers
+
+    from accel_search.runtime.loading.schedulers import check_options
+
+    class_name, asked = class_and_options(name)
+    if not (class_name.endswith("Scheduler") and hasattr(diffusers, class_name)):
+        try:
+            parse_sampler(name)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"scheduler {name!r}: expected {error}; or a scheduler class of diffusers"
+            ) from error
+    check_options(f"scheduler {name!r}", class_name, asked)
+    return class_name, asked
+
+
 def _apply_result(
     pipe: Any,
     path: str | Path,
@@ -198,6 +204,8 @@ def _apply_result(
     choice: Mapping[str, Any],
 ) -> Acceleration:
     """Apply the result that fits, with the warnings and the line that belong to it."""
+    if scheduler is not None:
+        _known_scheduler(scheduler)
     result = _find(path, pipe, implementation, scheduler=scheduler, **choice)
     entry = result.entry
     applied = Acceleration(pipe, entry.candidate, scheduler, entry.where.implementation)

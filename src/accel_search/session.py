@@ -38,6 +38,7 @@ from accel_search.session_parts import (
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
 from accel_search.storage.answers import measured_as, stored_answer
+from accel_search.storage.choice import WORKLOAD
 from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.keys import search_key
@@ -413,10 +414,16 @@ def _stored_here(
         Path(settings.output), evaluator.workload, settings, space.values(), evaluator.provenance
     )
     if entry is None and differences:
-        logger.warning(
-            "%s holds such a result, but measured elsewhere (other %s); searching here "
-            "(--verify measures that one again instead)",
-            settings.output,
-            in_words(differences),
-        )
+        named = in_words(differences)
+        if set(differences) <= set(WORKLOAD):
+            logger.info(
+                "%s holds results of other %s; this one is searched", settings.output, named
+            )
+        else:
+            logger.warning(
+                "%s holds such a result, but measured elsewhere (other %s); searching here "
+                "(--verify measures that one again instead)",
+                settings.output,
+                named,
+            )
     return entry

@@ -7,6 +7,7 @@ from accel_search.core.schedulers import (
     SCHEDULERS,
     VARIANTS,
     parse_sampler,
+    sampler_name,
     scheduler_class,
     scheduler_name,
 )
@@ -65,6 +66,7 @@ def test_options_belong_to_a_samplers_text(given, text, class_name, options):
         (["--sched", "FlowMatchEulerDiscreteScheduler"], "one of DDIM, DPM-Solver++, UniPC, DDPM"),
         (["--sched", "Euler(karras)"], "an option with its value, e.g. karras=true"),
         (["--sched_option", "karass=true"], "did you mean 'karras'?"),
+        (["--sched", "UniPC", "--sched_option", "order=99"], "order=1, order=2 or order=3"),
         (["--sched_option", "karras=__import__('os')"], "an option with its value"),
         (["--sched", "Euler\n a("], "one of DDIM"),
     ],
@@ -73,6 +75,14 @@ def test_what_is_no_sampler_is_one_line(options, said, capsys):
     assert main([*options, "--replay", "none.json"]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_stored_scheduler_is_named_by_its_options():
+    for name in (*PLAIN, *VARIANTS):
+        sampler = parse_sampler(name)
+        stored = {"timestep_spacing": "leading", **sampler.options}
+        assert sampler_name(sampler.class_name, stored) == name
+    assert sampler_name("DDIMScheduler", None) == "DDIM"
 
 
 def test_a_file_of_anything_names_no_other_sampler():

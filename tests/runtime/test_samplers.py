@@ -82,13 +82,24 @@ def test_a_candidate_is_measured_beside_the_same_baseline(settings_for, name):
         evaluator.check()  # The pipeline's pictures are still the baseline's, bit for bit.
 
 
-def test_an_option_that_the_class_lacks_is_one_line_before_anything_loads(settings_for):
-    settings = settings_for(sched="Euler a(karras=true)", **SIZES)
-    with pytest.raises(ConfigurationError) as error:
+@pytest.mark.parametrize(
+    ("sched", "said"),
+    [
+        ("Euler a(karras=true)", "EulerAncestralDiscreteScheduler has no option use_karras_sigmas"),
+        ("Euler(spacing=foo)", "no EulerDiscreteScheduler: ValueError: foo is not supported"),
+        ("Euler(karras=maybe)", "use_karras_sigmas is 'maybe'; give true or false"),
+        ("Euler(karras=true, exponential=true)", "no EulerDiscreteScheduler: ValueError: Only one"),
+    ],
+)
+def test_options_that_make_no_sampler_are_one_line_before_anything_loads(
+    settings_for, monkeypatch, sched, said
+):
+    from accel_search.runtime import workbench
+
+    monkeypatch.setattr(workbench, "load_pipeline", None)
+    settings = settings_for(sched=sched, **SIZES)
+    with pytest.raises(ConfigurationError, match=re.escape(f"--sched {settings.sched}: {said}")):
         Workbench(settings, LOG)
-    assert "EulerAncestralDiscreteScheduler has no option use_karras_sigmas; it has " in (
-        str(error.value)
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Results of several workloads in one file: nothing is lost, and each is found again."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from accel_search.search.space import JointSpace
 from accel_search.storage.answers import stored_answer
 from accel_search.storage.choice import find_result
 from accel_search.storage.lookup import Wanted, results
+from accel_search.storage.search_results import save
 from accel_search.storage.workloads import held
 from tests.support.fakes import PROVENANCE, WORKLOAD
 from tests.support.results import GRID, searched
@@ -131,6 +133,22 @@ def test_what_a_pipeline_shows_goes_before_what_was_measured_last(tmp_path, capl
     assert find_result(path, near={"weights": ["bb", "cc"]}).entry == full
     assert find_result(path, near={"weights": ["cc"], "dtype": ["float16"]}).entry == other
     assert not caplog.records
+
+
+def test_samplers_of_one_class_are_named_where_they_choose(tmp_path, caplog):
+    path = tmp_path / "f.json"
+    karras, sde = {"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++"}
+    for options, factor in ((karras, 1.0), ({**karras, **sde}, 0.5)):
+        provenance = replace(PROVENANCE, scheduler=options)
+        workload = replace(WORKLOAD, scheduler_class="DPMSolverMultistepScheduler")
+        entry = search(path, provenance, factor)
+        save(path, workload, GRID(), entry)
+    names = re.escape('give scheduler="DDIM" or "DPM++ 2M Karras" or "DPM++ 2M SDE Karras"')
+    with pytest.raises(ConfigurationError, match=names):
+        load_best(path, scheduler="UniPC")
+    caplog.clear()
+    load_best(path, scheduler="DPM++ 2M SDE Karras")
+    assert "(scheduler='DPM++ 2M SDE Karras'): say which with scheduler=" in caplog.text
 
 
 def test_twelve_workloads_of_four_processes_at_once_are_all_kept(tmp_path):

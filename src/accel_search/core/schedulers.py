@@ -129,9 +129,12 @@ def parse_option(text: str) -> tuple[str, Option]:
     if not equals or not re.fullmatch(r"[\w.+-]+", value):
         raise ValueError("an option with its value, e.g. karras=true or timestep_spacing=trailing")
     if name not in _WHOLE:
-        near = difflib.get_close_matches(name, (*OPTIONS, *_WHOLE), 1)
+        known = (*OPTIONS, *sorted(_WHOLE - set(OPTIONS.values())))
+        near = difflib.get_close_matches(name, (*known, *OPTIONS.values()), 1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"an option of schedulers: {', '.join(sorted(_WHOLE))}{guess}")
+        raise ValueError(f"an option of schedulers: {', '.join(known)}{guess}")
+    if name == "solver_order" and value not in ("1", "2", "3"):
+        raise ValueError("order=1, order=2 or order=3")
     return name, _value(value)
 
 
@@ -186,6 +189,23 @@ def class_and_options(name: str) -> tuple[str, dict[str, Option]]:
 def scheduler_class(name: str) -> str:
     """Return the class name of a sampler; anything else unchanged."""
     return class_and_options(name)[0]
+
+
+def sampler_name(class_name: str, options: Mapping[str, object] | None) -> str:
+    """Return the sampler that a scheduler is: one of `VARIANTS` by its options, else its class's.
+
+    Args:
+        class_name: The class of diffusers.
+        options: The scheduler's, as a provenance has them; None if unknown.
+    """
+    plain = scheduler_name(class_name)
+    known = dict(options or {}).items()
+    fitting = [
+        (len(own), name)
+        for name, (base, own) in VARIANTS.items()
+        if base == plain and own.items() <= known
+    ]
+    return max(fitting, default=(0, plain))[1]
 
 
 def scheduler_name(class_name: str, asked: str | None = None) -> str:

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from accel_search.core.schedulers import scheduler_name
+from accel_search.core.schedulers import sampler_name
 from accel_search.core.workload import in_words
 from accel_search.errors import ConfigurationError
 from accel_search.storage.entries import SearchEntry
@@ -102,6 +102,8 @@ def _warn_of_workloads(path: Path, fitting: Sequence[Result], taken: Sequence[Re
     others = [theirs for stored in fitting if (theirs := workload_of(stored)) != ours]
     apart = [name for name in ours if any(theirs[name] != ours[name] for theirs in others)]
     said = {name: ours[name] for name in apart if name in ("steps", *SIZE)}
+    if len({_sampler(stored) for stored in fitting}) > 1:
+        said["scheduler"] = repr(_sampler(taken[0]))
     if others:
         _logger.warning(
             "%s: holds results of other %s, too; taking those measured last%s",
@@ -111,6 +113,10 @@ def _warn_of_workloads(path: Path, fitting: Sequence[Result], taken: Sequence[Re
             if said
             else "",
         )
+
+
+def _sampler(stored: Result) -> str:
+    return sampler_name(stored.key.scheduler_class, stored.entry.where.scheduler)
 
 
 def _said(arguments: Mapping[str, Any]) -> str:
@@ -246,7 +252,7 @@ def _nothing(content: Mapping[str, Any], wanted: Wanted) -> str:
             "file) applies as it was measured"
         )
     anyhow = matching(content, replace(wanted, scheduler_class=None))
-    others = sorted({scheduler_name(stored.key.scheduler_class) for stored in anyhow})
+    others = sorted({_sampler(stored) for stored in anyhow})
     if not others:
         return f"holds no result for {wanted}; run accel-search for it first"
     choice = " or ".join(f'"{name}"' for name in others)

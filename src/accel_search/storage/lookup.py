@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from accel_search.core.paths import local_file, local_folder
-from accel_search.core.schedulers import scheduler_name
+from accel_search.core.schedulers import sampler_name
 from accel_search.core.workload import differences
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import speedup_bounds
@@ -124,7 +124,8 @@ def measured_of(stored: StoredEntry[SearchEntry]) -> list[str]:
     """Return what a result was measured of, in words."""
     key, where = stored.key, stored.entry.where
     parts = [where.model_id] if where.model_id else []
-    parts += [key.pipeline_class, scheduler_name(key.scheduler_class), f"{key.steps} steps"]
+    sampler = sampler_name(key.scheduler_class, where.scheduler)
+    parts += [key.pipeline_class, sampler, f"{key.steps} steps"]
     if where.width and where.height:
         parts.append(f"{where.width} x {where.height} px")
     if where.batch_size:

@@ -15,6 +15,8 @@ from accel_search.errors import ConfigurationError, LoadError, first_line
 
 _BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
+TRIED_STEPS = 10
+"""Steps with which a scheduler's options are tried, before anything is loaded."""
 _PLUS_PLUS = ("dpmsolver++", "sde-dpmsolver++")
 
 
@@ -81,12 +83,18 @@ def check_options(given: str, class_name: str, asked: Mapping[str, Any]) -> None
         raise ConfigurationError(
             f"{given}: diffusers {diffusers.__version__} has no {class_name} here; give another"
         )
-    known = sorted(_parameters(cls) - {"self"})
-    for name in asked:
-        if name not in known:
-            raise ConfigurationError(
-                f"{given}: {class_name} has no option {name}; it has {', '.join(known)}"
-            )
+    defaults = inspect.signature(cls.__init__).parameters
+    for name, value in asked.items():
+        if name not in defaults:
+            known = ", ".join(sorted(_parameters(cls) - {"self"}))
+            raise ConfigurationError(f"{given}: {class_name} has no option {name}; it has {known}")
+        if isinstance(defaults[name].default, bool) is not isinstance(value, bool):
+            kind = "true or false" if isinstance(defaults[name].default, bool) else "a value"
+            raise ConfigurationError(f"{given}: {name} is {value!r}; give {kind}")
+    try:
+        cls(**asked).set_timesteps(TRIED_STEPS)
+    except Exception as error:  # Values of wrong types raise many classes.
+        raise ConfigurationError(f"{given}: no {class_name}: {first_line(error)}") from error
 
 
 def build_scheduler(
