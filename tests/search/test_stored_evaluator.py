@@ -85,6 +85,16 @@ def test_an_extra_measurement_is_made_once_a_study(store):
     assert len(evaluator.calls) == 1 and again.spent == 0
 
 
+def test_what_another_process_measured_is_known_here_too(store):
+    name = extras.held_out(point(2, 3))
+    theirs = StoredEvaluator(FakeEvaluator(), store).once(name, point(2, 3), "held_out", range(4))
+    # It begins before the other one stores, and measures the same candidate.
+    ours = StoredEvaluator(FakeEvaluator(), store)
+    ours.extras.clear()
+    assert ours.once(name, point(2, 3), "held_out", range(4)) == theirs
+    assert ours.extras[name] == theirs
+
+
 def test_what_hung_beside_the_trials_is_not_measured_again(store):
     name = extras.held_out(point(2, 3))
     store.save_failure(name, Failure("timeout", "it did not end", 3.0))

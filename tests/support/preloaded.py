@@ -11,6 +11,7 @@ import tqdm
 
 import accel_search.cli.logging_utils
 import accel_search.explore_upper_bounds
+import accel_search.report.ci
 import accel_search.report.console.summary
 import accel_search.session
 import accel_search.storage.search_results

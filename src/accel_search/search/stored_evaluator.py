@@ -200,7 +200,12 @@ class StoredEvaluator:
         return record
 
     def _load(self, name: ExtraName) -> Measurement | None:
-        return self.extras.get(name) if self._store is None else self._store.load_extra(name)
+        if self._store is None:
+            return self.extras.get(name)
+        measured = self._store.load_extra(name)
+        if measured is not None:  # Another process may have measured it.
+            self.extras[name] = measured
+        return measured
 
     def _save(self, name: ExtraName, measured: Measurement) -> None:
         if self._store is not None:
