@@ -66,6 +66,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         settings: The options.
         is_program: Whether the process may be restarted after a candidate has hung.
     """
+    if settings.list:
+        return _list(settings)
     from accel_search import session
     from accel_search.report import ci
     from accel_search.report.console.color import takes_colour
@@ -75,8 +77,6 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     from accel_search.search.watchdog import Watchdog
     from accel_search.session_parts import clear_verdicts
 
-    if settings.list:
-        return _list(settings)
     strategies.check(settings.strategy, settings.sampler)
     trackers.check(settings)
     check_file(settings)

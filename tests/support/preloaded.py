@@ -13,6 +13,7 @@ import accel_search.cli.logging_utils
 import accel_search.explore_upper_bounds
 import accel_search.report.ci
 import accel_search.report.console.summary
+import accel_search.runtime.loading.single_file.load
 import accel_search.session
 import accel_search.storage.search_results
 import accel_search.sweep.driver
