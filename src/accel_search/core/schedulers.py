@@ -58,13 +58,14 @@ OPTIONS = {
     "order": "solver_order",
 }
 """Short name of an option -> its name in diffusers."""
-_WHOLE = {
+_LONG = {
     *OPTIONS.values(),
     *("euler_at_final", "final_sigmas_type", "lower_order_final", "predict_x0", "sigma_max"),
     *("rescale_betas_zero_snr", "set_alpha_to_one", "solver_type", "sigma_min", "variance_type"),
     *("original_inference_steps", "interpolation_type", "timestep_type", "predictor_order"),
     *("corrector_order", "lambda_min_clipped", "thresholding", "steps_offset"),
 }
+"""Options by their names in diffusers."""
 _NOTATION = re.compile(r"\s*(?P<name>[^()]+?)\s*(?:\((?P<options>[^()]*)\))?\s*")
 
 
@@ -128,8 +129,8 @@ def parse_option(text: str) -> tuple[str, Option]:
     name = OPTIONS.get(name, name)
     if not equals or not re.fullmatch(r"[\w.+-]+", value):
         raise ValueError("an option with its value, e.g. karras=true or timestep_spacing=trailing")
-    if name not in _WHOLE:
-        known = (*OPTIONS, *sorted(_WHOLE - set(OPTIONS.values())))
+    if name not in _LONG:
+        known = (*OPTIONS, *sorted(_LONG - set(OPTIONS.values())))
         near = difflib.get_close_matches(name, (*known, *OPTIONS.values()), 1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"an option of schedulers: {', '.join(known)}{guess}")

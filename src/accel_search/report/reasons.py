@@ -53,12 +53,16 @@ def quality(
         tail_loss: Loss over the worst tenth of prompts; None where unknown.
     """
     bound = f"the allowed {100 * goal.max_score_loss:g} %"
+    verdict = judge(loss, goal.max_score_loss, prompts)
     message = {
         Verdict.PASS: f"The score loss is within {bound}",
         Verdict.FAIL: f"The score loss is beyond {bound}",
         Verdict.INCONCLUSIVE: f"The score loss may be within {bound} or beyond",
-    }[judge(loss, goal.max_score_loss, prompts)]
-    lines = [f"{message}, on {counted(prompts, 'prompt')}."]
+    }[verdict]
+    on = counted(prompts, "prompt")
+    lines = [f"{message}, on {on}."]
+    if verdict is Verdict.INCONCLUSIVE and loss.high <= goal.max_score_loss:
+        lines = [f"Its interval is within {bound}, but {on} are too few for a loss to pass."]
     if needed is not None:
         lines.append(f"About {needed:,} prompts would settle it (--num_samples).")
     for name, value, least in (("PSNR", psnr, goal.min_psnr), ("SSIM", ssim, goal.min_ssim)):

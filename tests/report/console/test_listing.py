@@ -1,7 +1,11 @@
 """What `--list` shows of a result file."""
 
 import json
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +62,19 @@ def test_the_program_lists_and_measures_nothing(tmp_path, capsys):
     path.write_text("[")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         stored_in(path)
+
+
+def test_the_lines_of_the_documentation_list_a_file(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "use.md").read_text()
+    block = page.partition("## What a file holds")[2].partition("```console\n")[2]
+    lines = block.partition("```")[0].strip().splitlines()
+    for name in ("search_params.json", "other.json"):
+        searched(tmp_path / name, GRID())
+    said = []
+    for line in lines:
+        program, *arguments = shlex.split(line, comments=True)
+        command = [str(Path(sys.executable).with_name(program)), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        said.append(done.stdout)
+    assert len(said) == 2 and said[0].startswith("search_params.json: 1 result\n")
+    assert json.loads(said[1])[0]["targets"] == ["deepcache"]
