@@ -99,6 +99,9 @@ def test_a_winner_that_is_only_likely_says_how_likely_and_what_would_settle_it(f
     entry = entry_of(unsure, *rest)
     assert entry.evidence.chance_within_bound == 0.82
     assert "likely (82 %) to be within the bound" in stored_summary(entry, Settings())
+    low, high = entry.evidence.speedup_interval
+    shown = f"  speedup: {entry.speedup:.2f} [{low:.2f}, {high:.2f}]\n"
+    assert shown in stored_summary(entry, Settings())
     sure = entry_of(replace(found, chance=0.99), *rest)
     assert "likely" not in stored_summary(sure, Settings())
     assert "likely" not in text(replace(found, chance=0.99))

@@ -356,7 +356,7 @@ def stored_summary(entry: SearchEntry, settings: Settings, use: Sequence[str] = 
         "",
         *(f"  {line}" for line in settings_lines(entry.candidate)),
         "",
-        f"  speedup: {entry.speedup:.2f}",
+        f"  speedup: {factor(estimate_of(entry.speedup, evidence.speedup_interval))}",
         f"  score loss: {loss}  {evidence.verdict}",
         *_likely(entry),
         "",
