@@ -28,9 +28,12 @@ from accel_search.session_parts import (
     going_on,
     make_pictures,
     observed,
+    open_store,
+    storage_url,
 )
 from accel_search.settings import NAMED, Settings
 from accel_search.storage.answers import measured_as
+from accel_search.storage.run import Run
 from accel_search.storage.run_folder import (
     RunRecord,
     begun_record,
@@ -41,7 +44,6 @@ from accel_search.storage.run_folder import (
 from accel_search.storage.run_reader import of_outcome
 from accel_search.storage.trials_db import (
     TrialStore,
-    default_url,
     read_study,
     study_name,
     study_names,
@@ -58,26 +60,35 @@ class Measured:
     provenance: Provenance | None
     """None for recorded trials."""
     study: str
+    run: Run
+    """What a report shows."""
     written: Sequence[Path]
     """The requested files."""
 
 
 def measure_named(
-    settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
+    settings: Settings,
+    logger: logging.Logger,
+    watchdog: Watchdog,
+    *,
+    show_bar: bool,
+    evaluator: Evaluator | None = None,
 ) -> Measured:
     """Measure the named candidates and write what the settings request.
 
     The result file is neither read nor written: what someone names is not what a search found.
+    The arguments are those of `session.bound_speed`.
 
     Raises:
         AccelSearchError: As `NamedRun.run`; a candidate is not possible; a file cannot be written.
     """
     settings = replace(going_on(settings, watchdog), strategy=NAMED)
     ensure_results_writable(settings, None)
-    evaluator, space = _opened(settings, logger)
+    evaluator, space = _opened(settings, logger, evaluator)
     _say_what_coincides(settings, space, logger)
     load, where = evaluator.workload, evaluator.provenance
-    store = _open_store(settings, evaluator, space)
+    # No search is over a space without values: theirs are other studies.
+    store = open_store(settings, evaluator, {}, "named settings")
     if settings.replay is None and not settings.force:
         _adopt(settings, evaluator, space, store)
     with tracked(settings, load, where, store.name, logger) as tracking:
@@ -101,22 +112,25 @@ def measure_named(
             write_record(settings.run_dir, record)
         make_pictures(settings, evaluator, _to_picture(named), store.name, logger)
         store.finish()
-        if settings.report is not None:
-            run_dir = None if settings.replay is not None else settings.run_dir
-            written += write_of(of_outcome(outcome, record, store.extras(), run_dir), settings)
+        run_dir = None if settings.replay is not None else settings.run_dir
+        run = of_outcome(outcome, record, store.extras(), run_dir)
+        written += write_of(run, settings)
         tracking.end(None, outcome, written)
-    return Measured(named, load, where, store.name, written)
+    return Measured(named, load, where, store.name, run, written)
 
 
-def _opened(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, NamedSpace]:
+def _opened(
+    settings: Settings, logger: logging.Logger, evaluator: Evaluator | None
+) -> tuple[Evaluator, NamedSpace]:
     """Return the evaluator, of a pipeline or of recorded trials, and the space of candidates."""
     if settings.replay is not None:
         replay, space = open_named_replay(Path(settings.replay), settings.candidate, settings.goal)
         warn_of_ignored(settings, replay, logger)
         return replay, space
-    from accel_search.runtime import workbench
+    if evaluator is None:
+        from accel_search.runtime import workbench
 
-    evaluator = workbench.open_evaluator(settings, logger)
+        evaluator = workbench.open_evaluator(settings, logger)
     return evaluator, NamedSpace(settings.candidate, evaluator.workload)
 
 
@@ -130,25 +144,6 @@ def _say_what_coincides(settings: Settings, space: NamedSpace, logger: logging.L
     for name in ("max_trials", "time_budget"):
         if getattr(settings, name) is not None:
             logger.warning("--%s: ignored, all named candidates are measured", name)
-
-
-def _open_store(settings: Settings, evaluator: Evaluator, space: NamedSpace) -> TrialStore:
-    """Open the study of all named candidates of this workload; a replay's is in memory."""
-    if settings.replay is not None:
-        return TrialStore(None, "replay", {})
-    load, where = evaluator.workload, evaluator.provenance
-    # No search is over a space without values: theirs are other studies.
-    identity = measured_as(settings, load, {}, where)
-    about = (
-        f"{load.pipeline}, named settings: {load.scheduler_class}, {load.steps} steps, "
-        f"{load.height} × {load.width} pixels, batch size {load.batch_size}, {load.dtype}, "
-        f"{load.device if where is None else where.device_name}"
-    )
-    return TrialStore(_url(settings), study_name(identity), {}, fresh=settings.force, about=about)
-
-
-def _url(settings: Settings) -> str:
-    return settings.storage or default_url(settings.run_dir)
 
 
 def _adopt(settings: Settings, evaluator: Evaluator, space: NamedSpace, store: TrialStore) -> None:
@@ -179,7 +174,7 @@ def _searches(
     Raises:
         ConfigurationError: The storage cannot be read.
     """
-    url = _url(settings)
+    url = storage_url(settings)
     for targets in {tuple(candidate) for group in space.distinct for candidate in group}:
         try:
             values = JointSpace(targets, evaluator.workload, settings.space).values()

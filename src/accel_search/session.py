@@ -34,14 +34,16 @@ from accel_search.session_parts import (
     going_on,
     make_pictures,
     observed,
+    open_store,
 )
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
-from accel_search.storage.answers import measured_as, stored_answer
+from accel_search.storage.answers import stored_answer
 from accel_search.storage.choice import WORKLOAD
 from accel_search.storage.entries import BoundEntry, SearchEntry
 from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.keys import search_key
+from accel_search.storage.run import Run
 from accel_search.storage.run_folder import (
     RunRecord,
     begun_record,
@@ -51,34 +53,8 @@ from accel_search.storage.run_folder import (
     write_record,
 )
 from accel_search.storage.run_reader import of_outcome, read_run
-from accel_search.storage.trials_db import TrialStore, default_url, study_name
+from accel_search.storage.trials_db import TrialStore
 from accel_search.storage.trials_file import write_trials
-
-
-def open_store(settings: Settings, evaluator: Evaluator, space: JointSpace) -> TrialStore:
-    """Open the study shared by all searches that measure the same; a replay's is in memory.
-
-    Raises:
-        ConfigurationError: The storage cannot be opened.
-    """
-    values = space.values()
-    if settings.replay is not None:
-        return TrialStore(None, "replay", values)
-    provenance = evaluator.provenance
-    identity = measured_as(settings, evaluator.workload, values, provenance)
-    url = settings.storage or default_url(settings.run_dir)
-    about = _about(evaluator.workload, provenance, space)
-    return TrialStore(url, study_name(identity), values, fresh=settings.force, about=about)
-
-
-def _about(load: Workload, provenance: Provenance | None, space: JointSpace) -> str:
-    """Describe a study, whose name is a digest."""
-    where = load.device if provenance is None else provenance.device_name
-    return (
-        f"{load.pipeline}, {' + '.join(space.targets)}: {load.scheduler_class}, "
-        f"{load.steps} steps, {load.height} × {load.width} pixels, batch size {load.batch_size}, "
-        f"{load.dtype}, {where}"
-    )
 
 
 @dataclass(frozen=True)
@@ -154,21 +130,31 @@ def explore(
 
 
 def bound_speed(
-    settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
+    settings: Settings,
+    logger: logging.Logger,
+    watchdog: Watchdog,
+    *,
+    show_bar: bool,
+    evaluator: Evaluator | None = None,
 ) -> Exploration:
     """Find the fastest candidate, whatever its quality, and write it to the file of bounds.
+
+    Args:
+        settings: The options.
+        logger: Receives a line per trial.
+        watchdog: Ends a measurement that hangs.
+        show_bar: Whether a bar is drawn.
+        evaluator: Of a pipeline in memory; None loads the settings' own.
 
     Raises:
         NothingMeasured: No candidate could be timed.
         AccelSearchError: As `explore`.
     """
-    from accel_search.runtime.workbench import open_evaluator
-
     path = Path(settings.bounds)
     ensure_writable(path)
     return explore(
         going_on(settings, watchdog),
-        open_evaluator(settings, logger),
+        open_evaluator(settings, logger, evaluator)[0],
         logger,
         show_bar=show_bar,
         watchdog=watchdog,
@@ -189,19 +175,28 @@ class Searched:
     no_gain: str | None = None
     """Explains targets that gain nothing."""
     record: RunRecord = field(default_factory=RunRecord)
+    run: Run | None = None
+    """What a report shows; None where an earlier search's result answers."""
     written: Sequence[Path] = ()
     """The requested page and script."""
 
 
 def search(
-    settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
+    settings: Settings,
+    logger: logging.Logger,
+    watchdog: Watchdog,
+    *,
+    show_bar: bool,
+    evaluator: Evaluator | None = None,
 ) -> Searched:
     """Answer from the result file, or search and write what the settings request.
+
+    The arguments are those of `bound_speed`.
 
     Raises:
         AccelSearchError: As `Search.run`; or a file cannot be written.
     """
-    evaluator, space = open_evaluator(settings, logger)
+    evaluator, space = open_evaluator(settings, logger, evaluator)
     if not settings.force and settings.replay is None:
         entry = _stored_here(settings, logger, evaluator, space)
         if entry is not None:
@@ -213,15 +208,13 @@ def search(
         outcome, store = searched.outcome, session.store
         assert outcome is not None
         session.finish(outcome)
-        written: Sequence[Path] = ()
-        if settings.report is not None or settings.export is not None:
-            run_dir = None if settings.replay is not None else settings.run_dir
-            run = of_outcome(outcome, searched.record, store.extras(), run_dir)
-            written = write_of(run, settings)
+        run_dir = None if settings.replay is not None else settings.run_dir
+        run = of_outcome(outcome, searched.record, store.extras(), run_dir)
+        written = write_of(run, settings)
         stored = [settings.output] if searched.entry and settings.replay is None else []
         files = [Path(file) for file in (*stored, settings.trials_out) if file is not None]
         session.tracking.end(searched.entry, outcome, [*files, *written])
-    return replace(searched, written=written)
+    return replace(searched, run=run, written=written)
 
 
 def report_on_stored(
@@ -248,15 +241,22 @@ def report_on_stored(
 
 
 def verify_stored(
-    settings: Settings, logger: logging.Logger, watchdog: Watchdog, *, show_bar: bool
+    settings: Settings,
+    logger: logging.Logger,
+    watchdog: Watchdog,
+    *,
+    show_bar: bool,
+    evaluator: Evaluator | None = None,
 ) -> Verification:
     """Measure a stored result again; nothing is written.
+
+    The arguments are those of `bound_speed`.
 
     Raises:
         AccelSearchError: As `find_stored` and `verify`.
     """
     check_stored(settings)
-    evaluator, _ = open_evaluator(settings, logger)
+    evaluator, _ = open_evaluator(settings, logger, evaluator)
     stored = find_stored(settings, evaluator.workload, evaluator.provenance)
     with Progress(logger, 1, settings.goal, show_bar=show_bar) as progress:
         measuring = StoredEvaluator(evaluator, None, watchdog)
@@ -265,15 +265,21 @@ def verify_stored(
         return verify(stored, evaluator, measuring)
 
 
-def open_evaluator(settings: Settings, logger: logging.Logger) -> tuple[Evaluator, JointSpace]:
-    """Return the evaluator, of a pipeline or of recorded trials, and the space to search."""
+def open_evaluator(
+    settings: Settings, logger: logging.Logger, evaluator: Evaluator | None = None
+) -> tuple[Evaluator, JointSpace]:
+    """Return the evaluator, of a pipeline or of recorded trials, and the space to search.
+
+    One that is given, of a pipeline in memory, is taken.
+    """
     if settings.replay is not None:
         replay, space = open_replay(Path(settings.replay), settings.targets, settings.goal)
         warn_of_ignored(settings, replay, logger)
         return replay, space
-    from accel_search.runtime import workbench
+    if evaluator is None:
+        from accel_search.runtime import workbench
 
-    evaluator = workbench.open_evaluator(settings, logger)
+        evaluator = workbench.open_evaluator(settings, logger)
     return evaluator, JointSpace(settings.targets, evaluator.workload, settings.space)
 
 
@@ -308,7 +314,7 @@ def _begun(
     show_bar: bool,
 ) -> Iterator[Session]:
     """Open the store and the trackers for the length of a `with` block."""
-    store = open_store(settings, evaluator, space)
+    store = open_store(settings, evaluator, space.values(), " + ".join(space.targets))
     load, where = evaluator.workload, evaluator.provenance
     with tracked(settings, load, where, store.name, logger) as tracking:
         yield Session(

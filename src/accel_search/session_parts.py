@@ -17,8 +17,11 @@ from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observers
 from accel_search.search.watchdog import Watchdog
 from accel_search.settings import Settings
+from accel_search.storage.answers import measured_as
 from accel_search.storage.json_files import ensure_writable
 from accel_search.storage.run_folder import pictures_path
+from accel_search.storage.search_results import Values
+from accel_search.storage.trials_db import TrialStore, default_url, study_name
 
 if TYPE_CHECKING:
     from accel_search.runtime.measuring.evaluator import PipelineEvaluator
@@ -27,6 +30,35 @@ if TYPE_CHECKING:
 def going_on(settings: Settings, watchdog: Watchdog) -> Settings:
     """Return the settings without `force` in a process that was restarted after a hang."""
     return replace(settings, force=False) if watchdog.hangs else settings
+
+
+def open_store(settings: Settings, evaluator: Evaluator, values: Values, what: str) -> TrialStore:
+    """Open the study shared by all that measure the same; a replay's is in memory.
+
+    Args:
+        settings: The options.
+        evaluator: Gives what is measured, where.
+        values: Accelerator -> parameter -> values of the space; none of named settings.
+        what: What is measured, for the description of the study, whose name is a digest.
+
+    Raises:
+        ConfigurationError: The storage cannot be opened.
+    """
+    if settings.replay is not None:
+        return TrialStore(None, "replay", values)
+    load, where = evaluator.workload, evaluator.provenance
+    name = study_name(measured_as(settings, load, values, where))
+    device = load.device if where is None else where.device_name
+    about = (
+        f"{load.pipeline}, {what}: {load.scheduler_class}, {load.steps} steps, {load.height} × "
+        f"{load.width} pixels, batch size {load.batch_size}, {load.dtype}, {device}"
+    )
+    return TrialStore(storage_url(settings), name, values, fresh=settings.force, about=about)
+
+
+def storage_url(settings: Settings) -> str:
+    """Return the URL of the trials' database."""
+    return settings.storage or default_url(settings.run_dir)
 
 
 def ensure_results_writable(settings: Settings, output: str | None) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +72,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.summary import snippet, summary
     from accel_search.runtime.loading.single_file.load import check_file
-    from accel_search.search.explain import of_refusals
+    from accel_search.search.explain import nothing_found
     from accel_search.search.watchdog import Watchdog
     from accel_search.session_parts import clear_verdicts
 
@@ -95,14 +94,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     if outcome is None:
         return _answer_from(searched, settings, logger)
     if settings.json:
-        nothing = {
-            "speedup": None,
-            "stopped": outcome.stopped,
-            "no_gain": no_gain,
-            "refused": of_refusals(outcome, settings.goal),
-            "noise_note": outcome.noise_note and asdict(outcome.noise_note),
-        }
-        print(json.dumps(entry.as_dict() if entry else nothing, allow_nan=False))
+        document = entry.as_dict() if entry else nothing_found(outcome, settings.goal, no_gain)
+        print(json.dumps(document, allow_nan=False))
     else:
         use = [] if entry is None else snippet(entry, settings, searched.workload)
         colour = takes_colour(sys.stdout)

@@ -110,7 +110,11 @@ def test_trials_are_shared_by_the_same_rule(tmp_path, name):
         evaluator = FakeEvaluator()
         evaluator.provenance = where
         space = JointSpace(settings.targets, WORKLOAD, settings.space)
-        stores.append(open_store(replace(settings, run_dir=str(tmp_path)), evaluator, space).name)
+        stores.append(
+            open_store(
+                replace(settings, run_dir=str(tmp_path)), evaluator, space.values(), "deepcache"
+            ).name
+        )
     assert stores[0] == stores[1] != stores[2]
 
 

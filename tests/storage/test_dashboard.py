@@ -19,7 +19,7 @@ from accel_search.search.loop import Budget, Search
 from accel_search.search.replay import open_replay
 from accel_search.search.strategies import get
 from accel_search.search.strategies.base import Task
-from accel_search.session import open_store
+from accel_search.session_parts import open_store
 from accel_search.settings import Settings
 from accel_search.storage.trials_db import TrialStore, default_url
 from tests.support.fakes import FakeEvaluator
@@ -67,9 +67,11 @@ def test_what_a_study_is_of_stands_in_it_and_is_no_measurement(tmp_path):
 
     space = JointSpace(("deepcache",), evaluator.workload)
     settings = Settings(run_dir=str(tmp_path))
-    store = open_store(settings, evaluator, space)
+    store = open_store(settings, evaluator, space.values(), "deepcache")
     store.save_extra("baseline:search:4", evaluator.baseline())
-    assert list(open_store(settings, evaluator, space).extras()) == ["baseline:search:4"]
+    assert list(open_store(settings, evaluator, space.values(), "deepcache").extras()) == [
+        "baseline:search:4"
+    ]
     study = optuna.load_study(study_name=store.name, storage=default_url(tmp_path))
     assert study.user_attrs["about"] == (
         "demo, deepcache: DDIMScheduler, 20 steps, 128 × 128 pixels, batch size 4, float32, "

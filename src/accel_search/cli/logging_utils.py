@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -93,9 +94,7 @@ def setup_logger(
     logger = logging.getLogger(name)
     logger.setLevel(level)
     logger.propagate = False
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
+    _close(logger)
     if log_file is not None:
         path = Path(log_file)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,3 +112,40 @@ def setup_logger(
     to_errors.setFormatter(_WithoutSecrets(LOG_FORMAT if stamped else "%(levelname)s: %(message)s"))
     logger.addHandler(to_errors)
     return logger
+
+
+def _close(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def logging_to(
+    log_file: str | Path, level: int | str, *, console: bool, name: str = "traversal_search"
+) -> Iterator[logging.Logger]:
+    """Log for the length of a `with` block, within a program that logs by rules of its own.
+
+    Args:
+        log_file: As in `setup_logger`, as are the others.
+        level: See there.
+        console: See there.
+        name: Of the logger that the block gets.
+
+    Raises:
+        OSError: The file cannot be opened for appending.
+    """
+    loggers = [logging.getLogger(each) for each in ("accel_search", name)]
+    before = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers.clear()
+    try:
+        for logger in loggers:
+            setup_logger(logger.name, log_file, level, console=console)
+        yield loggers[-1]
+    finally:
+        for logger, handlers, was, propagates in before:
+            _close(logger)
+            logger.handlers[:] = handlers
+            logger.setLevel(was)
+            logger.propagate = propagates

@@ -312,15 +312,25 @@ def read_config(path: Path, options: Sequence[Field[Any]], program: str) -> dict
             raise ConfigurationError(
                 f"--config {path}: unknown option {name!r}; {program} --help lists them"
             )
-        result[key] = _space(path, value) if key == "space" else _value(path, known[key], value)
+        given = f"--config {path}: {name}"
+        result[key] = _space(path, value) if key == "space" else value_of(known[key], value, given)
     return result
 
 
-def _value(path: Path, option: Field[Any], value: Any) -> Any:
-    """Return a TOML value as the option wants it: of its own type, or parsed as text is."""
+def value_of(option: Field[Any], value: Any, given: str) -> Any:
+    """Return a value of TOML or Python as an option wants it: of its type, or parsed as text is.
+
+    Args:
+        option: The option.
+        value: What it was given.
+        given: Where it stands, for messages.
+
+    Raises:
+        ConfigurationError: It is of another type, or cannot be parsed.
+    """
     parse = option.metadata["parse"]
     kinds: dict[Any, Any] = {int: int, float: (int, float), bool: bool, str: str, str.upper: str}
-    wrong = ConfigurationError(f"--config {path}: {option.name} = {value!r} has the wrong type")
+    wrong = ConfigurationError(f"{given} = {value!r} has the wrong type")
     if parse not in kinds:
         # These parse text on the command line; a file may also hold their lists and numbers.
         text = str(value) if type(value) in (int, float) else value

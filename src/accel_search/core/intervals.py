@@ -43,6 +43,9 @@ class Estimate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
     def as_list(self) -> list[float]:
         """Return `[low, high]`."""
         return [self.low, self.high]

@@ -14,6 +14,8 @@ IMPLEMENTATIONS = ("own", "package")
 """What computes the accelerators: this project, or the packages of their authors."""
 PACKAGE_OF = {"deepcache": "deepcache", "tgate": "tgate", "tome": "tomesd"}
 """Accelerator -> package, whose version counts only where it was used."""
+IN_MEMORY = "memory:"
+"""Begins the digest of weights of a pipeline in memory, which that of files cannot equal."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Workload:
     attention_downsamples: tuple[int, ...]
     """Downsampling factors at which the UNet has transformer blocks, its middle included,
     ascending, e.g. (1, 2, 4, 8)."""
-    call: tuple[tuple[str, str | int], ...] = ()
-    """Further arguments of every pipeline call, `negative_prompt` and `clip_skip`, with values."""
+    call: tuple[tuple[str, bool | int | float | str], ...] = ()
+    """Further arguments of every pipeline call, with values: `negative_prompt`, `clip_skip`, and
+    in Python any other; of pictures and the like a digest."""
 
     @property
     def has_guidance(self) -> bool:
@@ -101,8 +104,8 @@ class Provenance:
     further_prompts_hash: str | None = None
     """As `prompt_set_hash`, of the further held-out prompts; None where there are none."""
     weights: str | None = None
-    """First 16 hex digits of a digest of the weights and configurations that were loaded; None of
-    random weights, and of results of earlier versions."""
+    """First 16 hex digits of a digest of the weights and configurations that were loaded; after
+    `IN_MEMORY` of those in memory. None of random weights, and of results of earlier versions."""
     scheduler: Mapping[str, Any] | None = None
     """Options of the scheduler that are not its class's defaults; None of results of earlier
     versions."""
@@ -211,6 +214,8 @@ class Prompt:
 
     text: str
     seed: int
+    inputs: tuple[tuple[str, bool | int | float | str], ...] = ()
+    """Further arguments of its own, by name, as a result's identity holds them."""
 
 
 @dataclass(frozen=True)
@@ -236,5 +241,13 @@ class PromptSet:
 
 
 def _digest(*parts: Sequence[Prompt]) -> str:
-    text = json.dumps([[[prompt.text, prompt.seed] for prompt in part] for part in parts])
+    text = json.dumps(
+        [
+            [
+                [prompt.text, prompt.seed, *([prompt.inputs] if prompt.inputs else [])]
+                for prompt in part
+            ]
+            for part in parts
+        ]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -117,7 +117,7 @@ class Workbench:
         workload = describe_workload(pipe, settings, self._folder)
         if settings.implementation == "package":
             times = timesteps(pipe.scheduler, settings.steps)
-            for targets, space in _applied(settings):
+            for targets, space in applied(settings):
                 check_workload(targets, workload, times, space)
         provenance = describe(
             pipe,
@@ -149,7 +149,7 @@ class Workbench:
         )
 
 
-def _applied(settings: Settings) -> list[tuple[Collection[str], _Values]]:
+def applied(settings: Settings) -> list[tuple[Collection[str], _Values]]:
     """Return the accelerators that are applied together, and their values."""
     if not settings.candidate:
         return [(settings.targets, settings.space)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from accel_search import accelerators
 from accel_search.core.assessment import AssessedTrial
@@ -62,6 +63,17 @@ def of_refusals(outcome: Outcome, goal: Goal) -> str | None:
             f"{_speedup(fastest).value:.2f}, has {value}."
         )
     return " ".join(texts) or None
+
+
+def nothing_found(outcome: Outcome, goal: Goal, no_gain: str | None) -> dict[str, Any]:
+    """Return why a search found nothing, as plain JSON types; `no_gain` is from `of_search`."""
+    return {
+        "speedup": None,
+        "stopped": outcome.stopped,
+        "no_gain": no_gain,
+        "refused": of_refusals(outcome, goal),
+        "noise_note": outcome.noise_note and asdict(outcome.noise_note),
+    }
 
 
 def _refusing(trial: AssessedTrial, goal: Goal, winner: float) -> Iterable[str]:

@@ -33,7 +33,7 @@ class Row:
     score_loss: Estimate | None
     prompts: int
     """Prompts it was scored on."""
-    measurement: Measurement | None
+    measurement: Measurement | None = field(repr=False)
     failure: str | None
     is_front: bool = False
     """Whether no trial scored on all prompts is faster at a smaller loss."""
@@ -43,6 +43,11 @@ class Row:
     """Mean loss over the worst tenth of its prompts."""
     range_loss: float | None = None
     """Loss as a fraction of the score's usable range."""
+
+    @property
+    def settings(self) -> dict[str, dict[str, Value]]:
+        """Return the candidate as plain JSON types, as `accelerate` takes it."""
+        return self.candidate.as_dict()
 
 
 @dataclass(frozen=True)

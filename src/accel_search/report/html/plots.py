@@ -39,15 +39,24 @@ def write_plots(run: Run, folder: Path) -> list[Path]:
     return written
 
 
+def chart(run: Run) -> bytes:
+    """Return the chart of `results_figure` as PNG."""
+    return _png(results_figure(run))
+
+
 def _save(figure: Figure, path: Path) -> Path:
+    write_atomically(path, _png(figure))
+    return path
+
+
+def _png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
     # The canvas is named: whatever display there is, or is not, is never looked for.
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=130)
-    write_atomically(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
 
 
 def results_figure(run: Run) -> Figure:

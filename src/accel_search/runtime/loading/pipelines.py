@@ -226,7 +226,7 @@ def describe_workload(
     factor = pipe.vae_scale_factor
     height, width = settings.height, settings.width
     if height is None or width is None:
-        own = _default_size(pipe, settings.pipe)
+        own = default_size(pipe, settings.pipe)
         height, width = height or own[0], width or own[1]
     for name, value in (("height", height), ("width", width)):
         multiple = max(factor, 8)
@@ -286,7 +286,7 @@ def _further_arguments(
     return settings.call
 
 
-def _default_size(pipe: Any, name: str) -> tuple[int, int]:
+def default_size(pipe: Any, name: str) -> tuple[int, int]:
     """Return the height and width in pixels that the UNet was trained for.
 
     Raises:

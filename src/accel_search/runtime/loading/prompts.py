@@ -71,15 +71,27 @@ def choose(
         ConfigurationError: There are too few distinct prompts.
     """
     distinct = {unicodedata.normalize("NFC", text).strip() for text in texts} - {""}
-    if len(distinct) < num_samples + held_out_samples:
+    prompts = [Prompt(text, noise_seed(seed, text)) for text in distinct]
+    return cut(prompts, source, seed, num_samples, held_out_samples)
+
+
+def cut(
+    distinct: Iterable[Prompt], source: str, seed: int, num_samples: int, held_out_samples: int
+) -> PromptSet:
+    """Cut prompts into the parts of a search, in an order of their hashes.
+
+    The arguments and errors are those of `choose`.
+    """
+    prompts = sorted(
+        distinct, key=lambda prompt: (_digest("choice", seed, _content(prompt)), prompt.seed)
+    )
+    if len(prompts) < num_samples + held_out_samples:
         raise ConfigurationError(
-            f"--prompts {source} holds {len(distinct)} distinct prompts, but --num_samples "
+            f"--prompts {source} holds {len(prompts)} distinct prompts, but --num_samples "
             f"{num_samples} and {held_out_samples} held-out ones need "
             f"{num_samples + held_out_samples}: lower --num_samples or --held_out_samples, or "
             "give more prompts"
         )
-    ordered = sorted(distinct, key=lambda text: _digest("choice", seed, text))
-    prompts = [Prompt(text, _noise_seed(seed, text)) for text in ordered]
     spare = min(MOST * held_out_samples, len(prompts) - num_samples)
     held_out = len(prompts) - held_out_samples
     return PromptSet(
@@ -90,11 +102,16 @@ def choose(
     )
 
 
+def _content(prompt: Prompt) -> str:
+    return prompt.text + (json.dumps(prompt.inputs) if prompt.inputs else "")
+
+
 def _digest(purpose: str, seed: int, text: str) -> bytes:
     return hashlib.sha256(f"{purpose}\0{seed}\0{text}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _noise_seed(seed: int, text: str) -> int:
+def noise_seed(seed: int, text: str) -> int:
+    """Return the seed of a prompt's noise."""
     # 48 bits are exact in JSON readers that use doubles.
     return int.from_bytes(_digest("noise", seed, text)[:6], "big")
 

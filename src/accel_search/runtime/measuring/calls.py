@@ -27,7 +27,7 @@ from accel_search.errors import (
 )
 from accel_search.runtime.compiling import graphs_compiled, is_compile_error
 from accel_search.runtime.devices import execution_device
-from accel_search.runtime.measuring.generation import Call, prepare
+from accel_search.runtime.measuring.generation import Call, Prepare, prepare
 from accel_search.runtime.measuring.health import HealthSampler
 from accel_search.runtime.measuring.step_timer import StepTimer, has_hooks, plain_twin
 from accel_search.runtime.measuring.timing import timed, warm_up_steps
@@ -145,6 +145,7 @@ class Caller:
         accounting: Counts every call.
         compiled: Whether the UNet is compiled: a call that compiles anything is repeated.
         times_steps: Whether UNet calls that are described as plain are as the baseline's.
+        prepare: Prepares every call.
         timing_lock: Keeps calls apart from other processes' loading.
         log: Gets warnings.
     """
@@ -157,6 +158,7 @@ class Caller:
         *,
         compiled: bool = False,
         times_steps: bool = True,
+        prepare: Prepare = prepare,
         timing_lock: TimingLock | None = None,
         log: logging.Logger | None = None,
     ) -> None:
@@ -166,6 +168,7 @@ class Caller:
         self._apply = apply
         self._accounting = accounting
         self._compiled = compiled
+        self._prepare = prepare
         self._timing_lock = timing_lock or TimingLock()
         self._log = log or logging.getLogger(__name__)
         self._device = execution_device(pipe)
@@ -204,7 +207,7 @@ class Caller:
         for _ in range(COMPILING_CALLS):
             graphs = graphs_compiled() if self._compiled else 0
             # Prepared for each call, because generators advance.
-            call = prepare(self._pipe, workload, prompts)
+            call = self._prepare(self._pipe, workload, prompts)
             images, seconds = self._run(call, candidate, peak, timer)
             if not self._compiled or graphs_compiled() == graphs:
                 self.health.keep()
@@ -240,7 +243,7 @@ class Caller:
             Latents `[B, C, h, w]`, float32.
         """
         steps = min(GLANCE_STEPS, workload.steps)
-        call = prepare(self._pipe, workload, prompts, steps, decode=False)
+        call = self._prepare(self._pipe, workload, prompts, steps, decode=False)
         return self._run(call, BASELINE)[0].float()
 
     def warm_up(
@@ -253,7 +256,7 @@ class Caller:
         """
         steps = warm_up_steps(self._device, workload.steps)
         decode = steps == workload.steps or not candidate
-        self._run(prepare(self._pipe, workload, prompts, steps, decode=decode), candidate)
+        self._run(self._prepare(self._pipe, workload, prompts, steps, decode=decode), candidate)
 
     def _run(
         self,

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from accel_search.accelerators.base import PLAIN, StepType
+from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.computation import describe_steps, numbered
 from accel_search.core.candidate import Candidate
 from accel_search.core.step_times import steps_to_probe
@@ -28,7 +29,7 @@ from accel_search.runtime.devices import execution_device
 from accel_search.runtime.measuring.batches import PROBED_CALLS, Batch, plan_batches, plan_steps
 from accel_search.runtime.measuring.calls import BASELINE, Accounting, Apply, Caller, Samples
 from accel_search.runtime.measuring.contamination import References, Sentinel
-from accel_search.runtime.measuring.generation import check_images
+from accel_search.runtime.measuring.generation import Prepare, check_images, prepare
 from accel_search.runtime.measuring.scores import try_to_score
 from accel_search.runtime.measuring.timing_lock import TimingLock
 from accel_search.runtime.quiet import quiet_libraries
@@ -63,7 +64,8 @@ class PipelineEvaluator:
         provenance: Hardware, versions and inputs.
         timing_pairs: Baseline calls timed beside each candidate's own.
         compiled: Whether the UNet is compiled, so that calls may be repeated.
-        apply: Applies a candidate; None is `accelerators.compose.apply_candidate`.
+        apply: Applies a candidate.
+        prepare: Prepares every pipeline call.
         timing_lock: Keeps timed calls apart from other processes' loading.
         log: Gets warnings.
     """
@@ -78,14 +80,11 @@ class PipelineEvaluator:
         *,
         timing_pairs: int = 4,
         compiled: bool = False,
-        apply: Apply | None = None,
+        apply: Apply = apply_candidate,
+        prepare: Prepare = prepare,
         timing_lock: TimingLock | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        if apply is None:
-            from accel_search.accelerators.compose import apply_candidate
-
-            apply = apply_candidate
         self.workload = workload
         self.provenance = provenance
         self.prompts = prompts
@@ -94,7 +93,8 @@ class PipelineEvaluator:
         """The latest baseline of each part."""
         self._log = log or logging.getLogger(__name__)
         self._caller = Caller(
-            pipe, apply, self.accounting, compiled=compiled, timing_lock=timing_lock, log=self._log,
+            pipe, apply, self.accounting, compiled=compiled, prepare=prepare,
+            timing_lock=timing_lock, log=self._log,
             times_steps=provenance.implementation == "own",  # T-GATE's slows plain calls down.
         )  # fmt: skip
         self._scorer = scorer

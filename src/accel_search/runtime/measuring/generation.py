@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -35,8 +35,27 @@ def initial_noise(
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
+Call = Callable[[], torch.Tensor]
+"""A prepared pipeline call: returns images `[B, 3, H, W]`, 0..1, or latents, on its device."""
+
+
+class Prepare(Protocol):
+    """Prepares a pipeline call, as `prepare` does."""
+
+    def __call__(
+        self,
+        pipe: Any,
+        workload: Workload,
+        prompts: Sequence[Prompt],
+        steps: int | None = None,
+        *,
+        decode: bool = True,
+    ) -> Call:
+        """Return the call; the arguments are those of `prepare`."""
+
+
 @dataclass(frozen=True)
-class Call:
+class PipelineCall:
     """One prepared pipeline call."""
 
     pipe: Any
@@ -67,7 +86,7 @@ def prepare(
     steps: int | None = None,
     *,
     decode: bool = True,
-) -> Call:
+) -> PipelineCall:
     """Prepare one pipeline call for `prompts` as one batch.
 
     Args:
@@ -77,13 +96,14 @@ def prepare(
         steps: Denoising steps; None is the workload's.
         decode: Whether to decode the images.
     """
-    channels = pipe.unet.config.in_channels
+    # Not the UNet's: those of inpainting and of InstructPix2Pix take an image beside the latents.
+    channels = pipe.vae.config.latent_channels
     generators = prompt_generators([prompt.seed for prompt in prompts])
     further: dict[str, Any] = dict(workload.call)
     if "negative_prompt" in further:  # Of a single text, SD1.5 would make one embedding in all.
         further["negative_prompt"] = [further["negative_prompt"]] * len(prompts)
     noise = initial_noise(generators, (channels, workload.latent_height, workload.latent_width))
-    return Call(
+    return PipelineCall(
         pipe,
         {
             "prompt": [prompt.text for prompt in prompts],
