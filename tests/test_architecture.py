@@ -45,7 +45,7 @@ def test_help_imports_neither_torch_nor_optuna(entry):
 
 def test_public_names_are_exact():
     names = {"Acceleration", "__version__", "accelerate", "compile_unet", "load_best"}
-    names |= {"load_results", "load_trials", "restore"}
+    names |= {"load_results", "load_trials", "measure", "restore", "search", "verify"}
     assert set(accel_search.__all__) == names
     for name in accel_search.__all__:
         assert getattr(accel_search, name)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+# First, so that no later import puts the package in place of the function.
+from accel_search import search as _package
+
 if TYPE_CHECKING:
     from accel_search.api import Acceleration, accelerate, compile_unet, load_best, restore
+    from accel_search.live.functions import measure, search, verify
     from accel_search.storage.tables import load_results, load_trials
 
 __version__ = version("accel-search")
@@ -19,9 +23,17 @@ __all__ = [
     "load_best",
     "load_results",
     "load_trials",
+    "measure",
     "restore",
+    "search",
+    "verify",
 ]
-_TABLES = ("load_results", "load_trials")
+_MODULES = {
+    **dict.fromkeys(("load_results", "load_trials"), "storage.tables"),
+    **dict.fromkeys(("measure", "search", "verify"), "live.functions"),
+}
+"""Public function -> its module; `api` is that of the others."""
+del _package, search
 
 
 def __getattr__(name: str) -> Any:
@@ -29,6 +41,5 @@ def __getattr__(name: str) -> Any:
     if name != "__version__" and name in __all__:
         from importlib import import_module
 
-        module = import_module(f"accel_search.{'storage.tables' if name in _TABLES else 'api'}")
-        return getattr(module, name)
+        return getattr(import_module(f"accel_search.{_MODULES.get(name, 'api')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -331,7 +331,7 @@ def _find(
     taken = next((query for query in wanted if holds_any(Path(path), query)), wanted[-1])
     # A hub id or a path; empty where it was not loaded from either.
     loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
-    near = _near(pipe, loaded_from, scheduler)
+    near = _near(pipe, loaded_from, scheduler, Path(path))
     result = find_result(Path(path), taken, loaded_from, _gpu_of(pipe), near)
     _warn_of_weights(path, result.entry.where.weights, near.get("weights", ()))
     if taken.pipeline_class != own:
@@ -345,9 +345,15 @@ def _find(
     return result
 
 
-def _near(pipe: Any, loaded_from: str, scheduler: str | None) -> dict[str, Sequence[Any]]:
+def _near(
+    pipe: Any, loaded_from: str, scheduler: str | None, file: Path
+) -> dict[str, Sequence[Any]]:
     """Return the fields of a provenance that a pipeline shows, in order, with what they may be."""
-    near: dict[str, Sequence[Any]] = {"weights": _weights_of(loaded_from)}
+    from accel_search.runtime.given.matching import digests_for
+
+    near: dict[str, Sequence[Any]] = {
+        "weights": [*_weights_of(loaded_from), *digests_for(pipe, file)]
+    }
     dtype = getattr(getattr(pipe, "unet", None), "dtype", None)
     if dtype is not None:
         near["dtype"] = [str(dtype).removeprefix("torch.")]
@@ -359,7 +365,7 @@ def _near(pipe: Any, loaded_from: str, scheduler: str | None) -> dict[str, Seque
             name, asked = class_and_options(scheduler or type(own).__name__)
             # As a search makes it.
             made = build_scheduler(name, own.config, type(pipe).__name__, asked=asked)
-            near["scheduler"] = [options_of(made)]
+            near["scheduler"] = [options_of(made), options_of(own)]  # In memory: as it is.
     return near
 
 

@@ -1,0 +1,1 @@
+"""Search, measure and verify a pipeline in memory, from Python."""
