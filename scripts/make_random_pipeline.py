@@ -17,11 +17,19 @@ model has, so those are as published.
     python scripts/make_random_pipeline.py --like SD1.5 --width narrow --out build/sd15 \
         --single_file build/sd15.safetensors
     accel-search --pipe build/sd15.safetensors --latency_only --steps 8
+
+`--lora FILE` writes a LoRA for it too, of random numbers, in kohya's names or, with
+`--lora_names peft`, in diffusers':
+
+    python scripts/make_random_pipeline.py --like SD1.5 --width narrow --out build/sd15 \
+        --lora build/lora.safetensors
+    accel-search --pipe build/sd15 --lora build/lora.safetensors:0.8 --latency_only --steps 8
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,7 +37,7 @@ import torch
 
 from accel_search.runtime.loading.random_weights import ARCHITECTURES, build_random
 from accel_search.runtime.loading.single_file.load import places
-from accel_search.runtime.loading.single_file.names import TEXT_ENCODERS
+from accel_search.runtime.loading.single_file.names import TEXT_ENCODERS, UNET, unet_places
 from accel_search.runtime.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -114,6 +122,62 @@ def original_tensors(folder: Path, like: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
+LORA_NAMES = ("kohya", "peft")
+_CHANGED = re.compile(
+    r".*(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_(in|out)"
+    r"|resnets\.\d+\.(conv1|time_emb_proj)|self_attn\.(q|k|v|out)_proj|mlp\.fc[12])\.weight"
+)
+"""Weights that a LoRA changes: those of the LCM-LoRAs, and of the text encoders."""
+
+
+def write_lora(
+    out: Path, folder: Path, like: str, *, names: str = "kohya", rank: int = 4, seed: int = 0
+) -> Path:
+    """Write a LoRA of random numbers for a pipeline's UNet and text encoders, and return it.
+
+    Args:
+        out: The file.
+        folder: The pipeline's, as `write_pipeline` wrote it.
+        like: Its architecture.
+        names: One of `LORA_NAMES`. kohya's are those of the original code for SDXL's UNet, as its
+            trainer has them, and of diffusers for others.
+        rank: Of its matrices.
+        seed: Of its numbers.
+    """
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for part in ("unet", *TEXT_ENCODERS[like]):
+        shapes = {
+            name: tuple(weight.shape)
+            for name, weight in _tensors(folder / part).items()
+            if _CHANGED.fullmatch(name)
+        }
+        places = unet_places(_tensors(folder / part)) if part == "unet" and like == "SDXL" else {}
+        for name, (made, *taken) in shapes.items():
+            kernel = [1] * (len(taken) - 1)
+            down = torch.randn(rank, *taken, generator=generator) * 0.1
+            up = torch.randn(made, rank, *kernel, generator=generator) * 0.1
+            layer = name.removesuffix(".weight")
+            if part != "unet":
+                layer = f"text_model.{layer.removeprefix('text_model.')}"
+            if names == "peft":
+                tensors |= {f"{part}.{layer}.lora_A.weight": down}
+                tensors |= {f"{part}.{layer}.lora_B.weight": up}
+                continue
+            if name in places:
+                layer = places[name].name.removeprefix(UNET).removesuffix(".weight")
+            second = "1" if like == "SDXL" else ""
+            prefix = {"unet": "unet", "text_encoder": f"te{second}"}.get(part, "te2")
+            layer = f"lora_{prefix}_{layer.replace('.', '_')}"
+            tensors |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+            tensors |= {f"{layer}.alpha": torch.tensor(rank / 2)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out, metadata={"format": "pt"})
+    return out
+
+
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -149,6 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--single_file", type=Path, metavar="FILE", help="write the weights as one file too"
     )
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="write a LoRA for it too")
+    parser.add_argument(
+        "--lora_names", choices=LORA_NAMES, default="kohya", help="of its tensors [%(default)s]"
+    )
     options = parser.parse_args(arguments)
     if options.single_file is not None and options.width == "tiny":
         parser.error(
@@ -166,6 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if options.single_file is not None:
         write_single_file(options.single_file, options.out, options.like)
+    if options.lora is not None:
+        names, seed = options.lora_names, options.seed
+        write_lora(options.lora, options.out, options.like, names=names, seed=seed)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{options.out}: {options.like}, {options.width}, {size / 1e6:.1f} MB")
     return 0
