@@ -46,6 +46,7 @@ def test_both_spellings_of_every_option_work(option):
         "candidate": "deepcache(7,0)",
         "sched_option": "karras=true",
         "prediction_type": "epsilon",
+        "lora": "style.safetensors:0.8",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
     needs = {
@@ -95,6 +96,15 @@ def test_the_original_scripts_spellings_are_understood():
         (["--revision", "v1", "--pipe", "."], ["--revision v1", "--pipe . is a folder"]),
         (["--revision", "v1", "--pipe", "SDXL", "--latency_only"], ["v1", "fetches nothing"]),
         (["--revision", "v1", "--pipe", "SDXL", "--replay", "t.json"], ["v1", "--replay loads"]),
+        (["--lora", "a.pt"], ["--lora a.pt", "is a pickle", ".safetensors"]),
+        (["--lora", "a.ckpt:0.5"], ["--lora a.ckpt", "is a pickle"]),
+        (
+            ["--lora", "a.safetensors:nan"],
+            ["--lora", "'a.safetensors:nan'", "style.safetensors:0.8"],
+        ),
+        (["--lora", " :1"], ["--lora", "a .safetensors file"]),
+        (["--lora", "a\nb"], ["--lora", "control characters"]),
+        (["--lora", "a", "--replay", "t.json"], ["--lora a", "--replay loads no pipeline"]),
         (["--nonsense"], ["--nonsense", "--help"]),
         (["--step", "20"], ["--step", "--help"]),
     ],

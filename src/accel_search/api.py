@@ -6,18 +6,18 @@ import logging
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accel_search.cli.program import in_one_line
 from accel_search.core.candidate import Candidate, Params
-from accel_search.core.paths import local_folder
 from accel_search.core.schedulers import class_and_options, parse_sampler, scheduler_class
-from accel_search.core.workload import IMPLEMENTATIONS
-from accel_search.errors import AccelSearchError, ConfigurationError
-from accel_search.storage.choice import SIZE, find_result, holds_any
+from accel_search.core.workload import IMPLEMENTATIONS, IN_MEMORY
+from accel_search.errors import ConfigurationError
+from accel_search.runtime.matching import shown_by
+from accel_search.storage.choice import SIZE, find_result, holds_any, warn_of_loras
 from accel_search.storage.lookup import Result, Wanted, in_a_line
 
 if TYPE_CHECKING:
@@ -331,9 +331,11 @@ def _find(
     taken = next((query for query in wanted if holds_any(Path(path), query)), wanted[-1])
     # A hub id or a path; empty where it was not loaded from either.
     loaded_from = str(getattr(pipe, "config", {}).get("_name_or_path") or "")
-    near = _near(pipe, loaded_from, scheduler, Path(path))
+    near = shown_by(pipe, loaded_from, scheduler, Path(path))
     result = find_result(Path(path), taken, loaded_from, _gpu_of(pipe), near)
     _warn_of_weights(path, result.entry.where.weights, near.get("weights", ()))
+    if not (result.entry.where.weights or "").startswith(IN_MEMORY):  # Theirs count as weights.
+        warn_of_loras(Path(path), result.entry.where.loras, near["loras"])
     if taken.pipeline_class != own:
         _logger.warning(
             "%s: searched on %s and applied to %s: speed and loss can differ there, so compare a "
@@ -343,49 +345,6 @@ def _find(
             own,
         )
     return result
-
-
-def _near(
-    pipe: Any, loaded_from: str, scheduler: str | None, file: Path
-) -> dict[str, Sequence[Any]]:
-    """Return the fields of a provenance that a pipeline shows, in order, with what they may be."""
-    from accel_search.runtime.given.matching import digests_for
-
-    near: dict[str, Sequence[Any]] = {
-        "weights": [*_weights_of(loaded_from), *digests_for(pipe, file)]
-    }
-    dtype = getattr(getattr(pipe, "unet", None), "dtype", None)
-    if dtype is not None:
-        near["dtype"] = [str(dtype).removeprefix("torch.")]
-    own: Any = getattr(pipe, "scheduler", None)
-    if hasattr(own, "config"):
-        from accel_search.runtime.loading.schedulers import build_scheduler, options_of
-
-        with suppress(AccelSearchError):  # It is said where the scheduler is exchanged.
-            name, asked = class_and_options(scheduler or type(own).__name__)
-            # As a search makes it.
-            made = build_scheduler(name, own.config, type(pipe).__name__, asked=asked)
-            near["scheduler"] = [options_of(made), options_of(own)]  # In memory: as it is.
-    return near
-
-
-def _weights_of(loaded_from: str) -> list[str]:
-    """Return the digests that the weights in a pipeline's folder may have been measured by.
-
-    Only of files that were read before: hashing gigabytes takes seconds.
-    """
-    folder = local_folder(loaded_from) if loaded_from else None
-    if folder is None:
-        return []
-    from accel_search.runtime.loading.pipeline_folder import check_folder
-    from accel_search.storage.digests import digest_of
-
-    found = []
-    for half in (False, True):
-        with suppress(AccelSearchError, OSError):
-            files = check_folder(folder, loaded_from, half, None).files
-            found += [digest for digest in [digest_of(files, only_known=True)] if digest]
-    return found
 
 
 def _warn_of_weights(path: str | Path, measured: str | None, here: Sequence[str]) -> None:

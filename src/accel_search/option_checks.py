@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_search.cli.options import MAX_WHOLE, check_text, check_value, refuse
-from accel_search.core.paths import PICKLES, PIPELINES, local_folder
+from accel_search.core.paths import PICKLES, PIPELINES, local_file, local_folder
 from accel_search.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def check(settings: Settings) -> None:
             "--json and --quiet: choose one; --json already prints nothing else"
         )
     _check_file(settings)
+    _check_loras(settings)
     if settings.candidate:
         _check_beside_candidates(settings)
     if settings.latency_only and not settings.verify and (settings.junit or settings.markdown):
@@ -94,6 +95,27 @@ def _check_file(settings: Settings) -> None:
         raise ConfigurationError(
             f"--prediction_type {settings.prediction_type}: is for a .safetensors file, and "
             f"{instead}: leave it out"
+        )
+
+
+def _check_loras(settings: Settings) -> None:
+    """Refuse names that are none, pickled files, and LoRAs of what loads no pipeline."""
+    for name, _ in settings.loras:
+        check_text("lora", name)
+        if not name.lower().endswith(PICKLES):
+            continue
+        path = local_file(name)
+        remedy = "give the .safetensors file of the same LoRA"
+        if path is not None and not path.with_suffix(".safetensors").exists():
+            made = path.with_suffix(".safetensors")
+            remedy = f"convert it with {conversion_line(path)} and give {made}"
+        raise ConfigurationError(
+            f"--lora {name}: is a pickle, which can run code; only .safetensors files are loaded: "
+            f"{remedy}"
+        )
+    if settings.lora and settings.replay is not None:
+        raise ConfigurationError(
+            f"--lora {settings.lora[0]}: --replay loads no pipeline; leave one of them out"
         )
 
 

@@ -20,6 +20,7 @@ from accel_search.cli.options import (
     refuse,
 )
 from accel_search.core.candidate import Candidate
+from accel_search.core.loras import AskedLora, parse_lora, parse_loras
 from accel_search.core.paths import PIPELINES, local_file
 from accel_search.core.schedulers import (
     PLAIN,
@@ -99,6 +100,9 @@ class Settings:
         affects="score", only=True)
     vae: str | None = declare(None, "VAE in place of the pipeline's own: a hub id or a folder",
         affects="timing")
+    lora: tuple[str, ...] = declare((),
+        "LoRA, a .safetensors file, folder or hub id, and its scale; repeat it for several",
+        parse=parse_loras, metavar="FILE_OR_ID[:SCALE]", repeat=True, affects="timing")
     device: str = declare("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N",
         words=("auto", "cpu", "cuda"), affects=None)
     dtype: str = declare("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16",
@@ -242,6 +246,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate", tuple(self.candidate))
+        object.__setattr__(self, "lora", _spelled(self.lora))
         if self.candidate:
             own = None if self.targets == Settings.targets else self.targets
             object.__setattr__(self, "targets", _targets_of(self.candidate, own))
@@ -259,6 +264,11 @@ class Settings:
         """Return further arguments of every pipeline call, with their values."""
         given = {"negative_prompt": self.negative_prompt, "clip_skip": self.clip_skip}
         return tuple((name, value) for name, value in given.items() if value is not None)
+
+    @property
+    def loras(self) -> tuple[AskedLora, ...]:
+        """Return the LoRAs that the pipeline gets, in order."""
+        return tuple(parse_lora(text) for text in self.lora)
 
     @property
     def sampler_asked(self) -> Sampler:
@@ -307,6 +317,14 @@ AFFECTING = {
     if option.metadata and option.metadata["affects"] and option.metadata["sweep"]
 }
 """Option that a stored result depends on -> what it affects; those of its key are left out."""
+
+
+def _spelled(loras: Sequence[str]) -> tuple[str, ...]:
+    """Return LoRAs in their one spelling, whoever made the settings."""
+    try:
+        return parse_loras(loras)
+    except ValueError as error:
+        refuse("lora", list(loras), str(error))
 
 
 def _sampler(sched: str, options: Sequence[tuple[str, Option]]) -> str:

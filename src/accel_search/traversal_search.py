@@ -71,6 +71,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     from accel_search.report import ci
     from accel_search.report.console.color import takes_colour
     from accel_search.report.console.summary import snippet, summary
+    from accel_search.runtime.loading.lora.files import check_loras
     from accel_search.runtime.loading.single_file.load import check_file
     from accel_search.search.explain import nothing_found
     from accel_search.search.watchdog import Watchdog
@@ -79,6 +80,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     strategies.check(settings.strategy, settings.sampler)
     trackers.check(settings)
     check_file(settings)
+    check_loras(settings)
     logger = _set_up_logging(settings)
     is_watched = is_program and settings.replay is None
     watchdog = session.open_watchdog(settings, logger) if is_watched else Watchdog()

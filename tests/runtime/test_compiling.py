@@ -147,3 +147,21 @@ def test_it_is_part_of_what_a_result_hangs_on(settings_for, monkeypatch):
     assert measures.provenance.differences(stored) == ["compiled"]
     assert plain.provenance.differences(stored) == []
     assert "compiled" not in plain.provenance.identity()
+
+
+@pytest.mark.slow
+def test_loras_are_compiled_with_the_blocks(made, settings_for, workload, tmp_path):
+    from scripts.make_random_pipeline import write_lora
+
+    from accel_search.runtime.loading.lora.files import find_loras
+
+    file = write_lora(tmp_path / "lora.safetensors", made / "sdxl", "SDXL")
+    settings = settings_for("sdxl", lora=(f"{file}:0.8",))
+    pipe, _ = load_pipeline(settings, LOG, find_loras(settings, LOG))
+    prompts = prompt_set(2).search
+    plain = Caller(pipe, apply_candidate, Accounting())
+    bare, fast = (plain.call(workload, prompts, one)[0] for one in (None, ALL))
+    compile_unet(pipe)
+    caller = Caller(pipe, apply_candidate, Accounting(), compiled=True)
+    assert torch.allclose(caller.call(workload, prompts)[0], bare, atol=1e-4)
+    assert torch.allclose(caller.call(workload, prompts, ALL)[0], fast, atol=1e-4)

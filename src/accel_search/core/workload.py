@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from accel_search.core.candidate import Value
+from accel_search.core.loras import Lora
 
 IMPLEMENTATIONS = ("own", "package")
 """What computes the accelerators: this project, or the packages of their authors."""
@@ -111,6 +112,13 @@ class Provenance:
     versions."""
     call: Mapping[str, Any] | None = None
     """Further arguments of every pipeline call; None without any."""
+    loras: tuple[Lora, ...] | None = None
+    """LoRAs that were active, in the order in which they are added; None without any."""
+
+    def __post_init__(self) -> None:
+        if self.loras is not None:  # They may have been plain JSON types in between.
+            loras = tuple(one if isinstance(one, Lora) else Lora(**one) for one in self.loras)
+            object.__setattr__(self, "loras", loras)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Name each field in which a stored provenance differs from this one."""
@@ -135,7 +143,8 @@ class Provenance:
             for name in ("versions", "scheduler", "call")
             for value in [getattr(self, name)]
         }
-        return asdict(self) | copies
+        loras = None if self.loras is None else [asdict(lora) for lora in self.loras]
+        return asdict(self) | copies | {"loras": loras}
 
 
 FIELDS = {
@@ -150,6 +159,7 @@ FIELDS = {
     "scheduler": "scheduler options",
     "call": "call arguments",
     "vae": "VAE",
+    "loras": "LoRAs",
 }
 """Field of a provenance -> its name in messages, where it is not the field's own."""
 
@@ -188,6 +198,8 @@ def counting_versions(
     before = dict(stored.get("versions") or {})
     is_used = stored.get("implementation", "own") == "package"
     unused = {name for name in PACKAGE_OF.values() if not (is_used and name in before)}
+    if "peft" not in here:  # It counts where there are LoRAs, which a machine alone has none of.
+        unused.add("peft")
     return (
         {name: version for name, version in before.items() if name not in unused},
         {name: version for name, version in here.items() if name not in unused},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accel_search.core.assessment import Assessment, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate
+from accel_search.core.loras import Lora, loading_lines
 from accel_search.core.schedulers import scheduler_name
 from accel_search.core.trial import Goal
 from accel_search.core.validation import HOPELESS, SURE
@@ -94,10 +95,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
+def python_lines(
+    settings: str, *options: str, compiled: bool, loras: Sequence[Lora] | None = None
+) -> list[str]:
     """Return the lines of Python that accelerate a pipeline as it was measured.
 
     `settings` is an expression of the settings or of their file; `options` are further arguments.
+    `loras` are loaded first, unless the pipeline has them.
     """
     names = "accelerate, compile_unet" if compiled else "accelerate"
     arguments = ("pipe", settings, *options)
@@ -106,6 +110,7 @@ def python_lines(settings: str, *options: str, compiled: bool) -> list[str]:
         call = ["accelerate(", *(f"    {argument}," for argument in arguments), ")"]
     return [
         f"from accel_search import {names}",
+        *(["# Unless the pipeline has them:", *loading_lines(loras)] if loras else []),
         *(["compile_unet(pipe)"] if compiled else []),
         *call,
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from accel_search.core.loras import Lora
 from accel_search.core.workload import PACKAGE_OF, PromptSet, Provenance, Workload
 from accel_search.runtime.attention import describe_attention
 from accel_search.runtime.loading.schedulers import options_of
@@ -41,6 +42,7 @@ def describe(
     threads: int | None,
     remark: str | None = None,
     weights: str | None = None,
+    loras: Sequence[Lora] = (),
     attention: str = "auto",
     compiled: bool = False,
     vae: str | None = None,
@@ -59,6 +61,7 @@ def describe(
         threads: CPU threads; on a GPU those requested.
         remark: Follows the model's name, e.g. `RANDOM_WEIGHTS`.
         weights: Digest of the files that were loaded.
+        loras: The active LoRAs, in order.
         attention: The requested kernel.
         compiled: Whether the UNet is compiled.
         vae: Identifies a VAE that replaces the pipeline's own.
@@ -71,8 +74,7 @@ def describe(
     tokens = (workload.latent_height // least) * (workload.latent_width // least)
     where = machine(device)
     used = [PACKAGE_OF.get(name) for name in targets] if implementation == "package" else []
-    for name in set(PACKAGE_OF.values()) - set(used):
-        where["versions"].pop(name, None)
+    _keep_used(where["versions"], [*used, *(["peft"] if loras else [])])
     return Provenance(
         **where,
         threads=threads,
@@ -93,10 +95,19 @@ def describe(
         memory_limit=memory_limit,
         implementation=implementation,
         weights=weights,
+        loras=tuple(loras) or None,
         scheduler=options_of(pipe.scheduler),
         call=dict(workload.call) or None,
         offload="model" if getattr(pipe, "_all_hooks", None) else None,
     )
+
+
+def _keep_used(versions: dict[str, str], used: Collection[str | None]) -> None:
+    """Leave the packages of accelerators and LoRAs that are used, and all others."""
+    for name in set(PACKAGE_OF.values()) - set(used):
+        versions.pop(name, None)
+    if "peft" in used:
+        versions["peft"] = metadata.version("peft")
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -12,11 +12,13 @@ import torch
 from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.packages import check_workload
 from accel_search.core.candidate import Value
+from accel_search.core.loras import Lora
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.attention import use_kernel
 from accel_search.runtime.compiling import compile_unet
 from accel_search.runtime.devices import resolve_device, set_threads
+from accel_search.runtime.loading.lora.files import LoraFile, find_loras
 from accel_search.runtime.loading.pipeline_folder import PipelineFolder, check_name
 from accel_search.runtime.loading.pipelines import (
     describe_workload,
@@ -71,6 +73,7 @@ class Workbench:
         self._scorer: ClipScorer | None = None
         self._folder: PipelineFolder | PipelineFile | None = None
         self._weights: str | None = None
+        self._loras: tuple[Lora, ...] = ()
         self._pipe: Any
         # The prompts first: a mistake there shows before gigabytes are read.
         self._prompts = (
@@ -79,20 +82,23 @@ class Workbench:
         import_libraries()
         sampler = settings.sampler_asked
         check_options(f"--sched {sampler}", sampler.class_name, sampler.options)
+        # Before gigabytes are read, too.
+        loras = find_loras(settings, log)
         with self._timing_lock.loading():
-            self._load(settings, device)
+            self._load(settings, device, loras)
 
-    def _load(self, settings: Settings, device: torch.device) -> None:
+    def _load(self, settings: Settings, device: torch.device, loras: Sequence[LoraFile]) -> None:
         """Load what goes to the device."""
         limit_memory(settings.memory_limit, device)
         if not settings.latency_only:
             self._scorer = load_scorer(settings, device, parked=True)
         if settings.latency_only and settings.pipe in ARCHITECTURES:
-            self._pipe = random_pipeline(settings)
+            self._pipe = random_pipeline(settings, loras)
         else:
-            self._pipe, self._folder = load_pipeline(settings, self._log)
+            self._pipe, self._folder = load_pipeline(settings, self._log, loras)
             # After loading, which left the files in main memory.
             self._weights = digest_of(self._folder.files)
+        self._loras = tuple(lora.record() for lora in loras)
         self._own_scheduler = (
             self._folder.scheduler if self._folder else self._pipe.scheduler.config
         )
@@ -126,6 +132,7 @@ class Workbench:
             revision=None if self._folder is None else self._folder.revision,
             remark=RANDOM_WEIGHTS if self._folder is None else None,
             weights=self._weights,
+            loras=self._loras,
             vae=getattr(self._folder and self._folder.vae, "name", None),
             clip_model=None if self._scorer is None else self._scorer.name,
             threads=self._threads,

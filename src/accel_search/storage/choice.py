@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from accel_search.core.loras import Lora, scales_of
 from accel_search.core.schedulers import sampler_name
 from accel_search.core.workload import in_words
 from accel_search.errors import ConfigurationError
@@ -18,10 +19,10 @@ from accel_search.storage.lookup import Result, StoredEntry, Wanted, is_same_mod
 
 SIZE = ("height", "width", "batch_size", "guidance_scale")
 """Fields of a provenance that are arguments of a call of the pipeline."""
-NEAR = ("weights", "dtype", "scheduler")
-"""Fields that a pipeline shows by itself, the most important first."""
+NEAR = ("weights", "loras", "dtype", "scheduler")
+"""Fields that a pipeline shows by itself, the most important first; of LoRAs it shows scales."""
 WORKLOAD = (
-    *("model_id", "revision", "weights", "vae", "scheduler", "call", "dtype", *SIZE),
+    *("model_id", "revision", "weights", "vae", "loras", "scheduler", "call", "dtype", *SIZE),
     *("attention_backend", "compiled", "offload", "memory_limit", "implementation"),
 )
 """Fields that say what was measured, and not where and how well."""
@@ -96,6 +97,26 @@ def _warn_of_model(path: Path, model: str, loaded_from: str) -> None:
         )
 
 
+def warn_of_loras(path: Path, measured: Sequence[Lora] | None, here: Sequence[list[float]]) -> None:
+    """Warn where other LoRAs are active than a result was measured with, as far as scales tell.
+
+    Args:
+        path: The result file.
+        measured: Those of the result.
+        here: What the scales of the pipeline's may be; empty if that cannot be told.
+    """
+    if not here or scales_of(measured) in here:
+        return
+    scales = ", ".join(f"{scale:g}" for scale in here[0])
+    _logger.warning(
+        "%s: measured with %s, and the pipeline has %s: speed and loss can differ, so load those, "
+        "or search with --lora",
+        path,
+        ", ".join(f"LoRA {lora}" for lora in measured or ()) or "no LoRA",
+        f"active LoRAs at {scales}" if scales else "none that is active",
+    )
+
+
 def _warn_of_workloads(path: Path, fitting: Sequence[Result], taken: Sequence[Result]) -> None:
     """Warn that results of other workloads fit too, with the arguments that tell them apart."""
     ours = workload_of(taken[0])
@@ -162,20 +183,22 @@ def _is_selected(
         fitting = _candidates(path, content, wanted, entry.model_id)
     except ConfigurationError:
         return False
-    near = {name: [getattr(entry.where, name)] for name in NEAR}
+    near = {name: [_shown(entry, name)] for name in NEAR}
     for device in (None, entry.device):
         nearest = _nearest(_of_device(fitting, device), near)
         last = _measured_last(nearest)
         own = _fastest(last).entry
-        if (own.settings, own.where.implementation, own.where.weights) != (
-            entry.settings,
-            entry.where.implementation,
-            entry.where.weights,
-        ):
+        if _applied(own) != _applied(entry):
             return False
         if is_alone and any(workload_of(one) != workload_of(last[0]) for one in nearest):
             return False
     return True
+
+
+def _applied(entry: SearchEntry) -> tuple[Any, ...]:
+    """Return what is applied, and what it was measured with."""
+    where = entry.where
+    return entry.settings, where.implementation, where.weights, where.loras
 
 
 def _candidates(
@@ -198,9 +221,15 @@ def _candidates(
 
 def _nearest(fitting: list[Result], near: Mapping[str, Sequence[Any]]) -> list[Result]:
     for name, values in near.items():
-        own = [stored for stored in fitting if getattr(stored.entry.where, name) in values]
+        own = [stored for stored in fitting if _shown(stored.entry, name) in values]
         fitting = own or fitting
     return fitting
+
+
+def _shown(entry: SearchEntry, name: str) -> Any:
+    """Return what a pipeline shows of a field: the same of any that a result may be taken for."""
+    value = getattr(entry.where, name)
+    return scales_of(value) if name == "loras" else value
 
 
 def _measured_last(fitting: list[Result]) -> list[Result]:

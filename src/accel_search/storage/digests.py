@@ -32,7 +32,9 @@ DIGITS = 16
 _logger = logging.getLogger(__name__)
 
 
-def digest_of(files: Sequence[Path], *, only_known: bool = False) -> str | None:
+def digest_of(
+    files: Sequence[Path], *, only_known: bool = False, by_folder: bool = True
+) -> str | None:
     """Return the digest of a pipeline's files, the same wherever they lie.
 
     Of a configuration only what is loaded counts, not who saved it.
@@ -40,6 +42,7 @@ def digest_of(files: Sequence[Path], *, only_known: bool = False) -> str | None:
     Args:
         files: The files, each in the folder of its component.
         only_known: Read weights only where a digest of an earlier content is remembered.
+        by_folder: Count the name of each file's folder, which says what component it is of.
 
     Returns:
         The first hex digits of a SHA-256; None with `only_known` for files that were never read.
@@ -63,7 +66,7 @@ def digest_of(files: Sequence[Path], *, only_known: bool = False) -> str | None:
             else:
                 digest = _of_content(file)
                 fresh[path] = [*state, digest]
-        parts.append([file.parent.name, digest])
+        parts.append([file.parent.name if by_folder else "", digest])
     _remember(fresh)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:DIGITS]
 

@@ -133,6 +133,7 @@ def measured_of(stored: StoredEntry[SearchEntry]) -> list[str]:
     parts += [f"{name.replace('_', ' ')} {value!r}" for name, value in (where.call or {}).items()]
     if where.vae:
         parts.append(f"VAE {where.vae}")
+    parts += [f"LoRA {lora}" for lora in where.loras or ()]
     if where.compiled:
         parts.append("compiled")
     if where.offload:
@@ -154,7 +155,9 @@ class Reason(NamedTuple):
 
 HOW_FAR = ("strategy", "sampler", "max_trials", "time_budget")
 """Options that no longer matter once a search is settled."""
-_DEFAULTS = {option.name: option.default for option in fields(Settings)}
+_DEFAULTS: dict[str, Any] = {
+    option.name: [] if option.default == () else option.default for option in fields(Settings)
+}
 
 
 def why_not(stored: StoredEntry[E], query: Wanted) -> list[Reason]:

@@ -41,8 +41,9 @@ def label_of(model: str, latency_only: bool) -> str:
 def asked(settings: Settings) -> dict[str, Any]:
     """Return the options that a result depends on, as plain JSON types."""
     values = {
-        name: getattr(settings, name)
+        name: list(value) if isinstance(value, tuple) else value
         for name, affected in AFFECTING.items()
+        for value in [getattr(settings, name)]
         if affected == "timing" or name == "max_trials" or not settings.latency_only
     }
     space = {

@@ -169,7 +169,7 @@ class SweepSettings:
             search = self.search_settings(configuration)
             strategies.check(search.strategy, search.sampler)
             trackers.check(search)
-            _check_file(search)
+            _check_files(search)
 
     @property
     def table(self) -> tuple[Configuration, ...]:
@@ -226,13 +226,15 @@ class SweepSettings:
             raise ConfigurationError("--ray_address: needs --executor ray")
 
 
-def _check_file(search: Settings) -> None:
-    """Raise ConfigurationError for a file that needs another option."""
+def _check_files(search: Settings) -> None:
+    """Raise ConfigurationError for a file that needs another option, or a LoRA that fits none."""
+    from accel_search.runtime.loading.lora.files import check_loras
     from accel_search.runtime.loading.single_file.load import check_file
 
     # What the file lacks is recorded when its turn comes, as of any model.
     with suppress(LoadError):
         check_file(search)
+    check_loras(search)
 
 
 _GROUPS = GROUPS | {"models": "table", "dry_run": "running", "revision": "each search"}

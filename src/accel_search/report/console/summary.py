@@ -430,11 +430,17 @@ def snippet(entry: SearchEntry, settings: Settings, workload: Workload) -> list[
     if choice is None:
         if settings.implementation == "package":
             scheduler = [*scheduler, *choosing({"implementation": "package"})]
-        return python_lines(literal(entry.settings), *scheduler, compiled=settings.compile)
+        return python_lines(
+            literal(entry.settings),
+            *scheduler,
+            compiled=settings.compile,
+            loras=entry.where.loras,
+        )
     return python_lines(
         json.dumps(settings.output, ensure_ascii=False),
         *choosing({"steps": workload.steps}),
         *scheduler,
         *choosing(choice),
         compiled=settings.compile,
+        loras=entry.where.loras,
     )

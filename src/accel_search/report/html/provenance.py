@@ -17,6 +17,7 @@ def provenance_of(run: Run) -> Iterator[tuple[str, str]]:
         "Revision": where.revision,
         "Pipeline": load.pipeline_class,
         "Weights": where.weights,
+        "LoRAs": ", ".join(map(str, where.loras or ())),
         "Scheduler": load.scheduler_class,
         "Its options": _options(where.scheduler),
         "Steps": load.steps,

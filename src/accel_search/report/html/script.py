@@ -11,6 +11,7 @@ from typing import Any
 
 from accel_search.accelerators.packages import script_parts
 from accel_search.core.candidate import Candidate
+from accel_search.core.loras import loading_lines
 from accel_search.core.schedulers import class_and_options, scheduler_name
 from accel_search.errors import ConfigurationError
 from accel_search.report.format import (
@@ -38,7 +39,7 @@ def direct_lines(run: Run) -> list[str]:
     options = scheduler_option(run.record.workload.scheduler_class, run.asked.sched)
     if run.record.where.implementation == "package":
         options = [*options, *choosing({"implementation": "package"})]
-    return python_lines(literal(run.winner.candidate), *options, compiled=_is_compiled(run))
+    return _lines(run, literal(run.winner.candidate), *options)
 
 
 def _package(run: Run, candidate: Candidate) -> dict[str, Any]:
@@ -90,7 +91,12 @@ def file_lines(run: Run) -> list[str]:
         *choosing({name: value for name, value in choice.items() if value is not None}),
     ]
     file = json.dumps(asked.output, ensure_ascii=False)
-    return python_lines(file, *options, compiled=_is_compiled(run))
+    return _lines(run, file, *options)
+
+
+def _lines(run: Run, settings: str, *options: str) -> list[str]:
+    where = run.record.where
+    return python_lines(settings, *options, compiled=where.compiled, loras=where.loras)
 
 
 def _is_compiled(run: Run) -> bool:
@@ -156,6 +162,7 @@ def script(run: Run) -> str:
         loss=percent(estimate_of(figures.score_loss, figures.score_loss_interval)),
         prompts=figures.prompts,
         is_compiled=_is_compiled(run),
+        loras=loading_lines(where.loras),
         is_offloaded=bool(where.offload),
         vae=" ".join(where.vae.split()) if where.vae else None,
         # In a comment: a line break in a device's name would end it.

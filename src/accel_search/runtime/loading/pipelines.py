@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from accel_search.runtime.devices import (
 )
 from accel_search.runtime.loading.compatibility import check_fits
 from accel_search.runtime.loading.components import load_model, load_part
+from accel_search.runtime.loading.lora.files import LoraFile
+from accel_search.runtime.loading.lora.load import load_loras
 from accel_search.runtime.loading.pipeline_folder import PipelineFolder, find_pipeline
 from accel_search.runtime.loading.random_weights import build_random
 from accel_search.runtime.loading.schedulers import build_scheduler
@@ -60,7 +62,7 @@ def import_libraries() -> None:
 
 
 def load_pipeline(
-    settings: Settings, log: logging.Logger
+    settings: Settings, log: logging.Logger, loras: Sequence[LoraFile] = ()
 ) -> tuple[Any, PipelineFolder | PipelineFile]:
     """Load the pipeline of `settings.pipe` with the scheduler of `settings.sched`.
 
@@ -71,12 +73,14 @@ def load_pipeline(
     Args:
         settings: What to load, where, and in what precision.
         log: Gets what is fetched, left out and offloaded.
+        loras: Those of `settings.lora`, from `find_loras`.
 
     Returns:
         The pipeline, and its folder or file.
 
     Raises:
         LoadError: It cannot be found, fetched or safely loaded, or the device is missing.
+        ConfigurationError: A LoRA is of another model, or diffusers cannot load it.
         OutOfMemoryError: Its weights do not fit the device.
     """
     import diffusers
@@ -99,8 +103,10 @@ def load_pipeline(
             else:
                 pipe = _load_folder(given, source, half, dtype, scheduler, vae)
             pipe.register_to_config(_name_or_path=str(source.path))
+            _make_plain(pipe)
+            load_loras(pipe, loras, settings.pipe)
             _place(pipe, device, offload=settings.offload)
-        except LoadError:
+        except (LoadError, ConfigurationError):
             raise
         except Exception as error:  # Mismatched parts raise many classes.
             if is_out_of_memory(error):
@@ -122,7 +128,6 @@ def load_pipeline(
     if settings.offload:
         log.info(OFFLOADED)
     check_fits(pipe, given, settings.vae, source)
-    _make_plain(pipe)
     return pipe, source
 
 
@@ -166,11 +171,12 @@ def _place(pipe: Any, device: torch.device, *, offload: bool) -> None:
         pipe.to(device)
 
 
-def random_pipeline(settings: Settings) -> Any:
+def random_pipeline(settings: Settings, loras: Sequence[LoraFile] = ()) -> Any:
     """Return the full-size architecture of `settings.pipe` with random weights.
 
     Raises:
         LoadError: The device is missing.
+        ConfigurationError: A LoRA is of another model, or diffusers cannot load it.
         OutOfMemoryError: Its weights do not fit the device.
     """
     device = resolve_device(settings.device)
@@ -178,13 +184,14 @@ def random_pipeline(settings: Settings) -> Any:
     try:
         with quiet_libraries():
             pipe = build_random(settings.pipe, made_on, resolve_dtype(settings.dtype, device))
+            _make_plain(pipe)
+            load_loras(pipe, loras, settings.pipe)
             if settings.offload:
                 _place(pipe, device, offload=True)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise weights_do_not_fit(settings.pipe, device, error) from error
         raise
-    _make_plain(pipe)
     return pipe
 
 

@@ -167,10 +167,7 @@ def _what_else(header: Header) -> str:
     )
 
 
-_LORA = (
-    "is a LoRA and not a whole model: fuse it into a pipeline (load_lora_weights, fuse_lora, "
-    "unload_lora_weights, save_pretrained) and give that folder"
-)
+_LORA = "is a LoRA and not a whole model: give it to --lora, and the model that it is for to --pipe"
 _WHOLE = "give the whole checkpoint, or a pipeline folder"
 _TRANSFORMERS = ("joint_blocks.", "double_blocks.", "transformer_blocks.")
 _OTHERS = {

@@ -27,6 +27,7 @@ from accel_search.runtime.loading.single_file.names import (
     TEXT_ENCODERS,
     Place,
     text_places,
+    unet_name,
     unet_places,
     vae_places,
 )
@@ -139,6 +140,18 @@ def _opened(
     if "vae" not in parts and settings.vae is None:
         raise LoadError(f"{given}: holds no VAE: give one with --vae")
     return header, name, parts, scheduler_config(name, trained)
+
+
+def unet_shapes(settings: Settings, path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a file's UNet, by its name in diffusers.
+
+    Raises:
+        LoadError: It is no whole model that can be searched.
+        ConfigurationError: It needs `--prediction_type`.
+    """
+    header, _, parts, _ = _opened(settings, path)
+    names = {name: unet_name(name, parts["unet"]["layers_per_block"]) for name in header.tensors}
+    return {ours: header.tensors[name].shape for name, ours in names.items() if ours is not None}
 
 
 def load_file(given: str, file: PipelineFile, dtype: Any, scheduler: Any, vae: Any) -> Any:

@@ -116,6 +116,43 @@ def _unet_inner(kind: str, inner: str) -> str:
     return _renamed(inner, _RESNET) if kind == "resnets" else inner
 
 
+def unet_name(place: str, layers: int) -> str | None:
+    """Return the name in diffusers of a tensor of a UNet; None of one that diffusers lacks.
+
+    The inverse of `unet_places`.
+
+    Args:
+        place: Its name in the file.
+        layers: Layers of a block, which `layers_per_block` of its configuration says.
+    """
+    stem, _, end = place.removeprefix(UNET).rpartition(".")
+    ends = {theirs: ours for ours, theirs in _UNET_ENDS.items()}
+    if stem in ends:
+        return f"{ends[stem]}.{end}"
+    match = re.fullmatch(
+        r"(input|middle|output)_blocks?\.(\d+)(?:\.(\d+))?\.(\D.*)", f"{stem}.{end}"
+    )
+    if match is None:
+        return None
+    side, number, position, inner = match.groups()
+    if side == "middle":
+        kind = "attentions" if number == "1" else "resnets"
+        return f"mid_block.{kind}.{int(number) // 2}.{_original(kind, inner)}"
+    block, place_in_block = divmod(int(number) - (side == "input"), layers + 1)
+    if inner.startswith("op."):
+        return f"down_blocks.{block}.downsamplers.0.conv.{end}"
+    where = f"{'down' if side == 'input' else 'up'}_blocks.{block}"
+    if inner.startswith("conv."):
+        return f"{where}.upsamplers.0.{inner}"
+    kind = "resnets" if position == "0" else "attentions"
+    return f"{where}.{kind}.{place_in_block}.{_original(kind, inner)}"
+
+
+def _original(kind: str, inner: str) -> str:
+    table = {theirs: ours for ours, theirs in _RESNET.items()} if kind == "resnets" else {}
+    return _renamed(inner, table)
+
+
 def _renamed(name: str, table: dict[str, str]) -> str:
     """Return a tensor's name with the layer that it belongs to renamed."""
     layer, _, end = name.rpartition(".")
