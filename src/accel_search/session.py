@@ -35,6 +35,7 @@ from accel_search.session_parts import (
     make_pictures,
     observed,
     open_store,
+    say_what_few_steps_leave,
 )
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import search_results, speedup_bounds
@@ -152,6 +153,7 @@ def bound_speed(
     """
     path = Path(settings.bounds)
     ensure_writable(path)
+    say_what_few_steps_leave(settings, logger, evaluator)
     return explore(
         going_on(settings, watchdog),
         open_evaluator(settings, logger, evaluator)[0],
@@ -196,6 +198,7 @@ def search(
     Raises:
         AccelSearchError: As `Search.run`; or a file cannot be written.
     """
+    say_what_few_steps_leave(settings, logger, evaluator)
     evaluator, space = open_evaluator(settings, logger, evaluator)
     if not settings.force and settings.replay is None:
         entry = _stored_here(settings, logger, evaluator, space)

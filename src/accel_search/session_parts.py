@@ -61,6 +61,23 @@ def storage_url(settings: Settings) -> str:
     return settings.storage or default_url(settings.run_dir)
 
 
+def say_what_few_steps_leave(
+    settings: Settings, logger: logging.Logger, evaluator: Evaluator | None
+) -> None:
+    """Log what few UNet calls leave to gain, before gigabytes are loaded; raises as `check_gain`.
+
+    A replay has its own trials; of a pipeline in memory the evaluator knows the calls.
+    """
+    if settings.replay is not None:
+        return
+    from accel_search.runtime.loading.expected import expected_workload
+    from accel_search.search.few_steps import check_gain
+
+    workload = expected_workload(settings) if evaluator is None else evaluator.workload
+    for line in [] if workload is None else check_gain(settings, workload):
+        logger.info("%s", line)
+
+
 def ensure_results_writable(settings: Settings, output: str | None) -> None:
     """Check before measuring that the results can be written; `output` is None if that is not."""
     page = None if settings.report == "auto" else settings.report

@@ -68,12 +68,8 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     if settings.list:
         return _list(settings)
     from accel_search import session
-    from accel_search.report import ci
-    from accel_search.report.console.color import takes_colour
-    from accel_search.report.console.summary import snippet, summary
     from accel_search.runtime.loading.lora.files import check_loras
     from accel_search.runtime.loading.single_file.load import check_file
-    from accel_search.search.explain import nothing_found
     from accel_search.search.watchdog import Watchdog
     from accel_search.session_parts import clear_verdicts
 
@@ -91,7 +87,21 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         return _measure_named(settings, logger, watchdog)
     if settings.latency_only:
         return _bound_speed(settings, logger, watchdog)
-    searched = session.search(settings, logger, watchdog, show_bar=_has_bar(settings))
+    return _search(settings, logger, watchdog)
+
+
+def _search(settings: Settings, logger: logging.Logger, watchdog: Watchdog) -> int:
+    """Search, or answer from the result file, print that, and return the exit code."""
+    from accel_search import session
+    from accel_search.report import ci
+    from accel_search.report.console.color import takes_colour
+    from accel_search.report.console.summary import snippet, summary
+    from accel_search.search.explain import nothing_found
+
+    try:
+        searched = session.search(settings, logger, watchdog, show_bar=_has_bar(settings))
+    except NothingMeasured as error:
+        return _nothing_to_search(str(error), settings)
     outcome, entry, no_gain = searched.outcome, searched.entry, searched.no_gain
     if outcome is None:
         return _answer_from(searched, settings, logger)
@@ -107,6 +117,19 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     checks = ci.of_search(entry, settings, searched.record.provenance, note)
     _print_written([*searched.written, *ci.write(checks, settings)], settings)
     return ExitCode.NOTHING_FOUND if entry is None else ExitCode.DONE
+
+
+def _nothing_to_search(why: str, settings: Settings) -> int:
+    """Print that no candidate changes anything, and return the exit code."""
+    from accel_search.report import ci
+
+    if settings.json:
+        print(json.dumps({"speedup": None, "stopped": why}))
+    else:
+        print(f"\nNothing to search: {why}.")
+    checks = ci.of_search(None, settings, None, f"Nothing to search: {why}.")
+    _print_written(ci.write(checks, settings), settings)
+    return ExitCode.NOTHING_FOUND
 
 
 def _list(settings: Settings) -> int:

@@ -95,6 +95,14 @@ class Accelerator(ABC):
         """
         return ""
 
+    def note(self, workload: Workload) -> str:
+        """Return what there is to know of it on a workload before it is measured.
+
+        Returns:
+            The rest of a sentence that its name begins, without a full stop; empty for nothing.
+        """
+        return ""
+
     def allowed(self, parameter: Parameter, value: Value, workload: Workload) -> bool:
         """Return whether `value` means anything for this workload (e.g. gate_step < steps)."""
         return True

@@ -100,6 +100,15 @@ class TGate(Accelerator):
     )  # fmt: skip
     order = 30
 
+    def note(self, workload: Workload) -> str:
+        """Return what is left of it without guidance."""
+        if workload.has_guidance:
+            return ""
+        return (
+            f"halves no UNet call without guidance (guidance scale {workload.guidance_scale:g}): "
+            "it reuses attention alone"
+        )
+
     def allowed(self, parameter: Parameter, value: int | float, workload: Workload) -> bool:
         """Tell whether there are steps after the gate."""
         return parameter.name != "gate_step" or value < min(workload.steps, workload.unet_calls)
