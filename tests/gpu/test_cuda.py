@@ -388,6 +388,26 @@ def test_an_offloaded_pipeline_is_measured_on_the_gpu_and_comes_back(made, caplo
     assert next(bench._scorer._model.parameters()).device.type == "cpu"
 
 
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_loras_come_to_the_gpu_with_offloaded_parts(made, caplog, kind, tmp_path):
+    from scripts.make_random_pipeline import write_lora
+
+    like = {"sd": "SD1.5", "sdxl": "SDXL"}[kind]
+    file = write_lora(tmp_path / "lora.safetensors", made / kind, like, names="peft")
+    lora = (f"{file}:0.8",)
+    _, bare = workbench(made, caplog, kind=kind)
+    _, plain = workbench(made, caplog, kind=kind, lora=lora)
+    _, offloaded = workbench(made, caplog, kind=kind, lora=lora, offload=True)
+    scores = plain.baseline().scores
+    assert offloaded.baseline().scores == scores != bare.baseline().scores
+    for names in NAMES:
+        assert offloaded.measure(candidate(names)).scores == (
+            plain.measure(candidate(names)).scores
+        ), names
+    plain.check()
+    offloaded.check()
+
+
 def test_an_accelerator_stays_on_over_several_offloaded_calls(made, caplog):
     bench, measures = workbench(made, caplog, offload=True)
     pipe, prompts = bench._pipe, list(measures.prompts.search[:2])

@@ -78,6 +78,19 @@ def test_accelerators_come_and_go_with_loras_in_the_pipeline(there, kind):
         assert torch.equal(draw(pipe, 6), bare), settings
 
 
+def test_offloaded_parts_take_their_loras_along(there):
+    """Hooks on a processor: a picture rounds otherwise than without them, LoRA or not."""
+    pipe = loaded(asked(there, "sd", BOTH))
+    bare = draw(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    offloaded = draw(pipe)
+    assert torch.allclose(offloaded, bare, atol=1e-4)
+    for settings in CANDIDATES:
+        with apply_candidate(pipe, Candidate(settings)):
+            assert not torch.equal(draw(pipe), offloaded), settings
+        assert torch.equal(draw(pipe), offloaded), settings
+
+
 @pytest.mark.parametrize("target", ["deepcache", "tome", "tgate"])
 def test_the_packages_make_of_it_what_our_own_make(there, target):
     pipe = loaded(asked(there, "sd", BOTH))
