@@ -12,6 +12,9 @@ and its VAE that is decoded in float32) at a few channels; `full` has the publis
 14 GB. `narrow` is between them: a single file does not say how many heads and groups of norms a
 model has, so those are as published.
 
+`--controlnet FOLDER` and `--ip_adapter FOLDER` write a ControlNet and an IP-Adapter for it, with
+random weights too.
+
 `--single_file FILE` writes the same weights as one file too, in the layout of the original code:
 
     python scripts/make_random_pipeline.py --like SD1.5 --width narrow --out build/sd15 \
@@ -101,6 +104,111 @@ def write_single_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(original_tensors(folder, like), out, metadata=dict(metadata or {"format": "pt"}))
     return out
+
+
+def write_controlnet(out: Path, folder: Path, *, seed: int = 0) -> Path:
+    """Write a ControlNet with random weights for a pipeline's UNet, as a folder, and return it.
+
+    Args:
+        out: The folder; made if need be.
+        folder: The pipeline's, as `write_pipeline` wrote it.
+        seed: Of the weights.
+    """
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+
+    with quiet_libraries():
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        halvings = len(AutoencoderKL.load_config(folder / "vae")["block_out_channels"]) - 1
+        torch.manual_seed(seed)
+        net = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=(8,) * (halvings + 1)
+        )
+        # A new one changes nothing: it ends in convolutions of zeros.
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.1)
+        net.save_pretrained(out)
+    return out
+
+
+def write_ip_adapter(out: Path, folder: Path, *, plus: bool = False, seed: int = 0) -> Path:
+    """Write an IP-Adapter with random weights for a pipeline, and return its file.
+
+    Args:
+        out: The folder; its image encoder is in `image_encoder`.
+        folder: The pipeline's, as `write_pipeline` wrote it.
+        plus: Whether it looks at the patches of an image, not at the whole.
+        seed: Of the weights.
+    """
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(seed)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=24,
+    )
+    with quiet_libraries():
+        CLIPVisionModelWithProjection(config).save_pretrained(out / "image_encoder")
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    width = int(unet.config.cross_attention_dim)
+    tensors = _plus_projection(width) if plus else _projection(width)
+    names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    modules = dict(unet.named_modules())
+    processors = list(unet.attn_processors)
+    for name in names:
+        inner = modules[name.removesuffix(".processor")].inner_dim
+        for part in ("to_k_ip", "to_v_ip"):
+            key = f"ip_adapter.{processors.index(name)}.{part}.weight"
+            tensors[key] = torch.randn(inner, width) * width**-0.5
+    file = out / "ip-adapter.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+def _projection(width: int) -> dict[str, torch.Tensor]:
+    return {
+        "image_proj.proj.weight": torch.randn(4 * width, 24),
+        "image_proj.proj.bias": torch.randn(4 * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+
+
+def _plus_projection(width: int, inner: int = 64) -> dict[str, torch.Tensor]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "latents": (1, 4, inner),
+        "proj_in.weight": (inner, 16),
+        "proj_in.bias": (inner,),
+        "proj_out.weight": (width, inner),
+        "proj_out.bias": (width,),
+        "norm_out.weight": (width,),
+        "norm_out.bias": (width,),
+    }
+    block = {
+        "0.norm1.weight": (inner,),
+        "0.norm1.bias": (inner,),
+        "0.norm2.weight": (inner,),
+        "0.norm2.bias": (inner,),
+        "0.to_q.weight": (inner, inner),
+        "0.to_kv.weight": (2 * inner, inner),
+        "0.to_out.weight": (inner, inner),
+        "1.0.weight": (inner,),
+        "1.0.bias": (inner,),
+        "1.1.weight": (4 * inner, inner),
+        "1.3.weight": (inner, 4 * inner),
+    }
+    # diffusers takes it to have four blocks.
+    for layer in range(4):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
+    return {f"image_proj.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
 
 
 def original_tensors(folder: Path, like: str) -> dict[str, torch.Tensor]:
@@ -217,6 +325,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lora_names", choices=LORA_NAMES, default="kohya", help="of its tensors [%(default)s]"
     )
+    parser.add_argument(
+        "--controlnet", type=Path, metavar="FOLDER", help="write a ControlNet for it there"
+    )
+    parser.add_argument(
+        "--ip_adapter", type=Path, metavar="FOLDER", help="write an IP-Adapter for it there"
+    )
     options = parser.parse_args(arguments)
     if options.single_file is not None and options.width == "tiny":
         parser.error(
@@ -237,6 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.lora is not None:
         names, seed = options.lora_names, options.seed
         write_lora(options.lora, options.out, options.like, names=names, seed=seed)
+    if options.controlnet is not None:
+        write_controlnet(options.controlnet, options.out, seed=options.seed)
+    if options.ip_adapter is not None:
+        write_ip_adapter(options.ip_adapter, options.out, seed=options.seed)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{options.out}: {options.like}, {options.width}, {size / 1e6:.1f} MB")
     return 0

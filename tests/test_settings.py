@@ -47,12 +47,14 @@ def test_both_spellings_of_every_option_work(option):
         "sched_option": "karras=true",
         "prediction_type": "epsilon",
         "lora": "style.safetensors:0.8",
+        "pipe_class": "img2img",
     }
     value = [] if option.metadata["parse"] is bool else [values.get(option.name, "2")]
     needs = {
         "sampler": ["--strategy", "bayes"],
         "revision": ["--pipe", "SDXL"],
         "prediction_type": ["--pipe", "model.safetensors"],
+        "ip_adapter_scale": ["--ip_adapter", "adapter.safetensors"],
     }
     beside = needs.get(option.name, [])
     with_underscores = parse(f"--{option.name}", *value, *beside)

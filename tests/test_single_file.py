@@ -28,6 +28,7 @@ from accel_search.storage.run_reader import read_run
 from accel_search.sweep.settings import SweepSettings
 from accel_search.traversal_search import main
 from accel_search.write_report import main as report
+from tests.runtime.test_cases import write_cases
 from tests.support import making
 from tests.support.fakes import PROVENANCE
 from tests.support.results import GRID
@@ -290,3 +291,21 @@ def test_the_script_writes_both_and_refuses_what_a_file_cannot_tell(tmp_path, ca
     assert make(["--like", "SD1.5", "--width", "narrow", *out]) == 0
     assert len(load_file(tmp_path / "x.safetensors")) > 900
     shutil.rmtree(tmp_path / "x")
+
+
+def test_an_inpainting_file_takes_images_and_masks(there, capsys):
+    weights = load_file("sd15.safetensors")
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    more = torch.randn(weights[name].shape[0], 5, 3, 3) * 0.02
+    weights[name] = torch.cat([weights[name], more], 1)
+    save_file(weights, "inpainting.safetensors", metadata={"format": "pt"})
+    write_cases(there, "image", "mask")
+    files = ["--output", "i.json", "--run_dir", "i", "--trials_out", "i.trials.json", "--quiet"]
+    search = ["--config", "quick.toml", "--pipe", "inpainting.safetensors", *files]
+    assert main(search) == 5
+    said = "is an inpainting model, whose UNet takes 9 channels and makes 4; give images and masks"
+    assert said in capsys.readouterr().err
+    assert main([*search, "--prompts", "cases.csv"]) in (0, 3)
+    trials = json.loads((there / "i.trials.json").read_text())
+    assert trials["workload"]["pipeline_class"] == "StableDiffusionInpaintPipeline"
+    assert len(trials["trials"]) == 1 and trials["trials"][0]["failure"] is None

@@ -268,8 +268,8 @@ def load_best(
         path: The result file of `accel-search`.
         pipe: The pipeline they are for: only results of its class are taken, and of several models
             those of the model that it was loaded from; a warning says where the only one may be of
-            another model. A pipeline of a class that is not searched (image-to-image, inpainting,
-            ControlNet …) takes results of the text-to-image pipeline of the same UNet, with a
+            another model. Where the file holds none of its class (image-to-image, inpainting,
+            ControlNet …), results of the text-to-image pipeline of the same UNet are taken, with a
             warning. None takes any.
         steps: Only results for this many denoising steps are taken. None takes any.
         scheduler: Only results for this scheduler are taken: `DDIM`, `DPM-Solver++`, `UniPC`, or

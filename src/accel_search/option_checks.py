@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from accel_search.cli.options import MAX_WHOLE, check_text, check_value, refuse
 from accel_search.core.paths import PICKLES, PIPELINES, local_file, local_folder
+from accel_search.core.tasks import CONTROLLED, TEXT, is_controlled, with_scale
 from accel_search.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def check(settings: Settings) -> None:
             "those out, or add --verify"
         )
     _check_revision(settings)
+    _check_task(settings)
     _check_names(settings)
 
 
@@ -155,6 +157,42 @@ def _check_revision(settings: Settings) -> None:
             f"--revision {settings.revision}: {instead}, and only a repository of the hub has "
             "revisions; leave it out, or give a hub id to --pipe"
         )
+
+
+def _check_task(settings: Settings) -> None:
+    """Refuse a pipeline of images where nothing reads images, and options that are none of its."""
+    task = settings.pipe_class
+    used = [f"--pipe_class {task}"] if task not in ("auto", TEXT) else []
+    for name in settings.controlnet:
+        check_text("controlnet", name)
+        try:
+            with_scale(name)
+        except ValueError as error:
+            refuse("controlnet", name, str(error))
+        used.append(f"--controlnet {name}")
+    if settings.ip_adapter is not None:
+        used.append(f"--ip_adapter {settings.ip_adapter}")
+    elif settings.ip_adapter_scale != 1:
+        raise ConfigurationError(
+            f"--ip_adapter_scale {settings.ip_adapter_scale:g}: there is no --ip_adapter: give "
+            "one, or leave it out"
+        )
+    for given in used:
+        if settings.replay is not None:
+            raise ConfigurationError(
+                f"--replay and {given}: choose one; --replay loads no pipeline"
+            )
+        if settings.latency_only:
+            raise ConfigurationError(
+                f"--latency_only and {given}: choose one; --latency_only draws from texts alone"
+            )
+    if task != "auto" and settings.controlnet and not is_controlled(task):
+        raise ConfigurationError(
+            f"--pipe_class {task} and --controlnet {settings.controlnet[0]}: choose one, or name "
+            f"the class {CONTROLLED[task]}"
+        )
+    if task != "auto" and is_controlled(task) and not settings.controlnet:
+        raise ConfigurationError(f"--pipe_class {task}: give its ControlNet with --controlnet")
 
 
 def _check_names(settings: Settings) -> None:

@@ -31,6 +31,7 @@ from accel_search.core.schedulers import (
     parse_sampler,
     parse_scheduler,
 )
+from accel_search.core.tasks import TASKS
 from accel_search.core.trial import Goal
 from accel_search.core.workload import IMPLEMENTATIONS
 from accel_search.errors import ConfigurationError
@@ -71,6 +72,11 @@ def parse_options(given: str | Sequence[Any]) -> tuple[tuple[str, Option], ...]:
     return tuple(parse_option(each) if isinstance(each, str) else each for each in texts)
 
 
+def parse_names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one name, or a list of them, as a tuple."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def parse_targets(text: str | Sequence[str]) -> tuple[str, ...]:
     """Parse `deepcache,tome` into sorted, distinct names."""
     names = text.split(",") if isinstance(text, str) else text
@@ -103,6 +109,17 @@ class Settings:
     lora: tuple[str, ...] = declare((),
         "LoRA, a .safetensors file, folder or hub id, and its scale; repeat it for several",
         parse=parse_loras, metavar="FILE_OR_ID[:SCALE]", repeat=True, affects="timing")
+    pipe_class: str = declare("auto",
+        f"{', '.join(TASKS)}; auto: as the prompts file's columns say", words=("auto", *TASKS),
+        only=True, affects="timing", sweep=False)
+    controlnet: tuple[str, ...] = declare((),
+        "a ControlNet, a folder or a hub id, and its scale; repeat it for several",
+        parse=parse_names, metavar="NAME[:SCALE]", repeat=True, affects="timing", sweep=False)
+    ip_adapter: str | None = declare(None,
+        "an IP-Adapter: a .safetensors file, a folder with one, or owner/name/FILE of the hub",
+        metavar="NAME", affects="timing", sweep=False)
+    ip_adapter_scale: float = declare(1.0, "how strongly the IP-Adapter acts", parse=float,
+        affects="score", sweep=False, least=0.0, most=10.0, expected="a number from 0 to 10")
     device: str = declare("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N",
         words=("auto", "cpu", "cuda"), affects=None)
     dtype: str = declare("auto", "auto (float16 on CUDA, else float32), float32, float16, bfloat16",
@@ -247,6 +264,7 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidate", tuple(self.candidate))
         object.__setattr__(self, "lora", _spelled(self.lora))
+        object.__setattr__(self, "controlnet", tuple(self.controlnet))
         if self.candidate:
             own = None if self.targets == Settings.targets else self.targets
             object.__setattr__(self, "targets", _targets_of(self.candidate, own))

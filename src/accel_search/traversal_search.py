@@ -69,13 +69,14 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
         return _list(settings)
     from accel_search import session
     from accel_search.runtime.loading.lora.files import check_loras
+    from accel_search.runtime.loading.prompts import check_prompts
     from accel_search.runtime.loading.single_file.load import check_file
     from accel_search.search.watchdog import Watchdog
     from accel_search.session_parts import clear_verdicts
 
     strategies.check(settings.strategy, settings.sampler)
     trackers.check(settings)
-    check_file(settings)
+    check_file(settings, check_prompts(settings))
     check_loras(settings)
     logger = _set_up_logging(settings)
     is_watched = is_program and settings.replay is None

@@ -53,10 +53,9 @@ class Steps(Accelerator):
         return steps if steps < workload.steps else None
 
     def workload_under(self, params: Params, workload: Workload) -> Workload:
-        """Return the workload with fewer steps, and UNet calls in proportion."""
+        """Return the workload with fewer steps, and the UNet calls that those make."""
         steps = min(int(params["num_inference_steps"]), workload.steps)
-        calls = round(workload.unet_calls * steps / workload.steps)
-        return replace(workload, steps=steps, unet_calls=calls)
+        return replace(workload, steps=steps, unet_calls=_calls(steps, workload))
 
     def step_types(
         self, params: Params, workload: Workload, context: Context = ALONE
@@ -67,6 +66,19 @@ class Steps(Accelerator):
     def apply(self, pipe: Any, params: Params, clock: StepClock) -> AbstractContextManager[Any]:
         """Ask the pipeline for fewer steps; see `Accelerator.apply`."""
         return layered(pipe, _FewerSteps(int(params["num_inference_steps"])))
+
+
+def _calls(steps: int, workload: Workload) -> int:
+    """Return the UNet calls of fewer steps.
+
+    A scheduler makes one or two in each step, and some one more or one less in all. From an image
+    on, the first steps are left out.
+    """
+    share = workload.strength
+    made = int(max(steps, math.ceil(1 / share)) * share)
+    before = max(int(workload.steps * share), 1)
+    each = max(round(workload.unet_calls / before), 1)
+    return min(max(each * made + workload.unet_calls - each * before, 1), workload.unet_calls)
 
 
 class _FewerSteps(Layer):

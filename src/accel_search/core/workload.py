@@ -10,6 +10,7 @@ from typing import Any
 
 from accel_search.core.candidate import Value
 from accel_search.core.loras import Lora
+from accel_search.core.tasks import TEXT, task_of
 
 IMPLEMENTATIONS = ("own", "package")
 """What computes the accelerators: this project, or the packages of their authors."""
@@ -32,8 +33,8 @@ class Workload:
     steps: int
     """Inference steps asked of the scheduler."""
     unet_calls: int
-    """UNet calls that one pipeline call makes: `len(scheduler.timesteps)`, which is `steps`
-    for DDIM, DPM-Solver++ and UniPC and more for schedulers of second order."""
+    """UNet calls that one pipeline call makes: without an image `len(scheduler.timesteps)`, which
+    is `steps` for DDIM, DPM-Solver++ and UniPC and more for schedulers of second order."""
     height: int
     """Pixels."""
     width: int
@@ -54,8 +55,19 @@ class Workload:
     """Downsampling factors at which the UNet has transformer blocks, its middle included,
     ascending, e.g. (1, 2, 4, 8)."""
     call: tuple[tuple[str, bool | int | float | str], ...] = ()
-    """Further arguments of every pipeline call, with values: `negative_prompt`, `clip_skip`, and
-    in Python any other; of pictures and the like a digest."""
+    """Further arguments of every pipeline call, with values: `negative_prompt`, `clip_skip`,
+    `strength`, and in Python any other; of pictures and the like a digest."""
+
+    @property
+    def task(self) -> str:
+        """Return what pictures are made of, one of `tasks.TASKS`."""
+        return task_of(self.pipeline_class)
+
+    @property
+    def strength(self) -> float:
+        """Return the share of the steps that are made, from an image on; 1 without one."""
+        share = dict(self.call).get("strength")  # A file may hold anything.
+        return float(share) if isinstance(share, int | float) and 0 < share <= 1 else 1.0
 
     @property
     def has_guidance(self) -> bool:
@@ -86,7 +98,8 @@ class Provenance:
     model_id: str
     revision: str | None
     prompt_set_hash: str
-    """First 16 hex digits of the SHA-256 of the search and held-out prompts and their seeds."""
+    """First 16 hex digits of the SHA-256 of the search and held-out prompts, their seeds, and what
+    else their rows say."""
     clip_model: str | None
     """None where nothing was scored."""
     date: str
@@ -107,6 +120,11 @@ class Provenance:
     weights: str | None = None
     """First 16 hex digits of a digest of the weights and configurations that were loaded; after
     `IN_MEMORY` of those in memory. None of random weights, and of results of earlier versions."""
+    controlnet: str | None = None
+    """The ControlNets, each as its name, a digest of what was loaded, and its scale; None without
+    any."""
+    ip_adapter: str | None = None
+    """The same of an IP-Adapter, of which the digest is with its image encoder; None without."""
     scheduler: Mapping[str, Any] | None = None
     """Options of the scheduler that are not its class's defaults; None of results of earlier
     versions."""
@@ -160,6 +178,8 @@ FIELDS = {
     "call": "call arguments",
     "vae": "VAE",
     "loras": "LoRAs",
+    "controlnet": "ControlNets",
+    "ip_adapter": "IP-Adapter",
 }
 """Field of a provenance -> its name in messages, where it is not the field's own."""
 
@@ -221,13 +241,35 @@ class SpaceSummary:
 
 
 @dataclass(frozen=True)
+class ImageFile:
+    """An image of a case."""
+
+    path: str
+    digest: str
+    """First 16 hex digits of the SHA-256 of the file's content."""
+
+
+Input = str | int | float | ImageFile
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """A prompt with the seed of its initial noise."""
+    """A prompt with the seed of its noise, and what else its picture is made of."""
 
     text: str
     seed: int
-    inputs: tuple[tuple[str, bool | int | float | str], ...] = ()
-    """Further arguments of its own, by name, as a result's identity holds them."""
+    inputs: tuple[tuple[str, Input], ...] = ()
+    """Column of the prompts file -> what it gives this picture's call."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """Return all that the picture depends on, as plain JSON types."""
+        # Of a file only what is in it counts, wherever it lies.
+        inputs = [
+            [name, value.digest if isinstance(value, ImageFile) else value]
+            for name, value in self.inputs
+        ]
+        return [self.text, self.seed, *([inputs] if inputs else [])]
 
 
 @dataclass(frozen=True)
@@ -240,6 +282,17 @@ class PromptSet:
     held_out: tuple[Prompt, ...]
     further: tuple[Prompt, ...] = ()
     """More held-out prompts, for a candidate that the first do not settle."""
+    task: str = TEXT
+    """What pictures are made of, one of `tasks.TASKS`."""
+    size: tuple[int, int] | None = None
+    """Height and width of its images in pixels; None where it has none."""
+    strength: float | None = None
+    """How much of an image is made anew, above 0 and at most 1; None is the pipeline's default."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Return what its rows say beside prompt and seed, as columns of the prompts file."""
+        return frozenset(name for name, _ in self.search[0].inputs) if self.search else frozenset()
 
     @property
     def digest(self) -> str:
@@ -253,13 +306,5 @@ class PromptSet:
 
 
 def _digest(*parts: Sequence[Prompt]) -> str:
-    text = json.dumps(
-        [
-            [
-                [prompt.text, prompt.seed, *([prompt.inputs] if prompt.inputs else [])]
-                for prompt in part
-            ]
-            for part in parts
-        ]
-    )
+    text = json.dumps([[prompt.identity for prompt in part] for part in parts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

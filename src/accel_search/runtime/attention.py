@@ -69,7 +69,7 @@ def describe_attention(pipe: Any, name: str, tokens: int) -> str:
         where torch tells its choice (on a GPU); else the names of the processors.
     """
     names = {type(processor).__name__ for processor in pipe.unet.attn_processors.values()}
-    if not names <= {"AttnProcessor2_0"}:
+    if not names <= {"AttnProcessor2_0", "IPAdapterAttnProcessor2_0"}:
         return "+".join(sorted(names))
     device = execution_device(pipe)
     if name == "auto" and device.type == "cuda":

@@ -37,18 +37,12 @@ def describe(
     workload: Workload,
     prompts: PromptSet,
     *,
-    revision: str | None,
-    clip_model: str | None,
-    threads: int | None,
     remark: str | None = None,
-    weights: str | None = None,
     loras: Sequence[Lora] = (),
     attention: str = "auto",
-    compiled: bool = False,
-    vae: str | None = None,
-    memory_limit: float | None = None,
     implementation: str = "own",
     targets: Collection[str] = (),
+    **fields: Any,
 ) -> Provenance:
     """Return the provenance of measurements from now on.
 
@@ -56,18 +50,13 @@ def describe(
         pipe: The pipeline, on its device.
         workload: What is measured.
         prompts: Prompts to score on.
-        revision: Commit of the hub repository, if any.
-        clip_model: Identifies the scorer and its weights; None where nothing is scored.
-        threads: CPU threads; on a GPU those requested.
         remark: Follows the model's name, e.g. `RANDOM_WEIGHTS`.
-        weights: Digest of the files that were loaded.
         loras: The active LoRAs, in order.
         attention: The requested kernel.
-        compiled: Whether the UNet is compiled.
-        vae: Identifies a VAE that replaces the pipeline's own.
-        memory_limit: GiB of the device's memory to use; None is all.
         implementation: What computes the accelerators.
         targets: The accelerators searched.
+        fields: What only the caller knows, as the provenance has it: `revision`, `clip_model`,
+            `threads`, `weights`, `compiled`, `vae`, `controlnet`, `ip_adapter`, `memory_limit`.
     """
     device = torch.device(workload.device)
     least = min(workload.attention_downsamples, default=1)
@@ -77,24 +66,18 @@ def describe(
     _keep_used(where["versions"], [*used, *(["peft"] if loras else [])])
     return Provenance(
         **where,
-        threads=threads,
+        **fields,
         dtype=workload.dtype,
         height=workload.height,
         width=workload.width,
         batch_size=workload.batch_size,
         guidance_scale=workload.guidance_scale,
         attention_backend=describe_attention(pipe, attention, tokens),
-        compiled=compiled,
         model_id=model_id(workload.pipeline) + (f" ({remark})" if remark else ""),
-        revision=revision,
         prompt_set_hash=prompts.digest,
         further_prompts_hash=prompts.further_digest,
-        clip_model=clip_model,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        vae=vae,
-        memory_limit=memory_limit,
         implementation=implementation,
-        weights=weights,
         loras=tuple(loras) or None,
         scheduler=options_of(pipe.scheduler),
         call=dict(workload.call) or None,

@@ -13,6 +13,7 @@ from accel_search.accelerators.compose import apply_candidate
 from accel_search.accelerators.packages import check_workload
 from accel_search.core.candidate import Value
 from accel_search.core.loras import Lora
+from accel_search.core.tasks import TEXT
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.attention import use_kernel
@@ -95,7 +96,8 @@ class Workbench:
         if settings.latency_only and settings.pipe in ARCHITECTURES:
             self._pipe = random_pipeline(settings, loras)
         else:
-            self._pipe, self._folder = load_pipeline(settings, self._log, loras)
+            task = self._prompts.task
+            self._pipe, self._folder = load_pipeline(settings, self._log, task, loras)
             # After loading, which left the files in main memory.
             self._weights = digest_of(self._folder.files)
         self._loras = tuple(lora.record() for lora in loras)
@@ -120,9 +122,10 @@ class Workbench:
         """
         pipe = self._pipe
         pipe.scheduler = scheduler_of(settings, self._own_scheduler, type(pipe).__name__)
-        workload = describe_workload(pipe, settings, self._folder)
+        workload = describe_workload(pipe, settings, self._folder, self._prompts)
         if settings.implementation == "package":
-            times = timesteps(pipe.scheduler, settings.steps)
+            _check_packages(self._prompts.task)
+            times = timesteps(pipe, settings.steps)
             for targets, space in applied(settings):
                 check_workload(targets, workload, times, space)
         provenance = describe(
@@ -141,6 +144,7 @@ class Workbench:
             memory_limit=settings.memory_limit,
             implementation=settings.implementation,
             targets=settings.targets,
+            **(getattr(self._folder, "adapters", None) or {}),
         )
         return PipelineEvaluator(
             pipe,
@@ -153,6 +157,15 @@ class Workbench:
             apply=partial(apply_candidate, implementation=settings.implementation),
             timing_lock=self._timing_lock,
             log=self._log,
+        )
+
+
+def _check_packages(task: str) -> None:
+    """Refuse what the packages count their steps wrong in, or know no pipeline of."""
+    if task != TEXT:
+        raise ConfigurationError(
+            f"--implementation package: the packages accelerate {TEXT} alone, and the prompts file "
+            f"asks for {task}: use --implementation own"
         )
 
 

@@ -22,7 +22,8 @@ SIZE = ("height", "width", "batch_size", "guidance_scale")
 NEAR = ("weights", "loras", "dtype", "scheduler")
 """Fields that a pipeline shows by itself, the most important first; of LoRAs it shows scales."""
 WORKLOAD = (
-    *("model_id", "revision", "weights", "vae", "loras", "scheduler", "call", "dtype", *SIZE),
+    *("model_id", "revision", "weights", "vae", "loras", "controlnet", "ip_adapter"),
+    *("scheduler", "call", "dtype", *SIZE),
     *("attention_backend", "compiled", "offload", "memory_limit", "implementation"),
 )
 """Fields that say what was measured, and not where and how well."""

@@ -134,6 +134,10 @@ def measured_of(stored: StoredEntry[SearchEntry]) -> list[str]:
     if where.vae:
         parts.append(f"VAE {where.vae}")
     parts += [f"LoRA {lora}" for lora in where.loras or ()]
+    if where.controlnet:
+        parts.append(f"ControlNets {where.controlnet}")
+    if where.ip_adapter:
+        parts.append(f"IP-Adapter {where.ip_adapter}")
     if where.compiled:
         parts.append("compiled")
     if where.offload:

@@ -47,6 +47,9 @@ class Asked:
     prompts: str | None = None
     output: str | None = None
     replay: str | None = None
+    controlnet: tuple[str, ...] | None = None
+    ip_adapter: str | None = None
+    ip_adapter_scale: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

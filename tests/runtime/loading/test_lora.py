@@ -50,7 +50,7 @@ def asked(there, kind, loras, **options):
 
 def loaded(settings):
     check_loras(settings)
-    return load_pipeline(settings, LOG, find_loras(settings, LOG))[0]
+    return load_pipeline(settings, LOG, loras=find_loras(settings, LOG))[0]
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["folder", "file"])
@@ -164,7 +164,7 @@ def test_a_lora_of_another_model_is_refused_with_both_shapes(there, kind, pipe, 
         (str(refused.value)),
     )
     with pytest.raises(ConfigurationError, match="is not for --pipe"):
-        load_pipeline(settings, LOG, find_loras(settings, LOG))
+        load_pipeline(settings, LOG, loras=find_loras(settings, LOG))
 
 
 def test_a_text_encoder_that_the_model_lacks_is_said_once_it_is_loaded(there, tmp_path):
@@ -177,7 +177,7 @@ def test_a_text_encoder_that_the_model_lacks_is_said_once_it_is_loaded(there, tm
     with pytest.raises(
         ConfigurationError, match=r"its lora_te2_\S+, for a layer of .* is for none"
     ):
-        load_pipeline(settings, LOG, find_loras(settings, LOG))
+        load_pipeline(settings, LOG, loras=find_loras(settings, LOG))
     # The same alone, on the model that it is for.
     pipe = loaded(Settings(pipe=str(there / "xl"), lora=lora, device="cpu"))
     assert active_scales(pipe) == [[1.0]]
@@ -270,7 +270,7 @@ def test_what_diffusers_would_leave_out_in_silence_is_refused(there, tmp_path):
         quiet_libraries(),
         pytest.raises(ConfigurationError, match="diffusers (loads 0 of|cannot)"),
     ):
-        load_pipeline(settings, LOG, find_loras(settings, LOG))
+        load_pipeline(settings, LOG, loras=find_loras(settings, LOG))
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_a_lora_of_the_hub_is_the_file_of_the_usual_or_the_named_path(there, ser
     local = [there / f"sd_{name}.safetensors" for name in ("kohya", "peft")]
     assert [each.digest for each in records] == [digest_of([f], by_folder=False) for f in local]
     assert not any(name.endswith(".bin") for name in served.fetched())
-    pipe, _ = load_pipeline(settings, LOG, found)
+    pipe, _ = load_pipeline(settings, LOG, loras=found)
     assert torch.equal(draw(pipe), draw(by_hand(there, "sd", BOTH, file=False)))
 
 

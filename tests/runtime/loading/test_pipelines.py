@@ -9,6 +9,7 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_the_scheduler_asked_for_is_built_from_the_pipelines_own_config(settings
 def test_a_second_order_scheduler_makes_more_unet_calls_than_steps():
     from diffusers import HeunDiscreteScheduler
 
-    assert len(timesteps(HeunDiscreteScheduler(), 10)) == 19
+    assert len(timesteps(SimpleNamespace(scheduler=HeunDiscreteScheduler()), 10)) == 19
 
 
 def test_more_steps_than_the_model_was_trained_with_are_refused(settings_for):

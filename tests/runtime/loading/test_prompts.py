@@ -348,3 +348,81 @@ def test_choosing_prompts_imports_no_torch():
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert prompts.COCO_SPLIT == "validation"
+
+
+CASES = {
+    "cases.csv": "prompt,Negative_Prompt ,seed\none,blurry,7\none,,8\none,,\ntwo,, 9.0 \n",
+    "cases.tsv": "prompt\tnegative_prompt\tseed\none\tblurry\t7\none\t\t8\none\t\t\ntwo\t\t9\n",
+    "cases.json": json.dumps(
+        {
+            "prompt": ["one", "one", "one", "two"],
+            "negative_prompt": ["blurry", None, "", " "],
+            "seed": [7, 8, None, 9.0],
+            "more": [1],
+        }
+    ),
+    "cases.jsonl": '{"prompt": "one", "negative_prompt": "blurry", "seed": 7}\n'
+    '{"prompt": "one", "seed": 8}\n{"prompt": "one"}\n{"prompt": "two", "seed": "9"}\n',
+}
+
+
+def _cases_of(path, **options):
+    chosen = load_prompts(Settings(prompts=str(path), held_out_samples=0, **options))
+    return {(p.text, p.seed, p.inputs) for p in chosen.search}, chosen
+
+
+@pytest.mark.parametrize("name", [*CASES, "cases.parquet"])
+def test_rows_of_one_prompt_that_say_something_else_are_different_cases(tmp_path, name):
+    import pyarrow.json
+    import pyarrow.parquet
+
+    path = tmp_path / name
+    if name in CASES:
+        path.write_text(CASES[name])
+    else:
+        (tmp_path / "cases.jsonl").write_text(CASES["cases.jsonl"].replace('"9"', "9"))
+        table = pyarrow.json.read_json(tmp_path / "cases.jsonl")
+        pyarrow.parquet.write_table(table, path)
+    cases, chosen = _cases_of(path, num_samples=4)
+    derived = next(seed for text, seed, _ in cases if text == "one" and seed not in (7, 8))
+    none = (("negative_prompt", ""),)
+    assert cases == {
+        ("one", 7, (("negative_prompt", "blurry"),)),
+        ("one", 8, none),
+        ("one", derived, none),
+        ("two", 9, none),
+    }
+    # All have a negative prompt if one has; the option stands in where a row has none.
+    others, other = _cases_of(path, num_samples=4, negative_prompt="dark")
+    assert ("two", 9, (("negative_prompt", "dark"),)) in others
+    assert other.digest != chosen.digest
+
+
+def test_rows_without_further_columns_have_the_digest_they_always_had(tmp_path):
+    # Pinned: results that are stored have been measured on it.
+    assert choose(TEXTS, "test", 0, 10, 10).digest == "f609804e10e00d04"
+    (tmp_path / "t.csv").write_text("prompt,seed,other\n" + "".join(f"{t},,x\n" for t in TEXTS))
+    chosen = load_prompts(
+        Settings(prompts=str(tmp_path / "t.csv"), num_samples=10, held_out_samples=10)
+    )
+    assert chosen.digest == choose(TEXTS, "test", 0, 10, 10).digest
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt,seed\na,-1\n", "row 1 holds '-1' in the column seed; expected a whole number"),
+        ("prompt,seed\na,1.5\n", "row 1 holds '1.5' in the column seed"),
+        ("prompt,seed\na,1\nb,99999999999999999\n", "row 2 holds '99999999999999999'"),
+    ],
+)
+def test_a_cell_that_its_column_is_not_for_is_one_line(tmp_path, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(LoadError, match=said):
+        _cases_of(tmp_path / "t.csv", num_samples=2)
+
+
+def test_columns_of_a_json_file_that_differ_in_length_are_one_line(tmp_path):
+    (tmp_path / "t.json").write_text('{"prompt": ["a", "b"], "seed": [1]}')
+    with pytest.raises(LoadError, match=r"its columns differ in length \(prompt 2, seed 1\)"):
+        _cases_of(tmp_path / "t.json", num_samples=2)

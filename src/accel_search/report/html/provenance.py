@@ -18,6 +18,8 @@ def provenance_of(run: Run) -> Iterator[tuple[str, str]]:
         "Pipeline": load.pipeline_class,
         "Weights": where.weights,
         "LoRAs": ", ".join(map(str, where.loras or ())),
+        "ControlNets": where.controlnet,
+        "IP-Adapter": where.ip_adapter,
         "Scheduler": load.scheduler_class,
         "Its options": _options(where.scheduler),
         "Steps": load.steps,

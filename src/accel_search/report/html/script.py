@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from keyword import iskeyword
@@ -12,7 +13,18 @@ from typing import Any
 from accel_search.accelerators.packages import script_parts
 from accel_search.core.candidate import Candidate
 from accel_search.core.loras import loading_lines
+from accel_search.core.paths import local_folder, local_path
 from accel_search.core.schedulers import class_and_options, scheduler_name
+from accel_search.core.tasks import (
+    ADAPTER,
+    SCALE,
+    images_of,
+    is_controlled,
+    numbered,
+    text_class_of,
+    with_scale,
+)
+from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError
 from accel_search.report.format import (
     choosing,
@@ -27,7 +39,7 @@ from accel_search.storage.entries import estimate_of
 from accel_search.storage.json_files import write_atomically
 from accel_search.storage.run import Run
 
-CALL = ("negative_prompt", "clip_skip")
+CALL = ("negative_prompt", "clip_skip", "strength")
 """Further arguments of a call that a script may have; a file may hold any name."""
 PROMPT = "a photo of an astronaut riding a horse on mars"
 DEMO_PROMPT = "a small red ring to the left of a large blue star on white"
@@ -66,7 +78,7 @@ def _scheduler_options(pipeline_class: str, sampler: str) -> dict[str, str]:
     options: dict[str, Any] = dict(asked)
     if class_name == "DDIMScheduler":
         options["clip_sample"] = False
-    if pipeline_class == "StableDiffusionPipeline":
+    if text_class_of(pipeline_class) == "StableDiffusionPipeline":
         options["steps_offset"] = 1
     return {name: repr(value) for name, value in options.items()}
 
@@ -76,6 +88,69 @@ def _predicting(scheduler: Mapping[str, Any]) -> dict[str, str]:
     known = {"prediction_type": "epsilon"} | dict(scheduler)
     names = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
     return {name: repr(known[name]) for name in names if name in known}
+
+
+def _images(task: str, nets: int) -> dict[str, str]:
+    """Return argument of the call -> its pictures as Python, from the constants of their files."""
+    columns: dict[str, list[str]] = {}
+    for column, argument in images_of(task, nets).items():
+        columns.setdefault(argument, []).append(f"load_image({column.upper()})")
+    return {
+        argument: f"[{', '.join(several)}]" if len(several) > 1 else several[0]
+        for argument, several in columns.items()
+    }
+
+
+def _controlnets(run: Run) -> list[str]:
+    """Return the arguments of `ControlNetModel.from_pretrained` of each, as Python."""
+    asked = run.asked.controlnet or ()
+    if is_controlled(run.record.workload.task) and not asked:
+        raise ConfigurationError("--export: the run does not say its ControlNets; search again")
+    nets = []
+    for name, _, revision in (_named(text).partition("@") for text in asked):
+        is_folder = not revision or local_folder(f"{name}@{revision}") is not None
+        whole = f"{name}@{revision}" if is_folder and revision else name
+        nets.append(repr(whole) + ("" if is_folder else f", revision={revision!r}"))
+    return nets
+
+
+def _ip_adapter(run: Run) -> dict[str, str]:
+    """Return the arguments by which `load_ip_adapter` loads the adapter that was measured."""
+    where, asked = run.record.where.ip_adapter, run.asked.ip_adapter
+    if where is None:
+        return {}
+    match = re.fullmatch(r"(.+?)( \(models/image_encoder\))?@[0-9a-f]+ × [0-9.e-]+", where)
+    if match is None or asked is None or run.asked.ip_adapter_scale is None:
+        raise ConfigurationError("--export: the run does not say its IP-Adapter; search again")
+    if match[1] == asked and "/" in asked:  # Of the hub.
+        owner, name, file = asked.split("/", 2)
+        root, folder = f"{owner}/{name}", file.rpartition("/")[0]
+    else:
+        place = local_path(asked)
+        place = place if local_folder(asked) else place.parent
+        root, folder = str(place.parent if match[2] else place), place.name if match[2] else ""
+    call = {"subfolder": folder, "weight_name": match[1].rpartition("/")[2]}
+    if match[2]:
+        call["image_encoder_folder"] = "models/image_encoder"
+    arguments = [repr(root), *(f"{name}={value!r}" for name, value in call.items())]
+    return {"load": ", ".join(arguments), "scale": repr(run.asked.ip_adapter_scale)}
+
+
+def _named(text: str) -> str:
+    try:
+        return with_scale(text)[0]
+    except ValueError:  # A file may hold anything.
+        return text
+
+
+def _call(load: Workload, nets: int) -> dict[str, str]:
+    """Return further arguments of the call, as Python."""
+    known = dict(load.call)
+    call = {name: repr(value) for name, value in load.call if name in CALL}
+    scales = [repr(known.get(name, 1.0)) for name in numbered(SCALE, nets)]
+    if scales:
+        call[SCALE] = scales[0] if nets == 1 else f"[{', '.join(scales)}]"
+    return call
 
 
 def file_lines(run: Run) -> list[str]:
@@ -139,6 +214,7 @@ def script(run: Run) -> str:
     if where.implementation == "package":
         steps = min(steps, int(winner.candidate.get("steps", {}).get("num_inference_steps", steps)))
         package = _package(run, winner.candidate)
+    nets, adapter = _controlnets(run), _ip_adapter(run)
     device = where.device_name or load.device or "an unknown device"
     return render_text(
         "run_fast.py.j2",
@@ -148,12 +224,23 @@ def script(run: Run) -> str:
         is_file=is_file,
         predicts=_predicting(where.scheduler or {}) if is_file else {},
         pipeline=load.pipeline_class,
+        has_checker=text_class_of(load.pipeline_class) == "StableDiffusionPipeline",
         scheduler=scheduler_name(load.scheduler_class, run.asked.sched),
         dtype=load.dtype if load.dtype in ("float16", "bfloat16") else "float32",
         steps=steps,
         package=package,
-        call={name: repr(value) for name, value in load.call if name in CALL},
+        call=_call(load, len(nets)),
+        controlnets=nets,
+        ip_adapter=adapter,
         guidance=load.guidance_scale or 7.5,
+        images=_images(load.task, len(nets))
+        | ({ADAPTER: f"load_image({ADAPTER.upper()})"} if adapter else {}),
+        files=[
+            column.upper()
+            for column in (*images_of(load.task, len(nets)), *([ADAPTER] if adapter else []))
+        ],
+        # From an image alone the size is the image's.
+        is_sized=load.task != "img2img",
         height=load.height or 512,
         width=load.width or 512,
         prompt=repr(DEMO_PROMPT if is_demo else PROMPT),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +14,8 @@ import xxhash
 from accel_search.core.workload import Prompt, Workload
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.given.fingerprint import described
-from accel_search.runtime.measuring.generation import (
-    Call,
-    PipelineCall,
-    prepare,
-    prompt_generators,
-)
+from accel_search.runtime.loading.pipelines import default_of, takes
+from accel_search.runtime.measuring.generation import Call, prepare, prompt_generators
 
 Generate = Callable[[Any, Sequence[Mapping[str, Any]], Sequence[torch.Generator]], Any]
 """Makes an image per case: called with the pipeline, the cases and a generator for each."""
@@ -76,11 +71,13 @@ class OwnersCalls:
                     + (f"; did you mean {near[0]!r}?" if near else "")
                 )
 
-    def described(self) -> tuple[tuple[str, Any], ...]:
+    def described(self, pipe: Any) -> tuple[tuple[str, Any], ...]:
         """Return what a result's identity holds of these calls."""
         given = dict(self.call)
         if self.generate is not None:
             given["generate"] = _named(self.generate)
+        elif takes(pipe, "strength"):  # By which the number of UNet calls is known.
+            given.setdefault("strength", default_of(pipe, "strength"))
         return tuple((name, described(value)) for name, value in sorted(given.items()))
 
     def prepare(
@@ -99,17 +96,7 @@ class OwnersCalls:
             return _Generated(self.generate, pipe, cases, generators)
         further = {name: _for_all(value, len(prompts)) for name, value in self.call.items()}
         further |= _columns(cases)
-        known = arguments_of(pipe)
-        has_strength = known is not None and "strength" in known
-        if has_strength and steps is not None:  # Of which it makes a share: one has to be left.
-            share = float(self.call.get("strength", default_of(pipe, "strength", 1.0))) or 1.0
-            steps = min(workload.steps, max(steps, math.ceil(1 / share)))
-        made = prepare(pipe, workload, prompts, steps, decode=decode).arguments
-        own = {name: value for name, value in made.items() if known is None or name in known}
-        if has_strength:  # It adds noise to the image by itself, and draws that.
-            own.pop("latents", None)
-            own["generator"] = prompt_generators([prompt.seed for prompt in prompts])
-        return PipelineCall(pipe, {**own, **further})
+        return prepare(pipe, workload, prompts, steps, decode=decode, further=further)
 
 
 def arguments_of(pipe: Any) -> set[str] | None:
@@ -121,13 +108,6 @@ def arguments_of(pipe: Any) -> set[str] | None:
     if takes_any and not cls.__module__.startswith("diffusers."):
         return None
     return set(parameters) - {"self", "kwargs"}
-
-
-def default_of(pipe: Any, name: str, otherwise: float) -> float:
-    """Return the default of an argument of a pipeline's call that is a number."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
-    default = None if parameter is None else parameter.default
-    return float(default) if isinstance(default, int | float) else otherwise
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.given.fingerprint import described
-from accel_search.runtime.loading.prompts import cut, load_prompts, noise_seed
+from accel_search.runtime.loading.prompts import cut, load_prompts, noise_seed, rank
 from accel_search.runtime.workbench import timing_prompts
 from accel_search.settings import Settings
 
@@ -64,9 +65,16 @@ def prompt_set(
     if is_source(prompts):
         return load_prompts(settings), {}
     cases = dict(_cases(prompts, settings.seed))
+    ordered = sorted(cases, key=lambda prompt: rank(settings.seed, _key(prompt, settings.seed)))
     held_out = settings.held_out_samples
     held_out = settings.num_samples if held_out is None else held_out
-    return cut(cases, SOURCE, settings.seed, settings.num_samples, held_out), cases
+    return cut(ordered, SOURCE, settings.num_samples, held_out), cases
+
+
+def _key(prompt: Prompt, seed: int) -> str:
+    """Return what a prompt's place depends on: of a text alone what a prompts file's depends on."""
+    is_text_alone = not prompt.inputs and prompt.seed == noise_seed(seed, prompt.text)
+    return prompt.text if is_text_alone else json.dumps(prompt.identity)
 
 
 def _cases(prompts: Iterable[Any], seed: int) -> Iterable[tuple[Prompt, Mapping[str, Any]]]:

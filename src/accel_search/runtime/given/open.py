@@ -20,10 +20,16 @@ from accel_search.core.workload import PromptSet, Workload
 from accel_search.errors import ConfigurationError
 from accel_search.runtime.demo import default_guidance, demo_folder
 from accel_search.runtime.devices import dtype_name, execution_device
-from accel_search.runtime.given.calls import OwnersCalls, default_of
+from accel_search.runtime.given.calls import OwnersCalls
 from accel_search.runtime.given.fingerprint import digest_of_pipeline
 from accel_search.runtime.given.watch import Watched, watch
-from accel_search.runtime.loading.pipelines import attention_downsamples, default_size, timesteps
+from accel_search.runtime.loading.pipelines import (
+    attention_downsamples,
+    default_of,
+    default_size,
+    takes,
+    timesteps,
+)
 from accel_search.runtime.loading.schedulers import build_scheduler, options_of
 from accel_search.runtime.measuring.evaluator import PipelineEvaluator
 from accel_search.runtime.provenance import describe
@@ -126,7 +132,7 @@ def open_given(
     scorer = None if settings.latency_only else load_scorer(settings, device, parked=True)
     load = _workload(pipe, prompts, settings, calls)
     if settings.implementation == "package":
-        times = timesteps(pipe.scheduler, settings.steps)
+        times = timesteps(pipe, settings.steps)
         for targets, space in applied(settings):
             check_workload(targets, load, times, space)
     if scorer is not None:
@@ -168,7 +174,7 @@ def _workload(pipe: Any, prompts: PromptSet, settings: Settings, calls: OwnersCa
         pipeline_class=type(pipe).__name__,
         scheduler_class=type(pipe.scheduler).__name__,
         steps=settings.steps,
-        unet_calls=len(timesteps(pipe.scheduler, settings.steps)),
+        unet_calls=len(timesteps(pipe, settings.steps)),
         height=settings.height or height,
         width=settings.width or width,
         batch_size=settings.batch_size,
@@ -178,7 +184,7 @@ def _workload(pipe: Any, prompts: PromptSet, settings: Settings, calls: OwnersCa
         latent_height=(settings.height or height) // pipe.vae_scale_factor,
         latent_width=(settings.width or width) // pipe.vae_scale_factor,
         attention_downsamples=attention_downsamples(pipe.unet),
-        call=calls.described(),
+        call=calls.described(pipe),
     )
     seen = watch(pipe, calls.prepare(pipe, asked, prompts.search[:1]))
     return _as_seen(asked, seen, settings)
@@ -216,4 +222,4 @@ def _guidance(pipe: Any, settings: Settings) -> float:
         own = default_guidance(demo_folder() / "pipeline")
         if own is not None:
             return own
-    return default_of(pipe, "guidance_scale", 7.5)
+    return float(default_of(pipe, "guidance_scale")) if takes(pipe, "guidance_scale") else 7.5

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from accel_search.core.tasks import task_of
 from accel_search.errors import LoadError
 from accel_search.runtime.loading.pipeline_folder import PipelineFolder
 from accel_search.runtime.loading.single_file.load import PipelineFile
@@ -27,7 +28,7 @@ def check_fits(
     Raises:
         LoadError: The message names the part that does not fit.
     """
-    _check_unet(pipe.unet.config, given)
+    _check_unet(pipe, given)
     _check_vae(pipe, given, vae)
     if vae is not None:
         _check_replaced_vae(pipe, given, vae, folder)
@@ -41,12 +42,19 @@ def check_fits(
         _check_tokenizer(tokenizer, encoder.config, given)
 
 
-def _check_unet(unet: Any, given: str) -> None:
-    if unet.in_channels != unet.out_channels:
+def _check_unet(pipe: Any, given: str) -> None:
+    unet, task = pipe.unet.config, task_of(type(pipe).__name__)
+    # Some models of inpainting are given the masked picture and the mask as well.
+    paints = unet.in_channels == 2 * unet.out_channels + 1
+    if unet.in_channels != unet.out_channels and not (paints and task == "inpaint"):
+        way_out = (
+            "give images and masks in the prompts file (--pipe_class inpaint)"
+            if paints
+            else "only models that draw from text alone can be searched"
+        )
         raise LoadError(
             f"{given}: its UNet takes {unet.in_channels} channels and makes {unet.out_channels}, "
-            "as those of inpainting, editing or upscaling do; only models that draw from text "
-            "alone can be searched"
+            f"as those of inpainting, editing or upscaling do; {way_out}"
         )
     if unet.class_embed_type is not None or unet.num_class_embeds is not None:
         raise LoadError(
@@ -56,7 +64,7 @@ def _check_unet(unet: Any, given: str) -> None:
 
 
 def _check_vae(pipe: Any, given: str, vae: str | None) -> None:
-    made, taken = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    made, taken = pipe.unet.config.out_channels, pipe.vae.config.latent_channels
     colours = getattr(pipe.vae.config, "out_channels", COLOURS)
     whose, remedy = f"--vae {vae}: it", "give one made for this pipeline"
     if vae is None:

@@ -53,6 +53,10 @@ class Repository:
     kind: str
     """Expected content, for messages, e.g. `a diffusers pipeline`."""
 
+    def snapshot_of(self, entry: str) -> Path:
+        """Return the folder of the whole repository, by the path of its entry."""
+        return Path(entry).parents[self.entry.count("/")]
+
     def __str__(self) -> str:
         at = f" at revision {self.revision}" if self.revision else ""
         return f"{self.given}: the hub repository {self.hub_id}{at}"
@@ -141,15 +145,16 @@ def _download(
             "in diffusers' format"
         )
     # By the revision's name, so that the cache records which commit it stands for.
-    entry = Path(hf_hub_download(hub_id, repository.entry, revision=repository.revision))
-    commit = entry.parent.name
+    entry = hf_hub_download(hub_id, repository.entry, revision=repository.revision)
+    snapshot = repository.snapshot_of(entry)
+    commit = snapshot.name
     if commit != info.sha:
         info = list_files(commit)  # Someone pushed in between.
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    needed = choose(entry.parent, list(sizes))
-    stale = {name for name in needed if _is_stale(entry.parent / name, sizes[name])}
-    missing = {name: sizes[name] for name in needed if not (entry.parent / name).exists()}
-    missing = {name: size for name, size in missing.items() if not _has_blob(entry, info, name)}
+    needed = choose(snapshot, list(sizes))
+    stale = {name for name in needed if _is_stale(snapshot / name, sizes[name])}
+    missing = {name: sizes[name] for name in needed if not (snapshot / name).exists()}
+    missing = {name: size for name, size in missing.items() if not _has_blob(snapshot, info, name)}
     missing |= {name: sizes[name] for name in stale}
     if missing:
         _check_disk(repository, missing)
@@ -160,7 +165,7 @@ def _download(
     # would wait minutes for its files.
     for name in needed:
         hf_hub_download(hub_id, name, revision=commit, force_download=name in stale)
-    return entry.parent
+    return snapshot
 
 
 def _is_stale(file: Path, size: int) -> bool:
@@ -168,11 +173,11 @@ def _is_stale(file: Path, size: int) -> bool:
     return file.exists() and file.stat().st_size != size
 
 
-def _has_blob(entry: Path, info: Any, name: str) -> bool:
+def _has_blob(snapshot: Path, info: Any, name: str) -> bool:
     """Return whether a file's content is cached already, from another commit."""
     file = next(sibling for sibling in info.siblings if sibling.rfilename == name)
     digest = file.lfs.sha256 if file.lfs else file.blob_id
-    return digest is not None and (entry.parents[2] / "blobs" / digest).exists()
+    return digest is not None and (snapshot.parents[1] / "blobs" / digest).exists()
 
 
 def _check_disk(repository: Repository, missing: Mapping[str, int]) -> None:
@@ -200,7 +205,7 @@ def _cached(repository: Repository) -> Path | None:
         )
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    return Path(entry).parent
+    return repository.snapshot_of(entry)
 
 
 def cached_folder(hub_id: str) -> Path:

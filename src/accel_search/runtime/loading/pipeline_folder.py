@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accel_search.core.paths import PICKLES, local_file, local_folder, local_path
+from accel_search.core.tasks import text_class_of
 from accel_search.errors import LoadError
 from accel_search.runtime.demo import demo_part
 from accel_search.runtime.loading.config_files import read_object, refuse_code
@@ -75,6 +76,8 @@ class PipelineFolder:
     has_safety_checker: bool
     vae: VaeFolder | None = None
     """Replaces the pipeline's own VAE, which `parts` then lacks."""
+    adapters: Mapping[str, Any] | None = None
+    """`controlnet` and `ip_adapter`, which act on it, as a provenance names them."""
 
     @property
     def scaling_factor(self) -> float:
@@ -160,7 +163,7 @@ def check_name(pipe: str) -> None:
         return
     if pipe.lower().endswith((".safetensors", *PICKLES)) and local_folder(pipe) is None:
         raise LoadError(f"--pipe {pipe}: no such file; check the spelling, or copy it there")
-    if pipe != "demo" and local_folder(pipe) is None and not _is_hub_id(hub_id):
+    if pipe != "demo" and local_folder(pipe) is None and not is_hub_id(hub_id):
         raise LoadError(
             f"--pipe {pipe}: no such folder; give demo, {', '.join(HUB_IDS)}, "
             "a pipeline folder, a .safetensors file or a hub id (owner/name)"
@@ -170,7 +173,8 @@ def check_name(pipe: str) -> None:
         raise LoadError(f"--pipe {pipe}: no such folder; give --pipe {name} --revision {revision}")
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Return whether a name can be `owner/name` of the hub."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
@@ -189,7 +193,7 @@ def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
     if path is not None:
         return _check_vae(path, name, half, None)
     hub_id, _, revision = name.partition("@")
-    if not _is_hub_id(hub_id):
+    if not is_hub_id(hub_id):
         raise LoadError(
             f"--vae {name}: no such folder; give a folder of an {VAE_CLASS} or a hub id "
             "(owner/name, or owner/name@revision)"
@@ -200,7 +204,7 @@ def find_vae(name: str, half: bool, log: logging.Logger) -> VaeFolder:
 
     def choose(folder: Path, files: Sequence[str]) -> list[str]:
         _check_vae_class(f"--vae {name}", folder)
-        return _component_files(f"--vae {name}", "", files, half)
+        return component_files(f"--vae {name}", "", files, half)
 
     return fetch(repository, choose, lambda folder: _check_vae(folder, name, half, hub_id), log)
 
@@ -244,13 +248,13 @@ def _needed(given: str, files: Sequence[str], parts: Mapping[str, Part], half: b
         inside = [file for file in files if file.rpartition("/")[0] == name]
         _check_names(given, name, part, [file.rpartition("/")[2] for file in inside])
         if _has_weights(name):
-            needed += _component_files(given, name, files, half)
+            needed += component_files(given, name, files, half)
         else:
             needed += [file for file in inside if file.endswith((".json", ".txt"))]
     return needed
 
 
-def _component_files(given: str, component: str, files: Sequence[str], half: bool) -> list[str]:
+def component_files(given: str, component: str, files: Sequence[str], half: bool) -> list[str]:
     """Return the configuration and weights of one component; an empty name is the root."""
     prefix = f"{component}/" if component else ""
     names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
@@ -312,12 +316,14 @@ def _read_index(given: str, path: Path) -> dict[str, Any]:
         )
     index = read_object(given, file)
     class_name = index.get("_class_name")
-    if class_name not in PIPELINE_CLASSES:
+    text_class = text_class_of(class_name) if isinstance(class_name, str) else None
+    if text_class is None:
         raise LoadError(
             f"{given}: model_index.json names the class {class_name!r}; only "
             f"{' and '.join(PIPELINE_CLASSES)} can be searched"
         )
-    return index
+    # What pictures are made of is asked for; a folder says which parts there are.
+    return {**index, "_class_name": text_class}
 
 
 def _parts(given: str, index: Mapping[str, Any], without_vae: bool) -> dict[str, Part]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from accel_search.core.workload import Workload
+from accel_search.core.tasks import SCALE, TEXT, numbered, with_scale
+from accel_search.core.workload import PromptSet, Workload
 from accel_search.errors import ConfigurationError, LoadError, OutOfMemoryError, first_line
 from accel_search.runtime.demo import default_guidance
 from accel_search.runtime.devices import (
@@ -18,6 +22,7 @@ from accel_search.runtime.devices import (
     resolve_device,
     resolve_dtype,
 )
+from accel_search.runtime.loading.adapters import as_task, find_adapters, with_adapters
 from accel_search.runtime.loading.compatibility import check_fits
 from accel_search.runtime.loading.components import load_model, load_part
 from accel_search.runtime.loading.lora.files import LoraFile
@@ -29,9 +34,6 @@ from accel_search.runtime.loading.single_file.load import PipelineFile, load_fil
 from accel_search.runtime.memory import is_out_of_memory, parse_shortage
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.settings import Settings
-
-GUIDANCE_SCALES = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}
-"""Default guidance scale of each class."""
 
 NO_SAFETY_CHECKER: dict[str, Any] = {
     "safety_checker": None,
@@ -62,9 +64,12 @@ def import_libraries() -> None:
 
 
 def load_pipeline(
-    settings: Settings, log: logging.Logger, loras: Sequence[LoraFile] = ()
+    settings: Settings,
+    log: logging.Logger,
+    task: str = TEXT,
+    loras: Sequence[LoraFile] = (),
 ) -> tuple[Any, PipelineFolder | PipelineFile]:
-    """Load the pipeline of `settings.pipe` with the scheduler of `settings.sched`.
+    """Load the pipeline of `settings.pipe` with the scheduler of `settings.sched`, for a task.
 
     Only safetensors weights and classes of diffusers and transformers are loaded. The safety
     checker is left out, which would take time and blacken images, and so is SDXL's invisible
@@ -73,10 +78,11 @@ def load_pipeline(
     Args:
         settings: What to load, where, and in what precision.
         log: Gets what is fetched, left out and offloaded.
+        task: What it makes pictures of, one of `tasks.TASKS`.
         loras: Those of `settings.lora`, from `find_loras`.
 
     Returns:
-        The pipeline, and its folder or file.
+        The pipeline, of the task's class, and its folder or file.
 
     Raises:
         LoadError: It cannot be found, fetched or safely loaded, or the device is missing.
@@ -90,8 +96,8 @@ def load_pipeline(
     half = dtype is not torch.float32
     given = f"--pipe {settings.pipe}"
     with quiet_libraries():
-        source = open_file(settings, half, log) or find_pipeline(settings, half, log)
-        xl = source.pipeline_class == "StableDiffusionXLPipeline"
+        adapters = find_adapters(settings, half, log)
+        source = open_file(settings, half, log, task) or find_pipeline(settings, half, log)
         try:
             scheduler = scheduler_of(settings, source.scheduler, source.pipeline_class)
             vae = None
@@ -102,9 +108,11 @@ def load_pipeline(
                 pipe = load_file(given, source, dtype, scheduler, vae)
             else:
                 pipe = _load_folder(given, source, half, dtype, scheduler, vae)
+            pipe = with_adapters(as_task(pipe, task, adapters, half, dtype), adapters, half, dtype)
             pipe.register_to_config(_name_or_path=str(source.path))
             _make_plain(pipe)
             load_loras(pipe, loras, settings.pipe)
+            source = replace(source, adapters=adapters.names)
             _place(pipe, device, offload=settings.offload)
         except (LoadError, ConfigurationError):
             raise
@@ -115,6 +123,16 @@ def load_pipeline(
                 f"{given}: {source.path} could not be loaded ({first_line(error)}): fetch or save "
                 "it again"
             ) from error
+    _say_what_differs(settings, source, half, log)
+    check_fits(pipe, given, settings.vae, source)
+    return pipe, source
+
+
+def _say_what_differs(
+    settings: Settings, source: PipelineFolder | PipelineFile, half: bool, log: logging.Logger
+) -> None:
+    """Log what a pipeline is measured without, or otherwise than it is usually called."""
+    xl = source.pipeline_class == "StableDiffusionXLPipeline"
     if source.has_safety_checker and not xl:
         log.info("--pipe %s: its safety checker is left out of every measurement", settings.pipe)
     rounded = [*source.half_parts, *(["vae"] if source.vae and source.vae.is_half else [])]
@@ -127,8 +145,6 @@ def load_pipeline(
         )
     if settings.offload:
         log.info(OFFLOADED)
-    check_fits(pipe, given, settings.vae, source)
-    return pipe, source
 
 
 def _load_folder(
@@ -184,6 +200,7 @@ def random_pipeline(settings: Settings, loras: Sequence[LoraFile] = ()) -> Any:
     try:
         with quiet_libraries():
             pipe = build_random(settings.pipe, made_on, resolve_dtype(settings.dtype, device))
+            pipe.disable_attention_slicing()
             _make_plain(pipe)
             load_loras(pipe, loras, settings.pipe)
             if settings.offload:
@@ -210,7 +227,6 @@ def weights_do_not_fit(
 
 def _make_plain(pipe: Any) -> None:
     pipe.set_progress_bar_config(disable=True)
-    pipe.disable_attention_slicing()
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval()
@@ -218,7 +234,10 @@ def _make_plain(pipe: Any) -> None:
 
 
 def describe_workload(
-    pipe: Any, settings: Settings, folder: PipelineFolder | PipelineFile | None
+    pipe: Any,
+    settings: Settings,
+    folder: PipelineFolder | PipelineFile | None,
+    prompts: PromptSet | None = None,
 ) -> Workload:
     """Return what the search measures.
 
@@ -226,12 +245,13 @@ def describe_workload(
         pipe: As returned by `load_pipeline`; not changed.
         settings: The options.
         folder: Where the pipeline came from; None for random weights.
+        prompts: What pictures are made of; None is of texts alone.
 
     Raises:
         ConfigurationError: The scheduler or the pipeline does not support the steps or the size.
     """
     factor = pipe.vae_scale_factor
-    height, width = settings.height, settings.width
+    height, width = (prompts and prompts.size) or (settings.height, settings.width)
     if height is None or width is None:
         own = default_size(pipe, settings.pipe)
         height, width = height or own[0], width or own[1]
@@ -245,13 +265,14 @@ def describe_workload(
     if guidance_scale is None and folder is not None:
         guidance_scale = default_guidance(folder.path)
     if guidance_scale is None:
-        guidance_scale = GUIDANCE_SCALES[type(pipe).__name__]
+        guidance_scale = float(default_of(pipe, "guidance_scale"))
+    call = _further_arguments(pipe, settings, guidance_scale, prompts)
     return Workload(
         pipeline=settings.pipe,
         pipeline_class=type(pipe).__name__,
         scheduler_class=type(pipe.scheduler).__name__,
         steps=settings.steps,
-        unet_calls=len(timesteps(pipe.scheduler, settings.steps)),
+        unet_calls=len(timesteps(pipe, settings.steps, dict(call).get("strength"))),
         height=height,
         width=width,
         batch_size=settings.batch_size,
@@ -261,18 +282,23 @@ def describe_workload(
         latent_height=height // factor,
         latent_width=width // factor,
         attention_downsamples=attention_downsamples(pipe.unet),
-        call=_further_arguments(pipe, settings, guidance_scale),
+        call=call,
     )
 
 
 def _further_arguments(
-    pipe: Any, settings: Settings, guidance_scale: float
-) -> tuple[tuple[str, str | int], ...]:
+    pipe: Any, settings: Settings, guidance_scale: float, prompts: PromptSet | None
+) -> tuple[tuple[str, str | int | float], ...]:
     """Return further arguments of every call, after checking that they change something."""
     if settings.negative_prompt is not None and guidance_scale <= 1:
         raise ConfigurationError(
             f"--negative_prompt: without guidance (--guidance_scale {guidance_scale:g}) it changes "
             "nothing: leave it out"
+        )
+    if prompts is not None and "negative_prompt" in prompts.columns and guidance_scale <= 1:
+        raise ConfigurationError(
+            f"--prompts {prompts.source}: without guidance (--guidance_scale {guidance_scale:g}) "
+            "its column negative_prompt changes nothing: leave it out"
         )
     layers = pipe.text_encoder.config.num_hidden_layers
     if settings.clip_skip is not None and settings.clip_skip >= layers:
@@ -290,7 +316,23 @@ def _further_arguments(
             f"with it beside transformers {transformers.__version__}, whose text encoder has no "
             "text_model: leave it out, or install transformers 4"
         )
-    return settings.call
+    scales = [with_scale(name)[1] for name in settings.controlnet]
+    call = (*settings.call, *zip(numbered(SCALE, len(scales)), scales, strict=True))
+    if not takes(pipe, "strength"):
+        return call
+    strength = None if prompts is None else prompts.strength
+    own = float(default_of(pipe, "strength")) if strength is None else strength
+    return (*call, ("strength", own))
+
+
+def takes(pipe: Any, name: str) -> bool:
+    """Return whether a pipeline's call has an argument of that name."""
+    return name in inspect.signature(type(pipe).__call__).parameters
+
+
+def default_of(pipe: Any, name: str) -> Any:
+    """Return the default of an argument of a pipeline's call."""
+    return inspect.signature(type(pipe).__call__).parameters[name].default
 
 
 def default_size(pipe: Any, name: str) -> tuple[int, int]:
@@ -308,13 +350,18 @@ def default_size(pipe: Any, name: str) -> tuple[int, int]:
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
-def timesteps(scheduler: Any, steps: int) -> list[float]:
-    """Return the timestep of each UNet call of a pipeline call; the scheduler is not changed.
+def timesteps(pipe: Any, steps: int, strength: Any = None) -> list[float]:
+    """Return the timestep of each UNet call of a pipeline call; the pipeline is not changed.
+
+    Args:
+        pipe: The pipeline.
+        steps: Asked of its scheduler.
+        strength: From an image on, the share of them that the pipeline makes; None is all.
 
     Raises:
-        ConfigurationError: The scheduler does not support that many steps.
+        ConfigurationError: The scheduler does not support that many steps, or none are left.
     """
-    scheduler = copy.deepcopy(scheduler)
+    scheduler = copy.deepcopy(pipe.scheduler)
     most = scheduler.config.num_train_timesteps
     try:
         if steps > most:  # Some schedulers would repeat timesteps.
@@ -325,7 +372,19 @@ def timesteps(scheduler: Any, steps: int) -> list[float]:
             f"--steps {steps}: {type(scheduler).__name__} cannot make that many; its model was "
             f"trained with {most} timesteps"
         ) from error
-    return scheduler.timesteps.tolist()  # type: ignore[no-any-return]
+    made = scheduler.timesteps
+    if strength is not None:
+        # The pipeline's own rule, on a scheduler that it does not keep.
+        made = type(pipe).get_timesteps(
+            SimpleNamespace(scheduler=scheduler), steps, strength, "cpu"
+        )
+        made = made[0]
+    if not len(made):
+        raise ConfigurationError(
+            f"--steps {steps}: a strength of {strength:g} leaves no step of them: give more steps, "
+            "or more strength"
+        )
+    return made.tolist()  # type: ignore[no-any-return]
 
 
 def attention_downsamples(unet: Any) -> tuple[int, ...]:

@@ -7,15 +7,25 @@ import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accel_search.core.paths import local_path
+from accel_search.core.tasks import TEXT
 from accel_search.core.validation import MOST
 from accel_search.core.workload import Prompt, PromptSet
 from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.runtime.demo import demo_part
+from accel_search.runtime.loading.cases import (
+    Row,
+    bare,
+    cases_of,
+    cells_of,
+    parser_of,
+    shown,
+    with_images,
+)
 from accel_search.runtime.loading.hub import explain
 from accel_search.runtime.quiet import quiet_hub
 from accel_search.settings import Settings
@@ -24,8 +34,6 @@ COCO_DATASET = "phiyodr/coco2017"
 COCO_SPLIT = "validation"
 COLUMNS = ("prompt", "caption", "captions", "text", "Prompt")
 """Columns that may hold a table's prompts, in this order; then the same in any case."""
-SHOWN = 40
-"""Most characters of a value in a message."""
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
@@ -34,25 +42,43 @@ def load_prompts(settings: Settings) -> PromptSet:
 
     Raises:
         LoadError: The source cannot be read.
-        ConfigurationError: It holds too few distinct prompts.
+        ConfigurationError: It holds too few distinct prompts, or what options do not fit.
     """
     source = settings.prompts
     if source == "auto":
         source = "builtin" if settings.pipe == "demo" else "coco"
+    folder = local_path(source).parent
+    cases = cases_of(_rows(source), settings, folder)
     held_out = settings.held_out_samples
-    return choose(
-        _texts(source),
+    prompts = choose(
+        cases.rows,
         source,
         settings.seed,
         settings.num_samples,
         settings.num_samples if held_out is None else held_out,
     )
+    return with_images(prompts, cases, folder)
+
+
+def check_prompts(settings: Settings) -> str:
+    """Raise the errors of `--prompts` and of options that it does not fit, before torch is loaded.
+
+    What would have to be fetched is not: it has no images.
+
+    Returns:
+        What pictures are made of, one of `tasks.TASKS`.
+    """
+    if settings.latency_only or settings.replay is not None:
+        return TEXT
+    if settings.prompts in ("auto", "builtin", "coco"):
+        return cases_of([], settings, Path()).task
+    return load_prompts(settings).task
 
 
 def choose(
-    texts: Iterable[str], source: str, seed: int, num_samples: int, held_out_samples: int
+    rows: Iterable[str | Row], source: str, seed: int, num_samples: int, held_out_samples: int
 ) -> PromptSet:
-    """Choose and seed prompts by `seed` and their text alone.
+    """Choose and seed prompts by `seed` and what their rows say alone.
 
     Distinct prompts are sorted by a hash; the search takes them from the front and the held-out
     part from the back, the further ones before it. So the order and the other content of the source
@@ -60,8 +86,8 @@ def choose(
     independently.
 
     Args:
-        texts: Candidates. Blank ones and repetitions are dropped, after composition (NFC) as in
-            tokenizers.
+        rows: Candidates. Those without a prompt and repetitions are dropped, after composition
+            (NFC) as in tokenizers. Rows of one prompt that say something else are different ones.
         source: Name for the record and for messages.
         seed: Determines the choice and the noise.
         num_samples: Prompts to search on.
@@ -70,21 +96,24 @@ def choose(
     Raises:
         ConfigurationError: There are too few distinct prompts.
     """
-    distinct = {unicodedata.normalize("NFC", text).strip() for text in texts} - {""}
-    prompts = [Prompt(text, noise_seed(seed, text)) for text in distinct]
-    return cut(prompts, source, seed, num_samples, held_out_samples)
+    composed = (Row(row) if isinstance(row, str) else row for row in rows)
+    distinct = {
+        Row(text, row.cells)
+        for row in composed
+        if (text := unicodedata.normalize("NFC", row.text).strip())
+    }
+    ordered = sorted(distinct, key=lambda row: rank(seed, row.key))
+    prompts = [row.prompt(noise_seed(seed, row.key)) for row in ordered]
+    return cut(prompts, source, num_samples, held_out_samples)
 
 
 def cut(
-    distinct: Iterable[Prompt], source: str, seed: int, num_samples: int, held_out_samples: int
+    prompts: Sequence[Prompt], source: str, num_samples: int, held_out_samples: int
 ) -> PromptSet:
-    """Cut prompts into the parts of a search, in an order of their hashes.
+    """Cut distinct prompts, in the order of their ranks, into the parts of a search.
 
-    The arguments and errors are those of `choose`.
+    The other arguments, and the errors, are those of `choose`.
     """
-    prompts = sorted(
-        distinct, key=lambda prompt: (_digest("choice", seed, _content(prompt)), prompt.seed)
-    )
     if len(prompts) < num_samples + held_out_samples:
         raise ConfigurationError(
             f"--prompts {source} holds {len(prompts)} distinct prompts, but --num_samples "
@@ -102,8 +131,9 @@ def cut(
     )
 
 
-def _content(prompt: Prompt) -> str:
-    return prompt.text + (json.dumps(prompt.inputs) if prompt.inputs else "")
+def rank(seed: int, key: str) -> bytes:
+    """Return what a prompt's place depends on: the seed and what its row says."""
+    return _digest("choice", seed, key)
 
 
 def _digest(purpose: str, seed: int, text: str) -> bytes:
@@ -116,11 +146,12 @@ def noise_seed(seed: int, text: str) -> int:
     return int.from_bytes(_digest("noise", seed, text)[:6], "big")
 
 
-def _texts(source: str) -> list[str]:
+def _rows(source: str) -> list[Row]:
+    """Return what a source holds; raises as `load_prompts`."""
     if source == "builtin":
-        return _lines(demo_part("prompts.txt"))
+        return _plain(_lines(demo_part("prompts.txt")))
     if source == "coco":
-        return _coco()
+        return _plain(_coco())
     path = local_path(source)
     if not path.is_file():
         raise LoadError(
@@ -130,11 +161,12 @@ def _texts(source: str) -> list[str]:
     if path.suffix.lower() not in SUFFIXES:
         raise LoadError(f"--prompts {source}: expected a file ending in {', '.join(SUFFIXES)}")
     try:
-        texts = _from_file(path)
-        for text in texts:
+        rows = _from_file(path)
+        for row in rows:
             # JSON can hold lone surrogates, which tokenizers and files reject.
-            text.encode()
-        return texts
+            for text in (row.text, *(cell for _, cell in row.cells if isinstance(cell, str))):
+                text.encode()
+        return rows
     except UnicodeDecodeError as error:
         raise LoadError(
             f"--prompts {source}: not UTF-8 (byte {error.object[error.start]:#04x} at "
@@ -164,16 +196,21 @@ def _coco() -> list[str]:
     return _prompts("coco", rows)
 
 
-def _from_file(path: Path) -> list[str]:
+def _plain(texts: Iterable[str]) -> list[Row]:
+    return [Row(text) for text in texts]
+
+
+def _from_file(path: Path) -> list[Row]:
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return _lines(path)
+        return _plain(_lines(path))
     if suffix == ".parquet":
         import pyarrow.parquet  # type: ignore[import-untyped]
 
-        column = _column(path, pyarrow.parquet.read_schema(path).names)
-        table = pyarrow.parquet.read_table(path, columns=[column])
-        return _prompts(path, table.column(column).to_pylist())
+        names = pyarrow.parquet.read_schema(path).names
+        column = _column(path, names)
+        needed = dict.fromkeys([column, *(name for name in names if parser_of(name))])
+        return _from_rows(path, pyarrow.parquet.read_table(path, columns=list(needed)).to_pylist())
     text = path.read_text(encoding="utf-8-sig")
     if suffix == ".csv":
         return _from_table(path, _table(text))
@@ -198,7 +235,7 @@ def _table(text: str, **dialect: Any) -> csv.DictReader[str]:
     return csv.DictReader(lines, head, **dialect)
 
 
-def _from_table(path: Path, reader: csv.DictReader[str]) -> list[str]:
+def _from_table(path: Path, reader: csv.DictReader[str]) -> list[Row]:
     """Return the prompts of a table; refuse rows longer than the header, which would lose words."""
     rows = list(reader)
     for number, row in enumerate(rows, 1):
@@ -210,16 +247,35 @@ def _from_table(path: Path, reader: csv.DictReader[str]) -> list[str]:
     return _from_rows(path, rows)
 
 
-def _from_rows(path: Path, rows: Any) -> list[str]:
-    """Return the prompts of a list of texts, a list of objects, or an object of columns."""
+def _from_rows(path: Path, rows: Any) -> list[Row]:
+    """Return the rows of a list of texts, a list of objects, or an object of columns."""
     if isinstance(rows, Mapping):
-        values = rows[_column(path, rows)]
-        return _prompts(path, values if isinstance(values, list) else [values])
+        rows = _of_columns(path, rows)
     if not isinstance(rows, list):
         raise LoadError(f"--prompts {path}: expected a list of texts or of objects with a prompt")
-    return _prompts(
+    texts = _prompts(
         path, [row[_column(path, row)] if isinstance(row, Mapping) else row for row in rows]
     )
+    return [
+        Row(text, cells_of(path, number, row) if isinstance(row, Mapping) else ())
+        for number, (text, row) in enumerate(zip(texts, rows, strict=True), 1)
+    ]
+
+
+def _of_columns(path: Path, columns: Mapping[Any, Any]) -> list[dict[Any, Any]]:
+    """Return the rows of an object of columns; of the columns, those that are read."""
+    column = _column(path, columns)
+    names = dict.fromkeys([column, *(name for name in columns if parser_of(name))])
+    lists = {
+        name: values if isinstance(values := columns[name], list) else [values] for name in names
+    }
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise LoadError(
+            f"--prompts {path}: its columns differ in length "
+            f"({', '.join(f'{name} {length}' for name, length in lengths.items())}): fix it"
+        )
+    return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
 
 
 def _prompts(source: Path | str, values: Iterable[Any]) -> list[str]:
@@ -233,26 +289,16 @@ def _prompts(source: Path | str, values: Iterable[Any]) -> list[str]:
         first = next(iter(value), None) if isinstance(value, list | tuple) else value
         if not isinstance(first, str | None):
             raise LoadError(
-                f"--prompts {source}: row {number} holds {_shown(first)}, which is no text"
+                f"--prompts {source}: row {number} holds {shown(first)}, which is no text"
             )
         prompts.append(first or "")
     return prompts
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-
-
-def _bare(name: str) -> str:
-    """Return a column's name without case and surrounding spaces."""
-    return name.strip().casefold()
-
-
 def _column(path: Path, names: Iterable[str]) -> str:
     available = list(names)
     # Exact names first: a table may have both `prompt` and `Prompt`.
-    for spelled in (str, _bare):
+    for spelled in (str, bare):
         columns = {spelled(name): name for name in reversed(available) if name is not None}
         for column in map(spelled, COLUMNS):
             if column in columns:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from accel_search.core.tasks import text_class_of
 from accel_search.errors import ConfigurationError, LoadError, first_line
 
 _BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
@@ -125,9 +126,10 @@ def build_scheduler(
     parameters = _parameters(cls)
     stated = own.keys() - set(own.get("_use_default_values", ()))
     options: dict[str, Any] = {}
-    if "clip_sample" not in stated or pipeline_class == "StableDiffusionPipeline":
+    is_first = text_class_of(pipeline_class) == "StableDiffusionPipeline"
+    if "clip_sample" not in stated or is_first:
         options["clip_sample"] = False
-    if pipeline_class == "StableDiffusionPipeline":
+    if is_first:
         options["steps_offset"] = 1
     if "DPMSolver" not in class_name and "algorithm_type" in parameters:  # Theirs is another.
         options["algorithm_type"] = inspect.signature(cls).parameters["algorithm_type"].default

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
 
+from accel_search.accelerators.patching import layered
+from accel_search.core.tasks import ADAPTER
 from accel_search.core.workload import Prompt, Workload
 from accel_search.errors import InvalidImage
 from accel_search.runtime.devices import execution_device
+from accel_search.runtime.measuring.inputs import OwnImages, asked_steps, case_arguments
 
 
 def prompt_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -62,15 +67,18 @@ class PipelineCall:
     arguments: dict[str, Any]
 
     def __call__(self) -> torch.Tensor:
-        """Run the pipeline, from text encoding to decoded image.
+        """Run the pipeline, from text and image encoding to decoded image.
 
         Returns:
             `[B, 3, H, W]`, 0..1, in the pipeline's dtype, on its device.
         """
         vae = getattr(self.pipe, "vae", None)
         dtype = None if vae is None else vae.dtype
+        has_adapter = ADAPTER in self.arguments
+        own = layered(self.pipe, OwnImages(), OwnImages.method) if has_adapter else nullcontext()
         try:
-            return self.pipe(**self.arguments).images  # type: ignore[no-any-return]
+            with own:
+                return self.pipe(**self.arguments).images  # type: ignore[no-any-return]
         except BaseException:
             # SDXL casts its VAE to float32 to decode: undo it where an interrupt or a lack of
             # memory prevents the pipeline from doing so.
@@ -86,6 +94,7 @@ def prepare(
     steps: int | None = None,
     *,
     decode: bool = True,
+    further: Mapping[str, Any] | None = None,
 ) -> PipelineCall:
     """Prepare one pipeline call for `prompts` as one batch.
 
@@ -93,30 +102,31 @@ def prepare(
         pipe: An SD or SDXL pipeline.
         workload: Gives size, guidance and steps, not the batch size.
         prompts: One per image.
-        steps: Denoising steps; None is the workload's.
+        steps: UNet calls, about; None asks for the workload's steps.
         decode: Whether to decode the images.
+        further: Arguments in place of those that the prompts' cases give.
     """
-    # Not the UNet's: those of inpainting and of InstructPix2Pix take an image beside the latents.
-    channels = pipe.vae.config.latent_channels
+    if further is None:
+        further = case_arguments(pipe, workload, prompts)
+    known = signature(type(pipe).__call__).parameters
     generators = prompt_generators([prompt.seed for prompt in prompts])
-    further: dict[str, Any] = dict(workload.call)
-    if "negative_prompt" in further:  # Of a single text, SD1.5 would make one embedding in all.
-        further["negative_prompt"] = [further["negative_prompt"]] * len(prompts)
-    noise = initial_noise(generators, (channels, workload.latent_height, workload.latent_width))
-    return PipelineCall(
-        pipe,
-        {
-            "prompt": [prompt.text for prompt in prompts],
-            "height": workload.height,
-            "width": workload.width,
-            "num_inference_steps": workload.steps if steps is None else steps,
-            "guidance_scale": workload.guidance_scale,
-            "latents": noise.to(device=execution_device(pipe), dtype=pipe.unet.dtype),
-            "generator": generators,
-            "output_type": "pt" if decode else "latent",
-            **further,
-        },
-    )
+    arguments = {
+        "prompt": [prompt.text for prompt in prompts],
+        "height": workload.height,
+        "width": workload.width,
+        "num_inference_steps": asked_steps(workload, steps),
+        "guidance_scale": workload.guidance_scale,
+        "generator": generators,
+        "output_type": "pt" if decode else "latent",
+        **further,
+    }
+    if "strength" not in known:
+        channels = pipe.vae.config.latent_channels
+        noise = initial_noise(generators, (channels, workload.latent_height, workload.latent_width))
+        arguments["latents"] = noise.to(device=execution_device(pipe), dtype=pipe.unet.dtype)
+    else:  # From an image the size follows in some, and the pipeline draws the noise.
+        arguments = {name: value for name, value in arguments.items() if name in known}
+    return PipelineCall(pipe, arguments)
 
 
 def check_images(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from accel_search.core.tasks import TEXT
 from accel_search.errors import ConfigurationError, LoadError, first_line
 from accel_search.runtime.loading.single_file.names import TEXT_ENCODERS, UNET, VAES
 
@@ -92,8 +93,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"is truncated or corrupt ({first_line(error, 120)}): remove it, and fetch it again"
 
 
-def architecture(given: str, header: Header) -> str:
-    """Return which of `SD1.5`, `SD2.1` and `SDXL` a file holds.
+def architecture(given: str, header: Header, task: str = TEXT) -> str:
+    """Return which of `SD1.5`, `SD2.1` and `SDXL` a file holds, for a task.
 
     Raises:
         LoadError: None of them, or not one that draws from text alone; the message says what.
@@ -108,12 +109,16 @@ def architecture(given: str, header: Header) -> str:
             "than SD1.5, SD2.1 and SDXL: give one of theirs"
         )
     taken, made = header.tensors[CONV_IN].shape[1], header.tensors[CONV_OUT].shape[0]
-    if taken != made:
+    if taken != made and not (task == "inpaint" and taken == 2 * made + 1):
         kind = {9: "an inpainting model", 8: "an editing model", 5: "a depth model"}.get(taken)
         raise LoadError(
             f"{given}: is {kind or 'an upscaling model or the like'}, whose UNet takes {taken} "
-            f"channels and makes {made}; only models that draw from text alone can be searched: "
-            "give the base model"
+            f"channels and makes {made}; "
+            + (
+                "give images and masks in the prompts file (--pipe_class inpaint)"
+                if kind == "an inpainting model"
+                else "only models that draw from text alone can be searched: give the base model"
+            )
         )
     refused = {
         "conditioner.embedders.0.model.": "is SDXL's refiner, which does not draw from text alone: "

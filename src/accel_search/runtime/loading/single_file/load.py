@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from accel_search.core.tasks import TEXT
 from accel_search.errors import LoadError
 from accel_search.runtime.loading.pipeline_folder import VaeFolder, check_name, find_vae
 from accel_search.runtime.loading.single_file.config import configs, scheduler_config, vae_prefix
@@ -52,6 +53,8 @@ class PipelineFile:
     """As in a folder's `scheduler_config.json`, with its class."""
     vae: VaeFolder | None = None
     """Replaces the file's own VAE."""
+    adapters: Mapping[str, Any] | None = None
+    """As of a folder."""
     revision: ClassVar[None] = None
     has_safety_checker: ClassVar[bool] = False
 
@@ -93,7 +96,7 @@ class PipelineFile:
         return 8 if own is None else int(2 ** (len(own["block_out_channels"]) - 1))
 
 
-def check_file(settings: Settings) -> None:
+def check_file(settings: Settings, task: str = TEXT) -> None:
     """Raise the error of a `--pipe` that is no name, or a file that cannot be loaded.
 
     Before torch is imported, which takes seconds.
@@ -106,16 +109,19 @@ def check_file(settings: Settings) -> None:
     if settings.replay is None:
         check_name(settings.pipe)
     if settings.pipe_file is not None:
-        _opened(settings, settings.pipe_file)
+        _opened(settings, settings.pipe_file, task)
 
 
-def open_file(settings: Settings, half: bool, log: logging.Logger) -> PipelineFile | None:
+def open_file(
+    settings: Settings, half: bool, log: logging.Logger, task: str = TEXT
+) -> PipelineFile | None:
     """Return the checked file of `--pipe`; None where that is no file.
 
     Args:
         settings: Give `pipe`, `prediction_type` and `vae`.
         half: Whether a VAE's half-precision files are preferred.
         log: Gets what is fetched.
+        task: What pictures are made of.
 
     Raises:
         LoadError: It is no whole model that can be searched; the message says what it is.
@@ -123,18 +129,18 @@ def open_file(settings: Settings, half: bool, log: logging.Logger) -> PipelineFi
     """
     if settings.pipe_file is None:
         return None
-    header, name, parts, scheduler = _opened(settings, settings.pipe_file)
+    header, name, parts, scheduler = _opened(settings, settings.pipe_file, task)
     # Before gigabytes are read: a mistake there shows first.
     vae = None if settings.vae is None else find_vae(settings.vae, half, log)
     return PipelineFile(header.path, name, header, parts, scheduler, vae)
 
 
 def _opened(
-    settings: Settings, path: Path
+    settings: Settings, path: Path, task: str
 ) -> tuple[Header, str, dict[str, dict[str, Any]], dict[str, Any]]:
     given = f"--pipe {settings.pipe}"
     header = read_header(given, path)
-    name = architecture(given, header)
+    name = architecture(given, header, task)
     trained = prediction(given, header, name, settings.prediction_type)
     parts = configs(given, header, name, trained)
     if "vae" not in parts and settings.vae is None:
@@ -149,7 +155,7 @@ def unet_shapes(settings: Settings, path: Path) -> dict[str, tuple[int, ...]]:
         LoadError: It is no whole model that can be searched.
         ConfigurationError: It needs `--prediction_type`.
     """
-    header, _, parts, _ = _opened(settings, path)
+    header, _, parts, _ = _opened(settings, path, TEXT)
     names = {name: unet_name(name, parts["unet"]["layers_per_block"]) for name in header.tensors}
     return {ours: header.tensors[name].shape for name, ours in names.items() if ours is not None}
 
