@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TABLES := tests/data/tables
 
-.PHONY: demo demo-sweep test test-slow test-full test-gpu torture lint audit format bench bench-strategies docs notebook clean
+.PHONY: demo demo-sweep test test-slow test-full test-lowest test-gpu torture lint audit format bench bench-strategies docs notebook clean
 
 demo: $(READY)  ## Search the embedded demo pipeline: a real search, in minutes, on a CPU
 	$(BIN)/accel-search --config configs/demo.toml
@@ -24,6 +24,21 @@ test-slow: $(READY)  ## Run the long tests: kills, joint searches, Ray, exported
 
 test-full: $(READY)  ## Go through every case of what the tests take a sample of
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full --numprocesses 2 --dist worksteal
+
+# What depends on torch, diffusers, transformers, NumPy, pandas and Optuna. The test tools are new.
+LOWEST := .venv-lowest
+LOWEST_TESTS := tests/accelerators tests/runtime tests/storage tests/search tests/test_api.py \
+  tests/test_single_file.py
+
+test-lowest: $(READY)  ## Run them, and the demo, with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable .
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint constraints.txt \
+	  pytest pytest-xdist hypothesis
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS) --numprocesses 2 --dist worksteal
+	$(LOWEST)/bin/accel-search --config configs/demo.toml --force --run_dir build/lowest \
+	  --output build/lowest/search_params.json --log_file build/lowest/search.log \
+	  --trials_out build/lowest/trials.json --report build/lowest/report.html
 
 torture: $(READY)  ## Kill searches and sweeps, fill disks, damage files: hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability -m torture -v --numprocesses 2 --dist worksteal
@@ -75,4 +90,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(LOWEST) build

@@ -41,5 +41,10 @@ def __getattr__(name: str) -> Any:
     if name != "__version__" and name in __all__:
         from importlib import import_module
 
-        return getattr(import_module(f"accel_search.{_MODULES.get(name, 'api')}"), name)
+        where = _MODULES.get(name, "api")
+        if where == "live.functions":
+            from accel_search.core.packages import check_packages
+
+            check_packages(f"accel_search.{name}")
+        return getattr(import_module(f"accel_search.{where}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

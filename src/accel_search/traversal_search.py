@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_search.cli.program import run_program
+from accel_search.core.packages import check_packages
 from accel_search.errors import (
     ConfigurationError,
     ExitCode,
@@ -67,6 +68,7 @@ def run(settings: Settings, *, is_program: bool = False) -> int:
     """
     if settings.list:
         return _list(settings)
+    check_packages("accel-search")
     from accel_search import session
     from accel_search.runtime.loading.lora.files import check_loras
     from accel_search.runtime.loading.prompts import check_prompts

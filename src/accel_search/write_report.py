@@ -10,15 +10,9 @@ from pathlib import Path
 
 from accel_search.cli.options import build_parser, check_value, declare, given_options
 from accel_search.cli.program import run_program
+from accel_search.core.packages import check_packages
 from accel_search.errors import ConfigurationError, ExitCode
-from accel_search.report.html.script import write_script
-from accel_search.report.html.write import PAGE, write_search
 from accel_search.settings import Settings
-from accel_search.storage.json_files import Unreadable, load_json
-from accel_search.storage.run import DEFAULT_BOUND
-from accel_search.storage.run_reader import read_run
-from accel_search.storage.speedup_bounds import is_bounds
-from accel_search.sweep.page import write_sweep
 
 DESCRIPTION = (
     "Write the report of a finished or interrupted search, or of a sweep, as one HTML page that "
@@ -42,7 +36,7 @@ class ReportSettings:
         "which study of a run folder (default: the one that ended last)")
     storage: str | None = declare(None, "Optuna storage URL of the search, where it had one",
         metavar="URL")
-    req_score_loss: float = declare(DEFAULT_BOUND,
+    req_score_loss: float = declare(Settings.req_score_loss,
         "loss of score that is allowed, if the run does not record it", parse=float, least=0.0,
         most=1.0, expected="a fraction from 0 to 1")
     run_dir: str = declare(Settings.run_dir,
@@ -72,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: ReportSettings) -> int:
     """Write a report and print its files."""
+    check_packages("accel-report")
     for path in write_report(settings):
         print(path)
     return ExitCode.DONE
@@ -110,6 +105,11 @@ def write_report(settings: ReportSettings) -> list[Path]:
         ConfigurationError: There is nothing to report, or a file cannot be written.
         LoadError: A file is corrupt or of another kind.
     """
+    from accel_search.report.html.script import write_script
+    from accel_search.report.html.write import PAGE, write_search
+    from accel_search.storage.run_reader import read_run
+    from accel_search.sweep.page import write_sweep
+
     path = Path(settings.run or settings.run_dir)
     if path.is_file() and _is_bounds(path):
         if settings.export is not None:
@@ -132,6 +132,9 @@ def write_report(settings: ReportSettings) -> list[Path]:
 
 
 def _is_bounds(path: Path) -> bool:
+    from accel_search.storage.json_files import Unreadable, load_json
+    from accel_search.storage.speedup_bounds import is_bounds
+
     try:
         return is_bounds(load_json(path))
     except Unreadable:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from accel_search.core.trial import SURE
 from accel_search.core.validation import (
     COST,
-    SURE,
     Scores,
     Tried,
     foresee,

@@ -33,7 +33,7 @@ from tests.support.docs_pages import (
 )
 
 #: Options of other programs that the pages speak of.
-OTHERS = {"--workers", "--requeue", "--no-sandbox"}
+OTHERS = {"--no-deps", "--workers", "--requeue", "--no-sandbox"}
 GROUPS = ("accel_search.accelerators", "accel_search.strategies")
 
 

@@ -6,6 +6,8 @@ import logging
 
 import pytest
 import torch
+import torch._dynamo
+from diffusers import UNet2DConditionModel
 
 import accel_search
 from accel_search.accelerators.compose import apply_candidate
@@ -17,6 +19,11 @@ from accel_search.runtime.loading.pipelines import load_pipeline
 from accel_search.runtime.measuring import calls
 from accel_search.runtime.measuring.calls import Accounting, Caller
 from tests.support.pipelines import LOG, prompt_set
+
+CAN_COMPILE = hasattr(UNet2DConditionModel, "compile_repeated_blocks") and hasattr(
+    torch._dynamo.config, "recompile_limit"
+)
+pytestmark = pytest.mark.skipif(not CAN_COMPILE, reason="diffusers or torch is too old for it")
 
 ALL = Candidate(
     {
@@ -157,7 +164,7 @@ def test_loras_are_compiled_with_the_blocks(made, settings_for, workload, tmp_pa
 
     file = write_lora(tmp_path / "lora.safetensors", made / "sdxl", "SDXL")
     settings = settings_for("sdxl", lora=(f"{file}:0.8",))
-    pipe, _ = load_pipeline(settings, LOG, find_loras(settings, LOG))
+    pipe, _ = load_pipeline(settings, LOG, loras=find_loras(settings, LOG))
     prompts = prompt_set(2).search
     plain = Caller(pipe, apply_candidate, Accounting())
     bare, fast = (plain.call(workload, prompts, one)[0] for one in (None, ALL))

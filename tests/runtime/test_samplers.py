@@ -18,6 +18,7 @@ from accel_search.errors import ConfigurationError
 from accel_search.runtime.quiet import quiet_libraries
 from accel_search.runtime.workbench import Workbench
 from tests.support.generation import generate
+from tests.support.making import make_text_encoder
 from tests.support.pipelines import LOG, prompt_set
 
 DEEPCACHE = Candidate({"deepcache": {"cache_interval": 2, "cache_branch_id": 0}})
@@ -148,5 +149,7 @@ def test_call_arguments_that_change_nothing_or_fail_are_one_line(settings_for):
         ({"negative_prompt": "a", "guidance_scale": 1.0}, "--negative_prompt: without guidance"),
         ({"clip_skip": 1}, "fails with it beside transformers"),
     ):
+        if options == {"clip_skip": 1} and hasattr(make_text_encoder(), "text_model"):
+            continue  # With transformers 4 it works.
         with pytest.raises(ConfigurationError, match=re.escape(said)):
             bench.evaluator(replace(plain, **options))

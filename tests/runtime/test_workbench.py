@@ -18,6 +18,7 @@ from accel_search.runtime.loading import random_weights
 from accel_search.runtime.workbench import Workbench, limit_memory
 from accel_search.settings import Settings
 from accel_search.storage import digests
+from tests.support.making import vocabulary_of
 from tests.support.results import GRID, searched
 
 LOG = logging.getLogger("tests.workbench")
@@ -70,7 +71,7 @@ def test_what_was_loaded_is_told_by_its_content(settings_for, made, tmp_path):
     assert provenance(sched="UniPC").weights == first.weights
     for part, change in (
         ("unet/diffusion_pytorch_model.safetensors", _nudged),
-        ("tokenizer/tokenizer.json", lambda content: content + b"\n"),
+        (f"tokenizer/{vocabulary_of(folder).name}", lambda content: content + b"\n"),
         ("text_encoder/config.json", lambda content: content.replace(b"quick_gelu", b"gelu")),
     ):
         before = (folder / part).read_bytes()

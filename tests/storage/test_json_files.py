@@ -9,8 +9,6 @@ import pytest
 
 from accel_search.errors import ConfigurationError
 from accel_search.storage.json_files import (
-    Unreadable,
-    as_type,
     read_json,
     update_json,
     write_atomically,
@@ -87,9 +85,3 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_an_absent_file_is_empty(tmp_path):
     assert read_json(tmp_path / "none.json") == {}
-
-
-def test_half_a_character_in_a_file_is_a_value_that_does_not_fit():
-    number = json.loads('{"name": "\\ud800"}')  # JSON allows it; it is no text.
-    with pytest.raises(Unreadable, match="surrogates"):
-        as_type(number, dict[str, int])

@@ -407,7 +407,7 @@ def fake_search(tmp_path, monkeypatch):
 
     fake = FakeEvaluator()
     space = JointSpace(("deepcache",), fake.workload)
-    monkeypatch.setattr(session, "open_evaluator", lambda settings, logger: (fake, space))
+    monkeypatch.setattr(session, "open_evaluator", lambda settings, logger, given: (fake, space))
     files = {name: str(tmp_path / name) for name in ("output", "run_dir", "log_file")}
 
     def search(**options):

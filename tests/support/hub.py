@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub.utils
+
 
 @dataclass
 class Repository:
@@ -70,6 +72,16 @@ def _level(rows: list[dict[str, Any]], under: str) -> list[dict[str, Any]]:
 
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+IS_OLD_CLIENT = hasattr(huggingface_hub.utils, "reset_sessions")
+"""Whether the hub's client is below 1, which keeps a session and asks by `requests`."""
+
+
+def forget_session():
+    """Let the client ask anew whether it is offline."""
+    if IS_OLD_CLIENT:
+        huggingface_hub.utils.reset_sessions()
 
 
 class Hub:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from scripts.make_random_scorer import write_scorer
 
@@ -21,15 +22,26 @@ PROMPTS = [
 """24 distinct prompts."""
 
 
+IS_OLD = not hasattr(diffusers.UNet2DConditionModel, "compile_repeated_blocks")
+"""Whether diffusers is one that raises for missing tensors itself, as 0.31 does."""
+
+
+def vocabulary_of(folder: Path) -> Path:
+    """Return the file that a saved tokenizer has its vocabulary in, which transformers decides."""
+    own = folder / "tokenizer" / "tokenizer.json"
+    return own if own.exists() else own.with_name("vocab.json")
+
+
 def make_tokenizer() -> Any:
     """Return a CLIPTokenizer of single bytes: 256 letters, 256 last letters, two marks."""
     from open_clip.tokenizer import bytes_to_unicode
-    from transformers import CLIPTokenizer
+
+    from accel_search.runtime.loading.single_file.vocabulary import tokenizer_of
 
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocab = {word: i for i, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=24)
+    return tokenizer_of(vocab, [], model_max_length=24)
 
 
 def make_text_encoder(projection: bool = False) -> Any:

@@ -55,6 +55,12 @@ def served(monkeypatch, tmp_path):
         "HUGGINGFACE_CO_URL_TEMPLATE",
         server.url + "/{repo_id}/resolve/{revision}/{filename}",
     )
+    # Versions below 1 of the client have it in two places.
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE",
+        constants.HUGGINGFACE_CO_URL_TEMPLATE,
+        raising=False,
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
     yield server

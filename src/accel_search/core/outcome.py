@@ -11,8 +11,7 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.machine_health import NoiseNote, noise_note
 from accel_search.core.timing_noise import TimingNoise, is_gain
-from accel_search.core.trial import Goal, Measurement
-from accel_search.core.validation import SURE
+from accel_search.core.trial import Goal, Measurement, is_sure
 
 
 @dataclass(frozen=True)
@@ -133,15 +132,6 @@ class Outcome:
             return None
         equal = [rival for rival in self.rivals if rival.rivals(self.winner, self.held_out, goal)]
         return max(equal, key=lambda rival: rival.steps, default=None)
-
-
-def is_sure(chance: float | None) -> bool:
-    """Return whether a winner is validated, and not only likely to be within the bound.
-
-    Args:
-        chance: Probability that it is within, by held-out prompts; None without any.
-    """
-    return chance is None or chance >= SURE
 
 
 def speed_of(winner: AssessedTrial, held_out: Assessment | None) -> float:

@@ -10,6 +10,11 @@ from accel_search.core.candidate import Candidate
 from accel_search.core.machine_health import Health
 from accel_search.core.step_times import StepTimes
 
+SURE = 0.9
+"""Probability of being within the bound at which a candidate is validated."""
+HOPELESS = 0.3
+"""Probability below which no further prompts are spent on a candidate."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -156,3 +161,12 @@ class Goal:
     """Least mean structural similarity to the baseline's images; None is no bound."""
     max_tail_loss: float | None = None
     """Largest mean loss of score over the worst tenth of prompts, a fraction; None is no bound."""
+
+
+def is_sure(chance: float | None) -> bool:
+    """Return whether a winner is validated, and not only likely to be within the bound.
+
+    Args:
+        chance: Probability that it is within, by held-out prompts; None without any.
+    """
+    return chance is None or chance >= SURE

@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from accel_search.core.trial import SURE
+
 Array = NDArray[np.float64]
 
-SURE = 0.9
-"""Probability of being within the bound at which a candidate is validated."""
 LIKELY = 0.5
 """Least probability at which one is named where none is validated."""
-HOPELESS = 0.3
-"""Probability below which no further prompts are spent on a candidate."""
 MOST = 4
 """Most held-out prompts, as a multiple of those that a candidate is first tried on."""
 MAX_TRIED = 8

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Estimate, Verdict
 from accel_search.core.named import Comparison, NamedOutcome
-from accel_search.core.outcome import is_sure
+from accel_search.core.trial import is_sure
 from accel_search.core.verdicts import overall
 from accel_search.core.workload import Provenance
 from accel_search.errors import ConfigurationError

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accel_search.core.assessment import Assessment, verdict
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
 from accel_search.core.loras import Lora, loading_lines
 from accel_search.core.schedulers import scheduler_name
-from accel_search.core.trial import Goal
-from accel_search.core.validation import HOPELESS, SURE
+from accel_search.core.trial import HOPELESS, SURE, Goal
 from accel_search.storage.entries import Figures
+
+if TYPE_CHECKING:  # They load SciPy, which `--list` does without.
+    from accel_search.core.assessment import Assessment
+    from accel_search.core.intervals import Estimate
 
 UNKNOWN = "[unknown]"
 """In place of an unknown interval: one prompt, or no timed pairs."""
@@ -47,6 +48,8 @@ def percent(estimate: Estimate) -> str:
 
 def figures(assessment: Assessment) -> str:
     """Write a trial's figures and verdict, in the words that scripts look for."""
+    from accel_search.core.assessment import verdict
+
     after = "" if assessment.is_complete else f" after {counted(assessment.prompts, 'prompt')}"
     return (
         f"speedup: {factor(assessment.speedup)}  "

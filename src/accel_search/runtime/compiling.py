@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from accel_search.errors import ConfigurationError
+
 RECOMPILE_LIMIT = 1024
 """Graphs per function that torch may keep. Its default of 8 is too few for T-GATE: one graph per
 kind of block × reuse pattern × batch size."""
@@ -22,11 +24,23 @@ def compile_unet(pipe: Any, kernel: str | None = None) -> None:
         pipe: A diffusers pipeline with a `UNet2DConditionModel`.
         kernel: The argument of `attention.use_kernel`, if it was called.
 
+    Raises:
+        ConfigurationError: diffusers or torch is too old for it.
+
     Source:
         diffusers 0.42, `ModelMixin.compile_repeated_blocks` (regional compilation).
     """
+    import diffusers
     import torch._dynamo
 
+    if not (
+        hasattr(pipe.unet, "compile_repeated_blocks")
+        and hasattr(torch._dynamo.config, "recompile_limit")
+    ):
+        raise ConfigurationError(
+            f"--compile: diffusers {diffusers.__version__} or torch {torch.__version__} cannot "
+            "compile the blocks of a UNet one by one: install newer versions, or leave it out"
+        )
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     config.accumulated_recompile_limit = max(

@@ -10,8 +10,8 @@ from accel_search.core import extras
 from accel_search.core.assessment import AssessedTrial, Assessment
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import FEWEST_TO_PASS, chance_within
-from accel_search.core.trial import Goal, Measurement
-from accel_search.core.validation import HOPELESS, LIKELY, SURE, Outlook, Scores, Tried, foresee
+from accel_search.core.trial import HOPELESS, SURE, Goal, Measurement
+from accel_search.core.validation import LIKELY, Outlook, Scores, Tried, foresee
 from accel_search.errors import TrialFailure
 from accel_search.search.evaluator import Evaluator
 from accel_search.search.events import Observer

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from msgspec import UNSET, Meta, UnsetType, to_builtins
-
 from accel_search.core.candidate import Candidate
 from accel_search.core.machine_health import NoiseNote
 from accel_search.core.step_table import StepTable
+from accel_search.core.trial import is_sure
 from accel_search.core.workload import Provenance, Workload
+from accel_search.storage.typed import UNSET, Meta, UnsetType, to_builtins
 
 if TYPE_CHECKING:  # They load NumPy, for which a worker should not wait.
     from accel_search.core.assessment import Assessment
@@ -116,8 +116,7 @@ class Measured:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        document: dict[str, Any] = to_builtins(self)
-        return document
+        return to_builtins(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,8 +267,6 @@ class Feasible:
     @property
     def likely(self) -> str | None:
         """How likely it is within the bound, e.g. `82 %`; None where it is validated."""
-        from accel_search.core.outcome import is_sure  # It loads SciPy.
-
         chance = self.chance_within_bound
         return None if chance is None or is_sure(chance) else f"{100 * chance:.0f} %"
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from msgspec import ValidationError, convert
 
 from accel_search.errors import ConfigurationError, first_line
+from accel_search.storage.typed import Mismatch, convert
 
 LOCK_SECONDS = 60.0
 """How long a writer waits for another; a dead process's lock is released by the system."""
@@ -139,9 +139,10 @@ def as_type(value: Any, kind: type[T]) -> T:
         Unreadable: It does not fit the type.
     """
     try:
-        return convert(value, kind)
-    except (ValidationError, UnicodeEncodeError) as error:  # The latter of half a character.
-        raise Unreadable(str(error).splitlines()[0]) from error
+        converted: T = convert(value, kind)
+        return converted
+    except Mismatch as error:
+        raise Unreadable(str(error)) from error
 
 
 def readable(values: Mapping[K, Any], kind: type[T], *, strict: bool = False) -> dict[K, T]:

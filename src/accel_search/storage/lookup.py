@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from accel_search.core.paths import local_file, local_folder
 from accel_search.core.schedulers import sampler_name
+from accel_search.core.trial import is_sure
 from accel_search.core.workload import differences
 from accel_search.settings import UPPER_BOUND, Settings
 from accel_search.storage import speedup_bounds
@@ -101,8 +102,6 @@ def in_a_line(stored: StoredEntry[SearchEntry]) -> str:
 
 def expected(stored: StoredEntry[SearchEntry]) -> str:
     """Return the figures of a result, preferably on prompts by which the search did not choose."""
-    from accel_search.core.outcome import is_sure  # It loads SciPy.
-
     entry, evidence = stored.entry, stored.entry.evidence
     figures = evidence.held_out or Figures(
         speedup=entry.speedup,

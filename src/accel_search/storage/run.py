@@ -14,10 +14,11 @@ from accel_search.core.machine_health import NoiseNote, noise_note
 from accel_search.core.timing_noise import TimingNoise, speedup, timing_noises
 from accel_search.core.trial import Goal, Measurement, Trial
 from accel_search.core.workload import Prompt
+from accel_search.settings import Settings
 from accel_search.storage.entries import Figures, interval_of
 from accel_search.storage.run_folder import Asked, End, RunRecord
 
-DEFAULT_BOUND = 0.02
+DEFAULT_BOUND = Settings.req_score_loss
 """Allowed loss of score of a run without a record."""
 
 

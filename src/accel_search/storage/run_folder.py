@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Verdict
-from accel_search.core.outcome import Outcome, is_sure
-from accel_search.core.trial import Goal
+from accel_search.core.outcome import Outcome
+from accel_search.core.trial import Goal, is_sure
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.errors import ConfigurationError, LoadError
 from accel_search.settings import Settings

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from msgspec import UNSET
+from typing import TYPE_CHECKING, Any
 
 from accel_search.accelerators.computation import step_table
 from accel_search.core.candidate import Value
-from accel_search.core.intervals import Verdict
-from accel_search.core.outcome import Outcome
 from accel_search.core.workload import Provenance, SpaceSummary, Workload
 from accel_search.settings import AFFECTING, UPPER_BOUND, Settings
 from accel_search.storage import entries
 from accel_search.storage.entries import SearchEntry, interval_of, rounded
 from accel_search.storage.json_files import readable, update_json
 from accel_search.storage.keys import parse_key, search_key
+from accel_search.storage.typed import UNSET
 from accel_search.storage.workloads import held, value_of, with_result
+
+if TYPE_CHECKING:  # It loads SciPy, which applying a result does without.
+    from accel_search.core.outcome import Outcome
 
 Values = Mapping[str, Mapping[str, Sequence[Value]]]
 """Accelerator -> parameter -> values searched, as plain JSON types."""
@@ -88,7 +88,7 @@ def entry_of(
             seconds=round(outcome.seconds, 1),
             peak_memory_bytes=measurement.peak_memory_bytes,
             study=study,
-            prompts_needed=needed if headline.verdict is Verdict.INCONCLUSIVE else UNSET,
+            prompts_needed=needed if headline.verdict == "inconclusive" else UNSET,
         ),
         provenance=where,
     )

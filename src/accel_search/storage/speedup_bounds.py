@@ -11,11 +11,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from msgspec import to_builtins
-
-from accel_search.core.outcome import Outcome, SpeedBound
 from accel_search.core.secrets import without_secrets
 from accel_search.core.workload import Provenance, SpaceSummary
 from accel_search.settings import AFFECTING, Settings
@@ -23,7 +20,11 @@ from accel_search.storage import entries
 from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry, rounded
 from accel_search.storage.json_files import as_object, readable, update_json
 from accel_search.storage.keys import Configuration
+from accel_search.storage.typed import to_builtins
 from accel_search.storage.workloads import held, with_result
+
+if TYPE_CHECKING:  # It loads SciPy, which applying a result does without.
+    from accel_search.core.outcome import Outcome, SpeedBound
 
 FAILED = "failed_configs"
 """Key of the object of failures."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_search.core.candidate import Candidate
-from accel_search.core.intervals import Estimate
+from accel_search.core.packages import check_packages
 from accel_search.core.workload import Provenance
 from accel_search.errors import ConfigurationError, LoadError
+from accel_search.settings import Settings
 from accel_search.storage.entries import (
     BoundEntry,
     Feasible,
@@ -20,19 +21,20 @@ from accel_search.storage.entries import (
 from accel_search.storage.json_files import Unreadable, as_type, load_json
 from accel_search.storage.keys import Key
 from accel_search.storage.lookup import bounds, results
-from accel_search.storage.run import DEFAULT_BOUND, Row, Run
-from accel_search.storage.run_reader import read_run
 from accel_search.storage.speedup_bounds import failures, is_bounds
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from accel_search.core.intervals import Estimate
+    from accel_search.storage.run import Row, Run
 
 
 def load_trials(
     source: str | Path = "accel_search_runs",
     study: str | None = None,
     *,
-    req_score_loss: float = DEFAULT_BOUND,
+    req_score_loss: float = Settings.req_score_loss,
 ) -> pd.DataFrame:
     """Return a search's trials as a table, finished or not, with the figures of its report.
 
@@ -55,6 +57,9 @@ def load_trials(
         ConfigurationError: There is no such study, or nothing in it.
         LoadError: It cannot be read as what it should be.
     """
+    check_packages("load_trials")
+    from accel_search.storage.run_reader import read_run
+
     text = str(source)
     if "://" in text:
         run = read_run(Path(), study, req_score_loss, text)
@@ -89,6 +94,7 @@ def load_results(path: str | Path = "search_params.json") -> pd.DataFrame:
         ConfigurationError: There is no such file, or nothing in it.
         LoadError: It cannot be read as what it should be.
     """
+    check_packages("load_results", "pandas")
     import pandas as pd
 
     file = Path(path)

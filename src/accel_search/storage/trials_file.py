@@ -14,8 +14,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from msgspec import Meta
-
 from accel_search.accelerators import all_accelerators
 from accel_search.accelerators.base import check_params
 from accel_search.core import extras
@@ -28,6 +26,7 @@ from accel_search.core.workload import Workload
 from accel_search.errors import ConfigurationError, first_line
 from accel_search.storage.entries import Number, Params, StoredWorkload
 from accel_search.storage.json_files import Unreadable, as_type, load_json, write_atomically
+from accel_search.storage.typed import Meta
 
 FORMAT = "accel-search-trials/1"
 

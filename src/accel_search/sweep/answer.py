@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec import to_builtins
-
 from accel_search.errors import (
     AccelSearchError,
     ConfigurationError,
@@ -19,6 +17,7 @@ from accel_search.errors import (
 )
 from accel_search.storage.entries import BoundEntry, FailedEntry, SearchEntry
 from accel_search.storage.json_files import as_type
+from accel_search.storage.typed import to_builtins
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        document: dict[str, Any] = to_builtins(self)
-        return document
+        return to_builtins(self)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Answer:

@@ -16,6 +16,7 @@ from accel_search.cli.options import (
     given_options,
     parse_seconds,
 )
+from accel_search.core.packages import check_packages
 from accel_search.core.paths import PIPELINES
 from accel_search.core.schedulers import PLAIN, SCHEDULERS, parse_sampler
 from accel_search.errors import ConfigurationError, LoadError
@@ -262,9 +263,11 @@ def from_command_line(
     """Return the settings of a command line: defaults, then the TOML file, then flags.
 
     Raises:
-        ConfigurationError: An option or a TOML entry is unknown or out of range.
+        ConfigurationError: An option or a TOML entry is unknown or out of range, or a package that
+            a sweep needs is not installed.
     """
     given = given_options(parser, arguments, options())
+    check_packages("accel-explore")  # Here, as the check of a strategy loads all of them.
     own = {option.name for option in fields(SweepSettings) if option.metadata}
     return SweepSettings(
         **{name: value for name, value in given.items() if name in own},

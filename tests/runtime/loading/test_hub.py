@@ -21,8 +21,8 @@ from accel_search.errors import ExitCode, LoadError
 from accel_search.runtime.loading import hub
 from accel_search.runtime.loading.pipeline_folder import HUB_IDS, find_pipeline, find_vae
 from accel_search.runtime.loading.pipelines import load_pipeline
-from tests.support.hub import Repository
-from tests.support.making import without
+from tests.support.hub import IS_OLD_CLIENT, Repository, forget_session
+from tests.support.making import IS_OLD, without
 from tests.support.pipelines import LOG
 
 TOKEN = "hf_" + "s3cret" * 4
@@ -63,23 +63,26 @@ def offline(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_session()
 
 
 def settings(settings_for, pipe="SD1.5", **changes):
     return settings_for(pipe=pipe, **changes)
 
 
-def test_the_half_precision_variant_and_nothing_else_is_fetched(served, sd15, settings_for, caplog):
+def test_the_half_precision_variant_and_nothing_else_is_fetched(
+    served, sd15, published, settings_for, caplog
+):
     with caplog.at_level(logging.INFO, LOG.name):
         pipe, folder = load_pipeline(settings(settings_for, dtype="float16"), LOG)
 
+    words = sorted(path.name for path in (published / "tokenizer").iterdir())
     assert sorted(served.fetched()) == [
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
         "text_encoder/model.fp16.safetensors",
-        "tokenizer/tokenizer.json",
-        "tokenizer/tokenizer_config.json",
+        *(f"tokenizer/{name}" for name in words),
         "unet/config.json",
         "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
         "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
@@ -92,7 +95,7 @@ def test_the_half_precision_variant_and_nothing_else_is_fetched(served, sd15, se
     assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.float16
     assert pipe.safety_checker is None
     assert "its safety checker is left out" in caplog.text
-    assert "fetching 11 files, 0.00 GB" in caplog.text
+    assert f"fetching {9 + len(words)} files, 0.00 GB" in caplog.text
 
 
 def test_plain_files_are_fetched_for_full_precision_and_kept_for_offline_use(
@@ -149,6 +152,7 @@ def test_a_revision_is_pinned_to_its_commit(served, sd15, settings_for):
     assert pinned == found
 
 
+@pytest.mark.skipif(IS_OLD_CLIENT, reason="the hub's client below 1 goes on in the next run")
 def test_a_connection_that_dies_half_way_is_resumed_within_the_file(
     served, sd15, settings_for, monkeypatch
 ):
@@ -322,7 +326,7 @@ OBSTACLES = {
         _odd_token,
         "cannot be requested: HF_TOKEN holds characters that no token has: set it",
     ),
-    "unreachable": (_unreachable, "could not be fetched (ConnectError: "),
+    "unreachable": (_unreachable, "could not be fetched (Connect"),
     "offline": (lambda served, repository, patch: offline(patch), "in offline mode: unset HF_HUB_"),
 }
 
@@ -332,9 +336,12 @@ def test_each_obstacle_is_one_line_and_a_copy_fetched_before_is_taken(
     served, sd15, settings_for, monkeypatch, caplog, name
 ):
     stand_in_the_way, expected = OBSTACLES[name]
+    if name == "odd token" and IS_OLD_CLIENT:
+        pytest.skip("the hub's client below 1 sends it")
     with monkeypatch.context() as patch:
         stand_in_the_way(served, sd15, patch)
         assert expected in _error(settings_for)
+    forget_session()
     served.status, sd15.token, sd15.disabled = None, None, False
     served.repositories[HUB_IDS["SD1.5"]] = sd15
     found = find_pipeline(settings(settings_for), half=True, log=LOG)
@@ -545,6 +552,8 @@ def test_a_broken_vae_is_one_line(other_vae, made, tmp_path, settings_for, name)
     with pytest.raises(LoadError) as caught:
         load_pipeline(settings_for(vae=str(folder)), LOG)
 
+    if name == "without a tensor" and IS_OLD:
+        expected = "could not be loaded (ValueError: "
     assert expected in str(caught.value)
     assert str(caught.value).startswith("--vae ") and "\n" not in str(caught.value)
 

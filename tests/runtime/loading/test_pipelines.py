@@ -313,8 +313,12 @@ def _lacks_tensors(folder: Path, part: str, *tensors: str) -> None:
     making.without(weights, *tensors)
 
 
+NESTED = "text_model." if hasattr(making.make_text_encoder(), "text_model") else ""
+"""Begins the names of a text encoder's tensors in transformers 4."""
 QUERIES = [
-    f"encoder.layers.{i}.self_attn.q_proj.{kind}" for i in (0, 1) for kind in ("bias", "weight")
+    f"{NESTED}encoder.layers.{i}.self_attn.q_proj.{kind}"
+    for i in (0, 1)
+    for kind in ("bias", "weight")
 ]
 
 BROKEN = {
@@ -384,8 +388,8 @@ BROKEN = {
     ),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "lacks its tokenizer_config.json"),
     "broken vocabulary": (
-        lambda f: (f / "tokenizer" / "tokenizer.json").write_text('{"model": '),
-        "tokenizer.json cannot be read",
+        lambda f: making.vocabulary_of(f).write_text('{"model": '),
+        ".json cannot be read",
     ),
     "no weights": (
         lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
@@ -409,11 +413,11 @@ BROKEN = {
     ),
     "cut-off weights": (_truncate, "diffusion_pytorch_model.safetensors is truncated or corrupt"),
     "vocabulary": (
-        lambda f: (f / "tokenizer" / "tokenizer.json").unlink(),
+        lambda f: making.vocabulary_of(f).unlink(),
         "tokenizer lacks its vocabulary (tokenizer.json, or vocab.json and merges.txt)",
     ),
     "half a vocabulary": (
-        lambda f: (f / "tokenizer" / "tokenizer.json").rename(f / "tokenizer" / "vocab.json"),
+        lambda f: making.vocabulary_of(f).rename(f / "tokenizer" / "merges.txt"),
         "tokenizer lacks its vocabulary",
     ),
     "no longest prompt": (
@@ -453,6 +457,8 @@ def test_a_broken_folder_is_one_clear_line(made, tmp_path, settings_for, name):
         load_pipeline(settings_for(pipe=str(tmp_path / "sd")), LOG)
 
     message = str(caught.value)
+    if making.IS_OLD and "lacks 1 of the tensors" in expected:
+        expected = "could not be loaded ("  # diffusers itself raises, and names it or does not.
     assert expected in message
     assert message.startswith(f"--pipe {tmp_path / 'sd'}: ")
     assert "\n" not in message
@@ -477,6 +483,7 @@ def test_each_part_is_read_in_full_precision_where_it_can_be(
     assert not torch.equal(pipe.vae.quant_conv.weight, expected.vae.quant_conv.weight)
 
 
+@pytest.mark.skipif(making.IS_OLD, reason="diffusers 0.31 makes no pipeline of it")
 def test_a_unet_that_does_not_say_its_size_is_given_one(made, tmp_path, settings_for):
     folder = shutil.copytree(made / "sd", tmp_path / "sd")
     _edit(folder / "unet" / "config.json", sample_size=None)

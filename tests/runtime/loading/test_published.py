@@ -160,6 +160,8 @@ def _old_vae(weights: Path) -> None:
 
 def _old_words(folder: Path) -> None:
     """Write a tokenizer as its vocabulary and merges, as before there was `tokenizer.json`."""
+    if not (folder / "tokenizer.json").exists():
+        return  # transformers 4 wrote it so.
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
     pairs = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]

@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 
+import diffusers
 import pytest
 
 from accel_search.core.schedulers import SCHEDULERS
@@ -86,6 +87,8 @@ def test_dpm_solver_plus_plus_is_one_whatever_the_own_solver_is(own, kind, expec
 
 @pytest.mark.parametrize("name", OF_OTHER_NOISE)
 def test_noise_of_another_kind_is_refused_by_the_name_of_its_class(name):
+    if not hasattr(diffusers, name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
     with pytest.raises(LoadError, match=f"its scheduler is {name}, so the model was trained"):
         check_class("--pipe x", name)
 

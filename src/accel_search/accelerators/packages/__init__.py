@@ -15,6 +15,7 @@ from accel_search.accelerators.base import check_params
 from accel_search.accelerators.packages import deepcache, tgate, tome
 from accel_search.accelerators.tome import merge_plan, tokens_of
 from accel_search.core.candidate import Params, Value
+from accel_search.core.packages import check_packages
 from accel_search.core.workload import PACKAGE_OF, Workload
 from accel_search.errors import ConfigurationError
 
@@ -38,6 +39,9 @@ def apply_packages(pipe: Any, candidate: Mapping[str, Params]) -> Iterator[None]
         AcceleratorError: The pipeline's UNet is not of a kind that can be patched.
     """
     check_targets(candidate)
+    needed = [PACKAGE_OF[name] for name in candidate if name in PACKAGE_OF]
+    if needed:
+        check_packages("implementation='package'", *needed)
     with ExitStack() as stack:
         if "tome" in candidate:
             stack.enter_context(tome.apply(pipe, candidate["tome"]))

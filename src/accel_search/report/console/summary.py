@@ -12,9 +12,9 @@ from accel_search.cli.program import in_one_line
 from accel_search.core.assessment import AssessedTrial, Assessment, verdict
 from accel_search.core.candidate import Candidate
 from accel_search.core.intervals import Verdict
-from accel_search.core.outcome import Outcome, is_sure
+from accel_search.core.outcome import Outcome
 from accel_search.core.secrets import without_secrets
-from accel_search.core.trial import describe_failures
+from accel_search.core.trial import describe_failures, is_sure
 from accel_search.core.workload import Workload
 from accel_search.errors import NothingMeasured
 from accel_search.report.console.color import painted

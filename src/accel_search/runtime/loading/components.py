@@ -73,7 +73,8 @@ def load_model(given: str, folder: Path, cls: Any, half: bool, dtype: torch.dtyp
     try:
         model, info = cls.from_pretrained(
             folder,
-            dtype=dtype,  # Explicit, or transformers would keep the file's.
+            # Explicit, or transformers would keep the file's; by the name that version 4 knows too.
+            torch_dtype=dtype,
             variant=variant_of(folder, half),
             use_safetensors=True,
             local_files_only=True,

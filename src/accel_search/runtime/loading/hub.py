@@ -214,7 +214,7 @@ def cached_folder(hub_id: str) -> Path:
 
 
 def _is_offline() -> bool:
-    return constants.is_offline_mode()
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -233,7 +233,7 @@ def is_of_the_hub(error: BaseException) -> bool:
     kinds = (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled)
     return any(
         # By name: the HTTP library depends on the version of the hub's client.
-        isinstance(cause, kinds) or type(cause).__module__.startswith("httpx")
+        isinstance(cause, kinds) or type(cause).__module__.startswith(("httpx", "requests"))
         for cause in causes(error)
     )
 

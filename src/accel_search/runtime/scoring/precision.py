@@ -17,19 +17,16 @@ def whole_float32() -> Iterator[None]:
     """Keep float32 products and convolutions from rounding to TF32 or bfloat16 in a `with` block.
 
     Torch has two sets of switches and checks that they agree: set the older ones where they can be
-    read, and the newer ones, one per operation, always.
+    read, and the newer ones, one per operation, where torch has them (from 2.9 on).
 
     Source:
         torch 2.11 and 2.15, notes on CUDA and on MKLDNN, "fp32_precision".
     """
     backends: Any = torch.backends  # Not all of its switches are annotated.
-    switches = (
-        backends.cuda.matmul,
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
-    )
+    named = [("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn")]
+    named += [("mkldnn", "matmul"), ("mkldnn", "conv")]
+    found = [getattr(getattr(backends, backend), name, None) for backend, name in named]
+    switches: list[Any] = [switch for switch in found if hasattr(switch, "fp32_precision")]
     before = [switch.fp32_precision for switch in switches]
     products, convolutions = _older()
     try:

@@ -220,6 +220,8 @@ def _open_clip(header: Header, prefix: str, *, with_projection: bool) -> dict[st
     if not with_projection:
         numbers = [number for number in numbers if number != UNUSED_LAYER]
     made = VIT_H["projection_dim"]
+    if f"{prefix}text_projection" not in header.tensors:
+        made = tokens[1]  # diffusers 0.31 splits the attention's weights by it then.
     if with_projection:
         made = _sizes(header, f"{prefix}text_projection")[1]
     config = _text(tokens, positions, inner, len(numbers))

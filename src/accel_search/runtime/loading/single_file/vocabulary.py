@@ -6,7 +6,11 @@ All three architectures use OpenAI's 49,408 tokens; they differ in the token tha
 from __future__ import annotations
 
 import gzip
+import json
+from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 TOKENS = 49_408
@@ -31,12 +35,27 @@ def clip_tokenizer(pad: str = END) -> Any:
     Args:
         pad: Token that fills a prompt up.
     """
+    return tokenizer_of(*_vocabulary(), model_max_length=LENGTH, pad_token=pad)
+
+
+def tokenizer_of(
+    vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]], **options: Any
+) -> Any:
+    """Return a CLIPTokenizer of a vocabulary: of files, as transformers 4 takes nothing else.
+
+    Args:
+        vocabulary: Token -> number.
+        merges: Pairs of tokens that are merged, the first ones first.
+        options: Of the tokenizer.
+    """
     from transformers import CLIPTokenizer
 
-    vocabulary, merges = _vocabulary()
-    return CLIPTokenizer(
-        vocab=dict(vocabulary), merges=list(merges), model_max_length=LENGTH, pad_token=pad
-    )
+    with TemporaryDirectory() as folder:
+        files = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        lines = ["#version: 0.2", *map(" ".join, merges)]
+        for path, text in zip(files, (json.dumps(vocabulary), "\n".join(lines)), strict=True):
+            path.write_text(text, encoding="utf-8")
+        return CLIPTokenizer(*map(str, files), **options)
 
 
 @cache
