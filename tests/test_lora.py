@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from accel_search import accelerate, load_best, restore
+from accel_search import accelerate, load_best, restore, search
 from accel_search.core.loras import Lora
 from accel_search.explore_upper_bounds import main as explore
 from accel_search.report.console.listing import listing, stored_in
@@ -198,6 +199,27 @@ def test_what_changes_a_lora_is_searched_anew_and_nothing_is_lost(there, inside,
     assert [[scale for scale, _ in loras] for loras in kept] == sorted(scales)
     whole = [digest for loras in kept for scale, digest in loras if scale == 1]
     assert len(set(whole)) == len(whole)  # Of the file before and after.
+
+
+def test_in_python_the_same_is_searched(there, inside, tmp_path):
+    """Of the folder with both LoRAs: the same scores, so the same pictures, and the same winner."""
+    command = [*SEARCH, "--pipe", "sd", *LORAS, "--trials_out", str(tmp_path / "cli.json")]
+    command += ["--run_dir", str(tmp_path / "c"), "--output", str(tmp_path / "c.json")]
+    assert main([*command, "--log_file", str(tmp_path / "l"), "--quiet"]) in (0, 3)
+    options = tomllib.loads(QUICK)
+    del options["device"]
+    pipe = by_hand(there, "sd", [("kohya", 0.8), ("peft", -0.4)], file=False)
+    search(
+        pipe, options.pop("prompts"), sched="Euler a", call={"negative_prompt": "blue"},
+        trials_out=tmp_path / "live.json", run_dir=tmp_path / "p", output=tmp_path / "p.json",
+        log_file=tmp_path / "l", **options,
+    )  # fmt: skip
+    mine, theirs = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("live", "cli"))
+    assert mine["baseline"]["scores"] == pytest.approx(theirs["baseline"]["scores"], abs=1e-3)
+    assert len(mine["trials"]) == len(theirs["trials"]) == 1
+    for one, other in zip(mine["trials"], theirs["trials"], strict=True):
+        assert one["candidate"] == other["candidate"]
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-3)
 
 
 def test_named_settings_verify_and_latency_only_take_them(there, inside, tmp_path, capsys):
