@@ -29,7 +29,7 @@ def test_a_bar_and_the_front_as_a_picture(saved, quick, monkeypatch, tmp_path):
     done = NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(tmp_path))
     _, searched, shown, applied = done.cells
     drawn = "".join(out["text"] for out in searched.outputs if out.get("name") == "stderr")
-    assert "/2 " in drawn and "\r" in drawn  # Trials of the two, drawn over each other.
+    assert "/1 " in drawn and "\r" in drawn  # The trial, drawn over itself.
     (output,) = shown.outputs
     assert base64.b64decode(output["data"]["image/png"]).startswith(b"\x89PNG")
     assert "speedup:" in output["data"]["text/plain"]
