@@ -119,7 +119,7 @@ class RecordedEvaluator(ReplayEvaluator):
             os.close(handle)
 
 
-def open_recorded(settings, logger):
+def open_recorded(settings, logger, given=None):
     """Take the place of `session.open_evaluator`."""
     from accel_search.search.space import JointSpace
 
